@@ -1,0 +1,196 @@
+"""FOGZO and the family it belongs to (paper.md, section 2).
+
+    u_i     = √β·ĝ + √(1-β)·z_i                            ĝ = g/‖g‖ over all quantized weights;  z_i ~ smoothing
+    slope_i = ( L(w + ε·α·u_i) - L(w - ε·α·u_i) ) / 2ε      ε = smoothing.std
+    G       = 1/n Σ slope_i·u_i,   divided by α for weight units
+
+The code works in *grid units* w/(εα), in which the noise of every coordinate has variance 1, so that tensors with other
+scales (or other smoothings) behave as one.  There g = εα·∂L/∂w, the pair is w ± u_i, slope_i is half the difference of
+its losses, and G is divided by εα at the end.  Where ε is the same everywhere this is the formula above.
+
+The paper gives ĝ a random sign s_i.  As z is symmetric, (s ĝ, z) is as likely as s·(ĝ, z), which only turns u_i round as a
+whole, and G doesn't see that: the sign is left out, and a test compares the two.
+
+β = 0 is n-SPSA.  β = 1 leaves the direction ĝ with a measured slope.  The STE believes that slope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
+from fogzo.estimators.probes import losses_one_by_one, losses_together
+from fogzo.perturb import Noise
+from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers.base import check_latent
+from fogzo.replay import RandomState, tracking_norms
+
+GUIDE_NORMS = ("global", "rms", "per_tensor")
+
+
+class FOGZO(Estimator):
+    """First-order-guided zeroth-order estimate: one forward and backward pass, then two forward passes a sample.
+
+    Args:
+        weights: ``fogzo.quantized_weights(model)``.  Other parameters keep their first-order gradient and stay where
+            they are in the probes.
+        samples: n, pairs of probes.  At β = 1 all pairs are alike, and one is evaluated.
+        beta: β in [0, 1], or a callable of the step.  It must move toward 1 as the model grows: the noise-to-signal
+            ratio of a pair is about √((1-β) d/β), d the number of quantized weights.
+        seed: of the noise, which is a function of (seed, step, sample).
+        guide_norm: what ĝ is scaled to, and with it what β means.  ``"global"`` (the paper's): ‖ĝ‖ = 1 over all tensors
+            together.  ``"rms"``: ‖ĝ‖ = √d, so that β is the guide's share of a coordinate's variance (G along ĝ is then d
+            times as long).  ``"per_tensor"``: ‖ĝ‖ = 1 in each tensor.
+        epsilon: ε as a multiple of the smoothing's ε̄; 1 is what the STE implies.
+        probe_batch: 0 evaluates one loss at a time, with one weight-sized buffer.  k > 0 evaluates k pairs together by
+            ``torch.func.vmap`` over the closure: the same noise, the same estimate to floating-point tolerance, and
+            memory for 2k copies of the weights and of a forward pass.
+
+    Raises:
+        ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[QuantizedWeight],
+        *,
+        samples: int = 1,
+        beta: float | Callable[[int], float] = 0.999,
+        seed: int = 0,
+        guide_norm: str = "global",
+        epsilon: float = 1.0,
+        probe_batch: int = 0,
+    ) -> None:
+        self.weights = check_weights(weights)
+        self.samples = check_whole(samples, name="samples")
+        self.beta = beta if callable(beta) else check_beta(beta)
+        self.seed = seed
+        if guide_norm not in GUIDE_NORMS:
+            raise ValueError(f"guide_norm={guide_norm!r} is not known: choose one of {', '.join(GUIDE_NORMS)}")
+        self.guide_norm = guide_norm
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon={epsilon!r} must be positive: 1 is the smoothing that the STE implies")
+        self.epsilon = epsilon
+        self.probe_batch = check_whole(probe_batch, name="probe_batch", lowest=0)
+
+    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+        beta = check_beta(self.beta(step)) if callable(self.beta) else self.beta
+        check_gradients_empty(self.weights)
+        random_state = RandomState({weight.latent.device for weight in self.weights})
+        loss = self._first_order(closure, beta)
+        with torch.no_grad():
+            units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
+            g_norm, believed_slope = self._normalise_guide(units, beta)  # .grad now holds ĝ (0 where β = 0)
+            noise = Noise(self.weights, self.seed, step)
+            n = self.samples if beta < 1 else 1
+
+            def displacements(samples: range) -> Iterator[Tensor]:
+                zs = noise.draw(samples) if beta < 1 else (torch.zeros(1) for _ in units)
+                for weight, unit, z in zip(self.weights, units, zs, strict=True):
+                    u = z.mul_(math.sqrt(1 - beta))
+                    if beta > 0:
+                        u = u.add(_grad(weight), alpha=math.sqrt(beta))
+                    yield u.mul_(unit)
+
+            if self.probe_batch:
+                losses = losses_together(closure, self.weights, displacements, n, random_state, self.probe_batch)
+            else:
+                losses = losses_one_by_one(closure, self.weights, displacements, n, random_state)
+            slopes = (losses[:, 0] - losses[:, 1]) / 2
+            self._fill_gradients(slopes, units, noise, beta)
+        return Estimate(
+            loss=losses.mean() if loss is None else loss,
+            beta=beta,
+            agreement=slopes.mean() / believed_slope if beta > 0 else None,
+            zero_probes=(slopes == 0).float().mean(),
+            guide_norm=g_norm if beta > 0 else None,
+        )
+
+    def _first_order(self, closure: Closure, beta: float) -> Tensor | None:
+        """The forward (and backward) pass at the undisplaced weights, as far as anything needs it."""
+        model = self.weights[0].model
+        latents = {id(weight.latent) for weight in self.weights}
+        if beta > 0 or any(p.requires_grad and id(p) not in latents for p in model.parameters()):
+            with torch.enable_grad():
+                return closure(backward=True).detach()
+        if tracking_norms(model):  # the probes leave running statistics alone, so somebody has to update them
+            with torch.no_grad():
+                return closure(backward=False).detach()
+        return None
+
+    def _normalise_guide(self, units: list[Tensor], beta: float) -> tuple[Tensor, Tensor]:
+        """Turn ``.grad`` from ∂L/∂w into ĝ.  Returns ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes."""
+        for weight, unit in zip(self.weights, units, strict=True):
+            if weight.latent.grad is None or beta == 0:
+                weight.latent.grad = torch.zeros_like(weight.latent)
+            _grad(weight).mul_(unit)
+        norms = torch.stack([torch.linalg.vector_norm(_grad(weight)) for weight in self.weights])
+        g_norm = torch.linalg.vector_norm(norms)
+        d = sum(weight.latent.numel() for weight in self.weights)
+        per_tensor = self.guide_norm == "per_tensor"
+        denominators = norms if per_tensor else g_norm.expand_as(norms)
+        length = math.sqrt(d) if self.guide_norm == "rms" else 1.0
+        factors = torch.where(denominators > 0, length / denominators, 0.0)  # a zero guide has no direction
+        for weight, factor in zip(self.weights, factors, strict=True):
+            _grad(weight).mul_(factor)
+        return g_norm, (norms.square() * factors).sum()
+
+    def _fill_gradients(self, slopes: Tensor, units: list[Tensor], noise: Noise, beta: float) -> None:
+        """Turn ``.grad`` from ĝ into G = 1/n Σ slope_i·u_i, in weight units; the noise is drawn once more."""
+        n = len(slopes)
+        for weight in self.weights:
+            _grad(weight).mul_(math.sqrt(beta) * slopes.mean())
+        if beta < 1:
+            chunk = max(self.probe_batch, 1)
+            for start in range(0, n, chunk):
+                part = range(start, min(start + chunk, n))
+                for weight, z in zip(self.weights, noise.draw(part), strict=True):
+                    _grad(weight).add_(
+                        torch.tensordot(slopes[part.start : part.stop].to(z), z, 1), alpha=math.sqrt(1 - beta) / n
+                    )
+        for weight, unit in zip(self.weights, units, strict=True):
+            _grad(weight).div_(unit)
+
+
+def _grad(weight: QuantizedWeight) -> Tensor:
+    assert weight.latent.grad is not None
+    return weight.latent.grad
+
+
+def check_beta(beta: float) -> float:
+    """Return β as a float if it lies in [0, 1], else raise ``ValueError``."""
+    if not 0 <= beta <= 1:
+        raise ValueError(
+            f"beta={beta!r} lies outside [0, 1]: 0 is n-SPSA, 1 the STE's direction alone, 0.999 is usual for an MLP"
+        )
+    return float(beta)
+
+
+def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
+    """Return the trainable ones of ``weights``; raise ``ValueError`` if there are none, or if one is in 16 bits."""
+    for weight in weights:
+        if not isinstance(weight, QuantizedWeight):
+            raise ValueError(f"weights holds a {type(weight).__name__}: pass fogzo.quantized_weights(model)")
+        check_latent(weight.latent)
+    trainable = [weight for weight in weights if weight.latent.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "weights holds nothing to train: pass fogzo.quantized_weights(model), with requires_grad left on"
+        )
+    return trainable
+
+
+def check_gradients_empty(weights: Sequence[QuantizedWeight]) -> None:
+    """Raise ``ValueError`` if a latent's ``.grad`` holds anything but zeros."""
+    for weight in weights:
+        check_latent(weight.latent)
+        grad = weight.latent.grad
+        if grad is not None and bool(grad.any()):
+            raise ValueError(
+                f"{weight.name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
+                "(accumulate micro-batches inside the closure)"
+            )

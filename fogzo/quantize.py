@@ -1,0 +1,180 @@
+"""Put quantizers on a model's weights, list them, and bake them in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fogzo.quantizers import Quantizer
+from fogzo.quantizers.base import check_latent
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """One quantized tensor of a model: where it lives, its latent parameter and its quantizer."""
+
+    model: nn.Module
+    layer_name: str
+    tensor_name: str
+    chain: parametrize.ParametrizationList
+
+    @property
+    def name(self) -> str:
+        """The tensor's name before quantization, such as ``"blocks.0.attn.qkv.weight"``."""
+        return f"{self.layer_name}.{self.tensor_name}".lstrip(".")
+
+    @property
+    def parameter_name(self) -> str:
+        """The latent's name in ``model.named_parameters()`` and ``model.state_dict()``."""
+        return f"{self.layer_name}.parametrizations.{self.tensor_name}.original".lstrip(".")
+
+    @property
+    def latent(self) -> nn.Parameter:
+        """The full-precision parameter that the optimizer updates."""
+        return cast(nn.Parameter, self.chain.original)
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return cast(Quantizer, self.chain[0])
+
+    @torch.no_grad()
+    def grid_unit(self) -> Tensor:
+        """ε̄·α, in weight units: the standard deviation of the noise that the STE implies."""
+        return self.quantizer.smoothing.std * self.quantizer.scale(self.latent)
+
+    def __repr__(self) -> str:
+        return f"QuantizedWeight({self.name}, shape={tuple(self.latent.shape)}, {self.quantizer})"
+
+
+def quantize_model(
+    model: nn.Module,
+    quantizer: Quantizer,
+    *,
+    skip: Iterable[str] = (),
+    biases: bool = False,
+) -> nn.Module:
+    """Quantize the weights of every linear and convolution layer, in place.
+
+    Args:
+        model: any module, in fp32 (or fp64), with its initial weights: scales are fitted to them, here and only here.
+        quantizer: a prototype such as ``fogzo.LSQ(bits=2)``; each tensor gets its own copy.
+        skip: patterns (``fnmatch``) of layer names to leave alone, such as ``["head", "blocks.0.*"]``; a pattern that
+            matches a module leaves out all that is inside it.
+        biases: quantize the biases of these layers too.
+
+    Returns:
+        ``model`` itself.  Its ``state_dict`` now holds the latent weights and the quantizers' scales.
+
+    Raises:
+        ValueError: for latent weights in 16 bits, a pattern that matches nothing, nothing left to quantize, a
+            tensor that is quantized already or shared between layers, and weights that no scale can be fitted to.
+            The model is left as it was.
+    """
+    skip = [skip] if isinstance(skip, str) else list(skip)
+    skipped = _skipped(model, skip)
+    found: list[tuple[nn.Module, str, Quantizer]] = []
+    owners = _owners_of_parameters(model)
+    for layer_name, layer in model.named_modules():
+        if not isinstance(layer, LAYERS) or layer_name in skipped:
+            continue
+        for tensor_name in ("weight", "bias") if biases else ("weight",):
+            latent = getattr(layer, tensor_name)
+            if latent is not None:
+                name = f"{layer_name}.{tensor_name}".lstrip(".")
+                copied = _fitted_copy(quantizer, layer, tensor_name, name, owners.get(id(latent), [name]))
+                found.append((layer, tensor_name, copied))
+    if not found:
+        raise ValueError(
+            f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} (skip={skip})"
+        )
+    # only now touch the model, so that a refusal above leaves it whole
+    for layer, tensor_name, copied in found:
+        parametrize.register_parametrization(layer, tensor_name, copied)
+    return model
+
+
+def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
+    """Every quantized tensor of ``model``, in the order of ``model.named_modules()``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    weights = [
+        QuantizedWeight(model, layer_name, tensor_name, chain)
+        for layer_name, layer in model.named_modules()
+        for tensor_name, chain in _quantized_tensors(layer).items()
+    ]
+    if not weights:
+        raise ValueError(
+            f"{type(model).__name__} has no quantized weights: call fogzo.quantize_model(model, ...) first"
+        )
+    return weights
+
+
+@torch.no_grad()
+def bake(model: nn.Module) -> nn.Module:
+    """Replace every quantized tensor by its quantized values, in place: a plain model again, for inference.
+
+    The latent weights and the scales are dropped.  Returns ``model``.
+    """
+    for weight in quantized_weights(model):
+        layer = model.get_submodule(weight.layer_name)
+        parametrize.remove_parametrizations(layer, weight.tensor_name, leave_parametrized=True)
+    return model
+
+
+def _quantized_tensors(layer: nn.Module) -> dict[str, parametrize.ParametrizationList]:
+    if not parametrize.is_parametrized(layer):
+        return {}
+    chains = cast(
+        "dict[str, parametrize.ParametrizationList]", dict(cast(nn.ModuleDict, layer.parametrizations).items())
+    )
+    return {name: chain for name, chain in chains.items() if isinstance(chain[0], Quantizer)}
+
+
+def _skipped(model: nn.Module, patterns: list[str]) -> set[str]:
+    modules = [name for name, _ in model.named_modules() if name]
+    skipped: set[str] = set()
+    for pattern in patterns:
+        matched = [name for name in modules if fnmatchcase(name, pattern)]
+        if not matched:
+            layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+            shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
+            raise ValueError(
+                f"skip pattern {pattern!r} matches no layer: names look like {shown} (* stands for anything)"
+            )
+        skipped.update(
+            inner for inner in modules for outer in matched if inner == outer or inner.startswith(outer + ".")
+        )
+    return skipped
+
+
+def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _fitted_copy(prototype: Quantizer, layer: nn.Module, tensor_name: str, name: str, owners: list[str]) -> Quantizer:
+    if tensor_name in _quantized_tensors(layer):
+        raise ValueError(f"{name} is quantized already: quantize a fresh model, or skip this layer")
+    if len(owners) > 1:
+        raise ValueError(f"one tensor is shared by {' and '.join(owners)}: untie it, or skip both layers")
+    latent: Tensor = getattr(layer, tensor_name)
+    quantizer = copy.deepcopy(prototype)
+    try:
+        check_latent(latent)
+        quantizer.fit(latent.detach())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return quantizer

@@ -1,0 +1,135 @@
+"""The contract of a quantizer, on one screen.
+
+A quantizer turns a full-precision *latent* tensor w into w_q = α · R⁻¹ code(R w / α): α is the scale (the step
+between neighbouring codes, in weight units), R an orthogonal rotation (the identity for all but QuEST).  It is a
+``torch.nn.utils.parametrize`` parametrization, so the layer that owns the tensor stays the library's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo.smoothing import Smoothing
+
+
+class _Code(torch.autograd.Function):
+    """Round on the way in, the surrogate's derivative on the way back (the straight-through estimator)."""
+
+    # forward takes ctx itself: with a separate setup_context each call costs 40 µs more, several times the rounding
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantizer: Quantizer) -> Tensor:  # type: ignore[override]
+        derivative = quantizer.surrogate_derivative(x)
+        ctx.save_for_backward(*([] if derivative is None else [derivative]))
+        return quantizer.encode(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grad_outputs
+        for derivative in ctx.saved_tensors:
+            grad = grad * derivative
+        return grad, None
+
+
+class Quantizer(nn.Module, ABC):
+    """A prototype until :meth:`fit` has seen a tensor; ``quantize_model`` copies and fits one for each tensor.
+
+    What a subclass must keep: ``scale`` is positive and broadcasts against the latent; everything that is learned
+    or fitted is a parameter or buffer from ``fit`` on, so that ``load_state_dict`` restores it and nothing is ever
+    fitted again; codes are decided in fp32 (or fp64), whatever autocast says.
+    """
+
+    bits: int
+    smoothing: Smoothing  # its std is ε̄ and its sampler the noise of the zeroth-order probes
+
+    @abstractmethod
+    def fit(self, latent: Tensor) -> None:
+        """Create the scale from the initial ``latent``; called once, at construction of the quantized model."""
+
+    @abstractmethod
+    def scale(self, latent: Tensor) -> Tensor:
+        """α, in weight units: positive, broadcastable against ``latent``."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """The code of each entry of ``x`` (code units, rotated basis)."""
+
+    @abstractmethod
+    def surrogate_derivative(self, x: Tensor) -> Tensor | None:
+        """Derivative of the STE's surrogate at ``x`` (code units); ``None`` means 1 everywhere."""
+
+    def rotate(self, w: Tensor) -> Tensor:
+        """Into the basis in which codes are decided: orthogonal, within each channel of α."""
+        return w
+
+    def unrotate(self, w: Tensor) -> Tensor:
+        """The inverse of :meth:`rotate`."""
+        return w
+
+    def codes(self, latent: Tensor) -> Tensor:
+        """The codes that ``latent`` is rounded to."""
+        return self.encode(self.rotate(latent) / self.scale(latent))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Quantized weights, same shape and dtype as ``latent``; gradients are the straight-through ones."""
+        check_latent(latent)
+        scale = self.scale(latent)
+        x = self.rotate(latent) / scale
+        codes = _Code.apply(x, self) if torch.is_grad_enabled() else self.encode(x)
+        return self.unrotate(codes * scale)
+
+
+def check_latent(latent: Tensor) -> None:
+    """Refuse latent weights in 16 bits: probes move them by less than those formats resolve (paper.md, section 2)."""
+    if latent.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"latent weights are {latent.dtype}, but a probe moves them by about 1e-5 of a quantization step, which "
+            "16-bit formats cannot hold: keep the model in torch.float32 and use torch.autocast for speed"
+        )
+
+
+def check_scale(scale: Tensor, *, why: str) -> Tensor:
+    """Return ``scale`` if every entry is positive and finite, else raise ``ValueError`` with ``why``."""
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ValueError(f"the scale would be {scale.detach().flatten()[:4].tolist()}, but α must be positive: {why}")
+    return scale
+
+
+class FittedScale(Quantizer):
+    """Shared by the quantizers whose α is fixed: given, or fitted once from the initial weights.
+
+    ``scale_in_std`` is α as a multiple of the initial weights' standard deviation.  The paper does not say how it
+    chose a fixed α; this field is our choice, and every run's record keeps it.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, scale: float | None, per_channel: bool, scale_in_std: float) -> None:
+        super().__init__()
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"scale={scale!r} must be positive and finite, or None to fit it once from the weights")
+        if not 0 < scale_in_std < float("inf"):
+            raise ValueError(
+                f"scale_in_std={scale_in_std!r} must be positive and finite (1.0 is one standard deviation)"
+            )
+        self.given_scale = scale
+        self.per_channel = per_channel
+        self.scale_in_std = scale_in_std
+
+    def fit(self, latent: Tensor) -> None:
+        # a bias has one entry a channel, hence no spread within one: it is always fitted as a whole
+        by_channel = self.per_channel and latent.dim() > 1
+        dims = list(range(1 if by_channel else 0, latent.dim()))
+        if self.given_scale is None:
+            alpha = self.scale_in_std * latent.detach().std(dim=dims, correction=0, keepdim=by_channel)
+        else:
+            shape = [latent.shape[0]] + [1] * (latent.dim() - 1) if by_channel else []
+            alpha = torch.full(shape, self.given_scale, dtype=latent.dtype, device=latent.device)
+        why = "the initial weights are constant; give scale=, or leave this tensor out (skip=, biases=False)"
+        self.register_buffer("alpha", check_scale(alpha, why=why))
+
+    def scale(self, latent: Tensor) -> Tensor:
+        return self.alpha

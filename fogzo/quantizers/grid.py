@@ -1,0 +1,53 @@
+"""The b-bit grids on which codes lie, in code units (neighbouring codes are 1 apart)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MAX_BITS = 8
+
+
+def check_bits(bits: int, *, lowest: int = 1, who: str) -> None:
+    """Raise ``ValueError`` unless ``bits`` is a whole number from ``lowest`` to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits!r} is not possible for {who}: give a whole number from {lowest} to {MAX_BITS}")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes lo, lo+1, ..., hi.
+
+    ``symmetric``: half-integers, ±1/2, ±3/2, ..., as many codes on either side of 0 (2 bits: -1.5 -0.5 0.5 1.5).
+    ``twos_complement``: integers, one more below 0 than above it (2 bits: -2 -1 0 1), as in LSQ.
+
+    >>> import torch
+    >>> Grid.symmetric(2).round(torch.tensor([-9.0, -0.2, 0.0, 1.1]))
+    tensor([-1.5000, -0.5000,  0.5000,  1.5000])
+    >>> Grid.twos_complement(2).round(torch.tensor([-9.0, -0.2, 0.6, 1.7]))
+    tensor([-2., -0.,  1.,  1.])
+    """
+
+    lo: float
+    hi: float
+
+    @classmethod
+    def symmetric(cls, bits: int) -> Grid:
+        half = (2**bits - 1) / 2
+        return cls(-half, half)
+
+    @classmethod
+    def twos_complement(cls, bits: int) -> Grid:
+        return cls(float(-(2 ** (bits - 1))), float(2 ** (bits - 1) - 1))
+
+    @property
+    def offset(self) -> float:
+        """Distance of the codes from the integers: 0 or 1/2."""
+        return self.hi % 1
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest code of each entry, out-of-range entries clipped (ties: to even, or up on half-integers)."""
+        if self.offset:
+            return (x.floor() + self.offset).clamp(self.lo, self.hi)
+        return x.round().clamp(self.lo, self.hi)

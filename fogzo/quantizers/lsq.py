@@ -1,0 +1,70 @@
+"""Learned step size quantization (Esser et al., ICLR 2020; paper.md, section 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo.quantizers.base import Quantizer, check_scale
+from fogzo.quantizers.grid import Grid, check_bits
+from fogzo.smoothing import Uniform
+
+
+class _Step(torch.autograd.Function):
+    """Keep the step above a floor and scale its gradient; the floor lets gradients through, so a step can recover."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, floor: Tensor, gradient_scale: float) -> Tensor:  # type: ignore[override]
+        ctx.gradient_scale = gradient_scale
+        return torch.maximum(step, floor)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return grad_outputs[0] * ctx.gradient_scale, None, None
+
+
+class LSQ(Quantizer):
+    """w_q = s clip(round(w/s), -Qn, Qp) with Qn = 2^(b-1), Qp = 2^(b-1) - 1 and a learned step s for each tensor.
+
+    The gradient of s is LSQ's three-branch formula (-Qn below the range, Qp above it, round(w/s) - w/s inside) times
+    1/√(N Qp); it follows from s · code(w/s) and the clipped identity STE, and is not written out anywhere.
+
+    s starts at 2 mean|w| / √Qp and stays positive: the forward pass uses max(s, 0.001 s_initial).
+
+    Raises:
+        ValueError: if bits is not 2 to 8 (one bit has Qp = 0: use :class:`fogzo.Sign`), or the weights are all zero.
+    """
+
+    step: nn.Parameter  # s, shape ()
+    floor: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        check_bits(bits, lowest=2, who="LSQ (for one bit there is fogzo.Sign)")
+        self.bits = bits
+        self.grid = Grid.twos_complement(bits)
+        self.smoothing = Uniform(0.5)
+
+    def fit(self, latent: Tensor) -> None:
+        step = 2 * latent.detach().abs().mean() / math.sqrt(self.grid.hi)
+        check_scale(step, why="the initial weights are all zero; leave this tensor out (skip=, biases=False)")
+        self.step = nn.Parameter(step)
+        self.register_buffer("floor", 1e-3 * step)
+
+    def scale(self, latent: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.maximum(self.step, self.floor)
+        scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(latent.numel() * self.grid.hi))
+        return scale
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.grid.round(x)
+
+    def surrogate_derivative(self, x: Tensor) -> Tensor:
+        return ((x >= self.grid.lo) & (x <= self.grid.hi)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, codes={self.grid.lo:g}..{self.grid.hi:g}"

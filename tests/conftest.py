@@ -1,0 +1,15 @@
+"""One thread a test process: timings are steadier and `pytest -n 2` uses both cores."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed_and_threads():
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
