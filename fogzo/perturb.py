@@ -35,11 +35,18 @@ class Noise:
             if device not in generators:
                 generators[device] = [self._generator(i, device) for i in samples]
             c = _uniform(sum(latent.numel() for latent in group), generators[device])
-            for latent, part in zip(group, c.split([latent.numel() for latent in group], dim=1), strict=True):
+            for latent, part in zip(group, torch.split(c, [latent.numel() for latent in group], dim=1), strict=True):
                 quantizer = self.quantizers[id(latent)]
                 # fp32 draws whatever the weights are: a model in fp64 sees the noise that its fp32 twin sees
                 z = quantizer.smoothing.from_uniform(part.to(latent.dtype))
                 yield quantizer.unrotate(z.reshape(-1, *latent.shape))
+
+    def add_weighted(self, factors: Tensor, samples: range, sums: Iterable[Tensor]) -> None:
+        """sums += Σ_i factors[i]·z_i over these samples, weight by weight."""
+        for total, z in zip(sums, self.draw(samples), strict=True):
+            own = factors[samples.start : samples.stop].to(z)
+            with torch.autocast(z.device.type, enabled=False):  # around the whole step, it would round this to bf16
+                total.add_(z[0] * own[0] if len(own) == 1 else torch.tensordot(own, z, 1))
 
     def _generator(self, i: int, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed("probe", self.seed, self.step, i))
@@ -96,16 +103,16 @@ class Displacement:
             self._restore()
             raise
 
-    def move(self, deltas: Iterable[Tensor]) -> None:
-        """w = kept + delta.  The deltas are taken one at a time."""
-        for latent, kept, delta in zip(self.latents, self.kept, deltas, strict=True):
-            torch.add(kept, delta, out=latent)
+    def move(self, directions: Iterable[Tensor], units: Iterable[Tensor]) -> None:
+        """w = kept + unit·u.  The directions are taken one at a time."""
+        for latent, kept, u, unit in zip(self.latents, self.kept, directions, units, strict=True):
+            torch.addcmul(kept, u, unit, out=latent)
 
     def reflect(self) -> None:
-        """From kept + delta to kept - delta.
+        """From kept + unit·u to kept - unit·u.
 
         Computed as 2 kept - w: the pair is symmetric about the kept weights to the last bit even where w has lost bits
-        of delta, and the noise need not be drawn again.
+        of unit·u, and the noise need not be drawn again.
         """
         for latent, kept in zip(self.latents, self.kept, strict=True):
             latent.neg_().add_(kept, alpha=2)

@@ -62,13 +62,16 @@ def quantize_model(
     skip: Iterable[str] = (),
     biases: bool = False,
 ) -> nn.Module:
-    """Quantize the weights of every linear and convolution layer, in place.
+    """Quantize the weights of every ``nn.Linear`` and ``nn.Conv1d/2d/3d`` of ``model``, in place.
+
+    Other modules that multiply (``nn.MultiheadAttention``'s packed input projection, transposed convolutions) stay in
+    full precision.
 
     Args:
         model: any module, in fp32 (or fp64), with its initial weights: scales are fitted to them, here and only here.
         quantizer: a prototype such as ``fogzo.LSQ(bits=2)``; each tensor gets its own copy.
-        skip: patterns (``fnmatch``) of layer names to leave alone, such as ``["head", "blocks.0.*"]``; a pattern that
-            matches a module leaves out all that is inside it.
+        skip: patterns (``fnmatch``) of layer names to leave alone, such as ``["head", "blocks.0"]``; a pattern that
+            matches a module leaves out all layers inside it, of which there must be one.
         biases: quantize the biases of these layers too.
 
     Returns:
@@ -76,7 +79,7 @@ def quantize_model(
 
     Raises:
         ValueError: for latent weights in 16 bits, a pattern that matches nothing, nothing left to quantize, a
-            tensor that is quantized already or shared between layers, and weights that no scale can be fitted to.
+            tensor that has a parametrization already or is shared between layers, and weights that no scale can be fitted to.
             The model is left as it was.
     """
     skip = [skip] if isinstance(skip, str) else list(skip)
@@ -87,11 +90,12 @@ def quantize_model(
         if not isinstance(layer, LAYERS) or layer_name in skipped:
             continue
         for tensor_name in ("weight", "bias") if biases else ("weight",):
+            name = f"{layer_name}.{tensor_name}".lstrip(".")
+            if parametrize.is_parametrized(layer, tensor_name):
+                raise ValueError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
             latent = getattr(layer, tensor_name)
             if latent is not None:
-                name = f"{layer_name}.{tensor_name}".lstrip(".")
-                copied = _fitted_copy(quantizer, layer, tensor_name, name, owners.get(id(latent), [name]))
-                found.append((layer, tensor_name, copied))
+                found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners[id(latent)])))
     if not found:
         raise ValueError(
             f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} (skip={skip})"
@@ -124,7 +128,7 @@ def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
 def bake(model: nn.Module) -> nn.Module:
     """Replace every quantized tensor by its quantized values, in place: a plain model again, for inference.
 
-    The latent weights and the scales are dropped.  Returns ``model``.
+    The latent weights and the scales are dropped, and an optimizer that holds them is of no more use.  Returns ``model``.
     """
     for weight in quantized_weights(model):
         layer = model.get_submodule(weight.layer_name)
@@ -142,19 +146,17 @@ def _quantized_tensors(layer: nn.Module) -> dict[str, parametrize.Parametrizatio
 
 
 def _skipped(model: nn.Module, patterns: list[str]) -> set[str]:
-    modules = [name for name, _ in model.named_modules() if name]
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
     skipped: set[str] = set()
     for pattern in patterns:
-        matched = [name for name in modules if fnmatchcase(name, pattern)]
+        outer = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+        matched = {layer for layer in layers for name in outer if layer == name or layer.startswith(name + ".")}
         if not matched:
-            layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
             shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
             raise ValueError(
-                f"skip pattern {pattern!r} matches no layer: names look like {shown} (* stands for anything)"
+                f"skip pattern {pattern!r} matches no layer: the layers are {shown} (* stands for anything)"
             )
-        skipped.update(
-            inner for inner in modules for outer in matched if inner == outer or inner.startswith(outer + ".")
-        )
+        skipped |= matched
     return skipped
 
 
@@ -165,12 +167,9 @@ def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _fitted_copy(prototype: Quantizer, layer: nn.Module, tensor_name: str, name: str, owners: list[str]) -> Quantizer:
-    if tensor_name in _quantized_tensors(layer):
-        raise ValueError(f"{name} is quantized already: quantize a fresh model, or skip this layer")
+def _fitted_copy(prototype: Quantizer, latent: Tensor, name: str, owners: list[str]) -> Quantizer:
     if len(owners) > 1:
         raise ValueError(f"one tensor is shared by {' and '.join(owners)}: untie it, or skip both layers")
-    latent: Tensor = getattr(layer, tensor_name)
     quantizer = copy.deepcopy(prototype)
     try:
         check_latent(latent)

@@ -56,14 +56,15 @@ class RandomState:
 
 
 @contextmanager
-def same_world(model: nn.Module, random_state: RandomState) -> Iterator[None]:
+def same_world(model: nn.Module, random_state: RandomState, *, first_pass_done: bool) -> Iterator[None]:
     """Within: forward passes may start from ``random_state`` again, and leave batch-norm statistics alone.
 
-    Afterwards the generators go on from where they were, as if there had been no second forward pass.
+    Afterwards the generators are where one forward pass leaves them: where they were, if that pass came before.
     """
-    after = random_state.now()
+    after = random_state.now() if first_pass_done else None
     try:
         with frozen_statistics(model):
             yield
     finally:
-        after.restore()
+        if after is not None:
+            after.restore()

@@ -65,10 +65,13 @@ class RescaledStraightThrough(Estimator):
         beta: float | Callable[[int], float] = 0.999,
         seed: int = 0,
     ) -> None:
-        self.inner = FOGZO(weights, samples=samples, beta=beta, seed=seed)
+        self.inner = FOGZO(
+            weights, samples=samples, beta=beta if callable(beta) else check_positive_beta(beta), seed=seed
+        )
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         weights = self.inner.weights
+        check_positive_beta(self.inner.beta(step) if callable(self.inner.beta) else self.inner.beta)
         kept: list[torch.Tensor] = []
 
         def keeping(*, backward: bool) -> torch.Tensor:
@@ -93,7 +96,8 @@ class RescaledStraightThrough(Estimator):
             for weight, grad in zip(self.inner.weights, grads, strict=True)
             if grad is not None
         ]
-        return torch.linalg.vector_norm(torch.stack(parts))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts))
+        return norm
 
 
 def check_positive_beta(beta: float) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
-from fogzo.estimators.probes import losses_one_by_one, losses_together
+from fogzo.estimators.probes import Probes, chunks
 from fogzo.perturb import Noise
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
@@ -84,28 +84,34 @@ class FOGZO(Estimator):
         loss = self._first_order(closure, beta)
         with torch.no_grad():
             units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
-            g_norm, believed_slope = self._normalise_guide(units, beta)  # .grad now holds ĝ (0 where β = 0)
+            grads = [_gradient(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place
+            g_norm, believed_slope = self._normalise_guide(grads, units)
             noise = Noise(self.weights, self.seed, step)
             n = self.samples if beta < 1 else 1
 
-            def displacements(samples: range) -> Iterator[Tensor]:
-                zs = noise.draw(samples) if beta < 1 else (torch.zeros(1) for _ in units)
-                for weight, unit, z in zip(self.weights, units, zs, strict=True):
+            def directions(samples: range) -> Iterator[Tensor]:  # u_i, weight by weight
+                zs = noise.draw(samples) if beta < 1 else (torch.zeros_like(g).unsqueeze(0) for g in grads)
+                for g, z in zip(grads, zs, strict=True):
                     u = z.mul_(math.sqrt(1 - beta))
-                    if beta > 0:
-                        u = u.add(_grad(weight), alpha=math.sqrt(beta))
-                    yield u.mul_(unit)
+                    yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
-            if self.probe_batch:
-                losses = losses_together(closure, self.weights, displacements, n, random_state, self.probe_batch)
-            else:
-                losses = losses_one_by_one(closure, self.weights, displacements, n, random_state)
+            probes = Probes(closure, self.weights, units, random_state, first_pass_done=loss is not None)
+            losses = (
+                probes.together(directions, n, self.probe_batch)
+                if self.probe_batch
+                else probes.one_by_one(directions, n)
+            )
             slopes = (losses[:, 0] - losses[:, 1]) / 2
-            self._fill_gradients(slopes, units, noise, beta)
+
+            # G = 1/n Σ slope_i·u_i, in weight units; the noise is drawn once more instead of being kept
+            torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
+            for part in chunks(n if beta < 1 else 0, max(self.probe_batch, 1)):
+                noise.add_weighted(math.sqrt(1 - beta) / n * slopes, part, grads)
+            torch._foreach_div_(grads, units)
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            agreement=slopes.mean() / believed_slope if beta > 0 else None,
+            agreement=slopes.mean() / (math.sqrt(beta) * believed_slope) if beta > 0 else None,
             zero_probes=(slopes == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
         )
@@ -122,43 +128,24 @@ class FOGZO(Estimator):
                 return closure(backward=False).detach()
         return None
 
-    def _normalise_guide(self, units: list[Tensor], beta: float) -> tuple[Tensor, Tensor]:
-        """Turn ``.grad`` from ∂L/∂w into ĝ.  Returns ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes."""
-        for weight, unit in zip(self.weights, units, strict=True):
-            if weight.latent.grad is None or beta == 0:
-                weight.latent.grad = torch.zeros_like(weight.latent)
-            _grad(weight).mul_(unit)
-        norms = torch.stack([torch.linalg.vector_norm(_grad(weight)) for weight in self.weights])
+    def _normalise_guide(self, grads: list[Tensor], units: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Turn ∂L/∂w into ĝ, in place.  Returns ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes."""
+        torch._foreach_mul_(grads, units)
+        norms = torch.stack(torch._foreach_norm(grads))
         g_norm = torch.linalg.vector_norm(norms)
-        d = sum(weight.latent.numel() for weight in self.weights)
-        per_tensor = self.guide_norm == "per_tensor"
-        denominators = norms if per_tensor else g_norm.expand_as(norms)
-        length = math.sqrt(d) if self.guide_norm == "rms" else 1.0
+        denominators = norms if self.guide_norm == "per_tensor" else g_norm.expand_as(norms)
+        length = math.sqrt(sum(g.numel() for g in grads)) if self.guide_norm == "rms" else 1.0
         factors = torch.where(denominators > 0, length / denominators, 0.0)  # a zero guide has no direction
-        for weight, factor in zip(self.weights, factors, strict=True):
-            _grad(weight).mul_(factor)
+        torch._foreach_mul_(grads, list(factors.unbind()))
         return g_norm, (norms.square() * factors).sum()
 
-    def _fill_gradients(self, slopes: Tensor, units: list[Tensor], noise: Noise, beta: float) -> None:
-        """Turn ``.grad`` from ĝ into G = 1/n Σ slope_i·u_i, in weight units; the noise is drawn once more."""
-        n = len(slopes)
-        for weight in self.weights:
-            _grad(weight).mul_(math.sqrt(beta) * slopes.mean())
-        if beta < 1:
-            chunk = max(self.probe_batch, 1)
-            for start in range(0, n, chunk):
-                part = range(start, min(start + chunk, n))
-                for weight, z in zip(self.weights, noise.draw(part), strict=True):
-                    _grad(weight).add_(
-                        torch.tensordot(slopes[part.start : part.stop].to(z), z, 1), alpha=math.sqrt(1 - beta) / n
-                    )
-        for weight, unit in zip(self.weights, units, strict=True):
-            _grad(weight).div_(unit)
 
-
-def _grad(weight: QuantizedWeight) -> Tensor:
-    assert weight.latent.grad is not None
-    return weight.latent.grad
+def _gradient(weight: QuantizedWeight, *, keep: bool) -> Tensor:
+    """The latent's ``.grad``, or zeros in its place where there is none or it is not wanted."""
+    latent = weight.latent
+    if latent.grad is None or not keep:
+        latent.grad = torch.zeros_like(latent)
+    return latent.grad
 
 
 def check_beta(beta: float) -> float:
@@ -172,11 +159,13 @@ def check_beta(beta: float) -> float:
 
 def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
     """Return the trainable ones of ``weights``; raise ``ValueError`` if there are none, or if one is in 16 bits."""
-    for weight in weights:
+    members = weights if isinstance(weights, list | tuple) else [weights]
+    for weight in members:
         if not isinstance(weight, QuantizedWeight):
-            raise ValueError(f"weights holds a {type(weight).__name__}: pass fogzo.quantized_weights(model)")
+            kind = type(weight).__name__
+            raise ValueError(f"weights holds a {kind}: pass what fogzo.quantized_weights(model) returns")  # noqa: TRY004
         check_latent(weight.latent)
-    trainable = [weight for weight in weights if weight.latent.requires_grad]
+    trainable = [weight for weight in members if weight.latent.requires_grad]
     if not trainable:
         raise ValueError(
             "weights holds nothing to train: pass fogzo.quantized_weights(model), with requires_grad left on"

@@ -6,21 +6,24 @@ Both see the same world: the same batch, random numbers and batch-norm statistic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fogzo.estimators.base import Closure
 from fogzo.perturb import Displacement
 from fogzo.quantize import QuantizedWeight
 from fogzo.replay import RandomState, same_world
+from fogzo.signals import interrupts_deferred
 
-# u of the samples in a range, weight by weight, as displacements in weight units: shape (len(range), *weight.shape)
-Displacements = Callable[[range], Iterator[Tensor]]
+# u_i of the samples in a range, weight by weight: shape (len(range), *weight.shape)
+Directions = Callable[[range], Iterator[Tensor]]
 
 _evaluations_per_call: ContextVar[int] = ContextVar("evaluations_per_call", default=1)
 
@@ -33,80 +36,82 @@ def evaluations_per_call() -> int:
     return _evaluations_per_call.get()
 
 
-def losses_one_by_one(
-    closure: Closure,
-    weights: Sequence[QuantizedWeight],
-    displacements: Displacements,
-    samples: int,
-    random_state: RandomState,
-) -> Tensor:
-    """L(w + u_i) and L(w - u_i), shape (samples, 2); the weights are moved in place and put back."""
-    losses = []
-    with (
-        same_world(weights[0].model, random_state),
-        Displacement([weight.latent for weight in weights]) as displacement,
-    ):
-        for i in range(samples):
-            displacement.move(delta.squeeze(0) for delta in displacements(range(i, i + 1)))
-            random_state.restore()
-            losses.append(closure(backward=False).detach())
-            displacement.reflect()
-            random_state.restore()
-            losses.append(closure(backward=False).detach())
-    return torch.stack(losses).view(samples, 2)
+def chunks(n: int, size: int) -> Iterator[range]:
+    """0 to n - 1 in ranges of at most ``size``."""
+    for start in range(0, n, size):
+        yield range(start, min(start + size, n))
 
 
-def losses_together(
-    closure: Closure,
-    weights: Sequence[QuantizedWeight],
-    displacements: Displacements,
-    samples: int,
-    random_state: RandomState,
-    chunk: int,
-) -> Tensor:
-    """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights."""
-    model = weights[0].model
-    holder = _Holder(model, closure)
-    names = [f"model.{weight.parameter_name}" for weight in weights]
+@dataclass(frozen=True)
+class Probes:
+    """Evaluates L(w + ε·α·u_i) and L(w - ε·α·u_i): shape (n, 2), losses of a step's batch in the world of ``random_state``.
 
-    def loss_at(*latents: Tensor) -> Tensor:
-        with _FasterUnderVmap():
-            return torch.func.functional_call(holder, dict(zip(names, latents, strict=True)))  # type: ignore[no-any-return]
+    ``units`` holds ε·α of each weight; ``first_pass_done`` says that this step's batch has had a forward pass already.
+    """
 
-    losses = []
-    with same_world(model, random_state):
-        for start in range(0, samples, chunk):
-            part = range(start, min(start + chunk, samples))
-            stacked = [
-                _pairs(weight.latent.detach(), delta)
-                for weight, delta in zip(weights, displacements(part), strict=True)
-            ]
-            random_state.restore()
-            token = _evaluations_per_call.set(2 * len(part))
-            try:
-                losses.append(torch.func.vmap(loss_at, randomness="same")(*stacked))
-            finally:
-                _evaluations_per_call.reset(token)
-    return torch.cat(losses).view(samples, 2)
+    closure: Closure
+    weights: Sequence[QuantizedWeight]
+    units: Sequence[Tensor]
+    random_state: RandomState
+    first_pass_done: bool
+
+    def one_by_one(self, directions: Directions, n: int) -> Tensor:
+        """One loss at a time; the weights are moved in place, and put back."""
+        losses = []
+        with self._undisturbed(), Displacement([weight.latent for weight in self.weights]) as displacement:
+            for i in range(n):
+                displacement.move((u.squeeze(0) for u in directions(range(i, i + 1))), self.units)
+                losses.append(self._loss())
+                displacement.reflect()
+                losses.append(self._loss())
+        return torch.stack(losses).view(n, 2)
+
+    def together(self, directions: Directions, n: int, chunk: int) -> Tensor:
+        """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights."""
+        losses = []
+        with self._undisturbed():
+            for part in chunks(n, chunk):
+                stacked = [
+                    _pairs(weight.latent.detach(), u, unit)
+                    for weight, u, unit in zip(self.weights, directions(part), self.units, strict=True)
+                ]
+                token = _evaluations_per_call.set(2 * len(part))
+                try:
+                    losses.append(torch.func.vmap(self._loss_at, randomness="same")(*stacked))
+                finally:
+                    _evaluations_per_call.reset(token)
+        return torch.cat(losses).view(n, 2)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        model = self.weights[0].model
+        with interrupts_deferred(), same_world(model, self.random_state, first_pass_done=self.first_pass_done):
+            yield
+
+    def _loss(self) -> Tensor:
+        self.random_state.restore()
+        return self.closure(backward=False).detach()
+
+    def _loss_at(self, *latents: Tensor) -> Tensor:
+        # what torch.func.functional_call does, less its search through all modules, which takes longer than a small model
+        places = [weight.chain._parameters for weight in self.weights]
+        kept = [place["original"] for place in places]
+        try:
+            for place, latent in zip(places, latents, strict=True):
+                place["original"] = latent  # type: ignore[assignment]  # a stacked tensor where a parameter lives
+            with _FasterUnderVmap():
+                return self._loss()
+        finally:
+            for place, parameter in zip(places, kept, strict=True):
+                place["original"] = parameter
 
 
-def _pairs(latent: Tensor, delta: Tensor) -> Tensor:
-    """w + delta and w - delta alternating: (K, *shape) → (2K, *shape), with the roundings of ``Displacement``."""
-    pairs = latent.new_empty(len(delta), 2, *latent.shape)
-    torch.add(latent, delta, out=pairs[:, 0])
+def _pairs(latent: Tensor, u: Tensor, unit: Tensor) -> Tensor:
+    """w + unit·u and w - unit·u alternating: (K, *shape) → (2K, *shape), rounded as in ``Displacement``."""
+    pairs = latent.new_empty(len(u), 2, *latent.shape)
+    torch.addcmul(latent, u, unit, out=pairs[:, 0])
     torch.sub(2 * latent, pairs[:, 0], out=pairs[:, 1])
     return pairs.flatten(0, 1)
-
-
-class _Holder(nn.Module):
-    """Lets ``functional_call`` swap the model's weights around a closure that calls the model by itself."""
-
-    def __init__(self, model: nn.Module, closure: Closure) -> None:
-        super().__init__()
-        self.model, self.closure = model, closure
-
-    def forward(self) -> Tensor:
-        return self.closure(backward=False).detach()
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -135,9 +140,10 @@ def _cross_entropy(
     plain = weight is None and size_average is None and reduce is None and reduction == "mean" and label_smoothing == 0
     if not plain or input.dim() != 2 or target.is_floating_point():
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    logits = input.to(torch.promote_types(input.dtype, torch.float32))  # as F.cross_entropy does under autocast
     counted = target != ignore_index
-    chosen = input.gather(1, torch.where(counted, target, 0).unsqueeze(1)).squeeze(1)
-    return ((input.logsumexp(1) - chosen) * counted).sum() / counted.sum()
+    chosen = logits.gather(1, torch.where(counted, target.long(), 0).unsqueeze(1)).squeeze(1)
+    return torch.where(counted, logits.logsumexp(1) - chosen, 0.0).sum() / counted.sum()
 
 
 class _FasterUnderVmap(TorchFunctionMode):

@@ -7,6 +7,7 @@ between neighbouring codes, in weight units), R an orthogonal rotation (the iden
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -21,7 +22,7 @@ class _Code(torch.autograd.Function):
 
     # forward takes ctx itself: with a separate setup_context each call costs 40 µs more, several times the rounding
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantizer: Quantizer) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, quantizer: Quantizer) -> Tensor:
         derivative = quantizer.surrogate_derivative(x)
         ctx.save_for_backward(*([] if derivative is None else [derivative]))
         return quantizer.encode(x)
@@ -109,12 +110,11 @@ class FittedScale(Quantizer):
 
     def __init__(self, scale: float | None, per_channel: bool, scale_in_std: float) -> None:
         super().__init__()
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"scale={scale!r} must be positive and finite, or None to fit it once from the weights")
-        if not 0 < scale_in_std < float("inf"):
-            raise ValueError(
-                f"scale_in_std={scale_in_std!r} must be positive and finite (1.0 is one standard deviation)"
-            )
+        for name, value in (("scale", 1.0 if scale is None else scale), ("scale_in_std", scale_in_std)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(
+                    f"{name}={value!r} must be a positive number (scale=None: fitted once from the weights)"
+                )
         self.given_scale = scale
         self.per_channel = per_channel
         self.scale_in_std = scale_in_std
@@ -124,7 +124,9 @@ class FittedScale(Quantizer):
         by_channel = self.per_channel and latent.dim() > 1
         dims = list(range(1 if by_channel else 0, latent.dim()))
         if self.given_scale is None:
-            alpha = self.scale_in_std * latent.detach().std(dim=dims, correction=0, keepdim=by_channel)
+            # in fp64: the fp32 deviation of equal weights need not be 0
+            std = latent.detach().double().std(dim=dims, correction=0, keepdim=by_channel)
+            alpha = (self.scale_in_std * std).to(latent.dtype)
         else:
             shape = [latent.shape[0]] + [1] * (latent.dim() - 1) if by_channel else []
             alpha = torch.full(shape, self.given_scale, dtype=latent.dtype, device=latent.device)
@@ -133,3 +135,7 @@ class FittedScale(Quantizer):
 
     def scale(self, latent: Tensor) -> Tensor:
         return self.alpha
+
+    def extra_repr(self) -> str:
+        alpha = f"{self.scale_in_std:g} std" if self.given_scale is None else f"{self.given_scale:g}"
+        return f"bits={self.bits}, α={alpha}{' per channel' if self.per_channel else ''}"

@@ -56,4 +56,5 @@ class FixedScale(FittedScale):
         return ((x >= self.grid.lo) & (x <= self.grid.hi)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, codes={self.grid.lo:g}..{self.grid.hi:g}, clip_surrogate={self.clip_surrogate}"
+        codes = f"codes={self.grid.lo:g}..{self.grid.hi:g}"
+        return f"{super().extra_repr()}, {codes}, clip_surrogate={self.clip_surrogate}"

@@ -17,7 +17,7 @@ class _Step(torch.autograd.Function):
     """Keep the step above a floor and scale its gradient; the floor lets gradients through, so a step can recover."""
 
     @staticmethod
-    def forward(ctx: Any, step: Tensor, floor: Tensor, gradient_scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, step: Tensor, floor: Tensor, gradient_scale: float) -> Tensor:
         ctx.gradient_scale = gradient_scale
         return torch.maximum(step, floor)
 

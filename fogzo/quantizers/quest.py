@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fogzo.quantizers.base import Quantizer
+from fogzo.quantizers.base import Quantizer, check_scale
 from fogzo.quantizers.grid import Grid, check_bits
 from fogzo.smoothing import Uniform
 
@@ -26,9 +26,8 @@ def hadamard_block(width: int) -> int:
 def hadamard(size: int) -> Tensor:
     """Orthonormal Sylvester-Hadamard matrix, symmetric and hence its own inverse; ``size`` a power of two.
 
-    >>> hadamard(2).float() * 2**0.5
-    tensor([[ 1.,  1.],
-            [ 1., -1.]])
+    >>> hadamard(4).mul(2).int().tolist()
+    [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
     """
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while matrix.shape[0] < size:
@@ -44,13 +43,14 @@ class QuEST(Quantizer):
 
     The trust mask overrides the smoothing's derivative here: gradients pass where |x_q - x| ≤ 1/2 in code units,
     which is |w_q - w| ≤ RMS c / (2^b - 1).  The probes' noise is the identity STE's, drawn in the rotated basis.
-    A bias is one row.
+    A bias is one row.  RMS is at least 0.001 of the whole tensor's initial RMS.
 
     Raises:
-        ValueError: if bits is not 1 to 8.
+        ValueError: if bits is not 1 to 8, or the weights are all zero.
     """
 
     block: Tensor
+    floor: Tensor
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -62,20 +62,23 @@ class QuEST(Quantizer):
     def fit(self, latent: Tensor) -> None:
         width = latent.numel() if latent.dim() == 1 else latent[0].numel()
         # derived from the shape alone, so not part of the saved state
-        block = hadamard(hadamard_block(width)).to(latent)
-        self.register_buffer("block", block, persistent=False)
+        self.register_buffer("block", hadamard(hadamard_block(width)).to(latent), persistent=False)
+        rms = latent.detach().square().mean().sqrt()
+        check_scale(rms, why="the initial weights are all zero; leave this tensor out (skip=, biases=False)")
+        self.register_buffer("floor", 1e-3 * rms)
 
     def scale(self, latent: Tensor) -> Tensor:
         latent = latent.detach()
         dims = list(range(1, latent.dim())) or [0]
         rms = latent.square().mean(dim=dims, keepdim=True).sqrt()  # rotation leaves it as it is
-        constant = 2 * GAUSSIAN_OPTIMAL[self.bits] / (2**self.bits - 1)
-        return (rms * constant).clamp_min(torch.finfo(latent.dtype).tiny)  # an all-zero row keeps a positive α
+        # a row of zeros keeps a step that gradients and probes can be divided by
+        step = 2 * GAUSSIAN_OPTIMAL[self.bits] / (2**self.bits - 1)  # in units of the RMS
+        return torch.maximum(rms, self.floor).mul(step)
 
     def rotate(self, w: Tensor) -> Tensor:
         # autocast would decide the codes from a bf16 product, which makes the flips of a small probe random
         with torch.autocast(w.device.type, enabled=False):
-            return (w.reshape(-1, self.block.shape[0]) @ self.block).view_as(w)
+            return torch.matmul(w.reshape(-1, self.block.shape[0]), self.block).view(w.shape)
 
     def unrotate(self, w: Tensor) -> Tensor:
         return self.rotate(w)  # a Sylvester-Hadamard matrix is its own inverse

@@ -39,10 +39,10 @@ class Sign(FittedScale):
         self.smoothing = SURROGATES[surrogate]
 
     def encode(self, x: Tensor) -> Tensor:
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        return torch.where(x >= 0, 1.0, torch.where(x < 0, -1.0, x))  # NaN stays NaN
 
     def surrogate_derivative(self, x: Tensor) -> Tensor:
         return 2 * self.smoothing.derivative(x)  # sign jumps by 2
 
     def extra_repr(self) -> str:
-        return f"bits=1, surrogate={self.surrogate}"
+        return f"{super().extra_repr()}, surrogate={self.surrogate}"

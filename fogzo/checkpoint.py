@@ -1,0 +1,60 @@
+"""Checkpoints: written whole or not at all, read with ``weights_only=True``, refused when they don't belong here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fogzo.runs import RunError, atomic_write
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors, numbers, strings and containers of them).
+
+    Raises:
+        RunError: if it cannot be written (a full disk, say); the checkpoint before it is then still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    try:
+        atomic_write(path, buffer.getvalue())
+    except OSError as error:
+        kept = f"the checkpoint before it is still in {path}" if path.exists() else "there is no earlier one"
+        raise RunError(
+            f"the checkpoint {path} cannot be written ({error.strerror or error}); {kept}: make room and run again"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        RunError: if the file is damaged, or no checkpoint of this program.
+    """
+    way_out = "move it away to start this run from the beginning"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"the checkpoint {path} cannot be read ({reason[:120]}): {way_out}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
+    return state
+
+
+def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """``load_state_dict``, with a message instead of a traceback when the tensors are another model's."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[min(1, len(lines) - 1)][:160]
+        raise RunError(
+            f"the checkpoint {path} holds another model ({reason}): move it away to start this run from the beginning"
+        ) from error

@@ -1,0 +1,74 @@
+"""What training costs, counted where it happens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class ComputeLedger:
+    """Running totals of a run, charged by the closure.
+
+    ``forwards`` and ``backwards`` count passes over a whole batch; ``examples`` and ``seconds`` are added by the trainer, once a
+    step.
+    ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix products and convolutions;
+    evaluation is not counted).  ``forward_equivalents`` = forwards + 2 backwards is the paper's convention, whatever a
+    backward pass really costs: in the MLP, whose first layer needs no gradient of its input, it is nearer to 1 forward.
+    """
+
+    forward_flops: float  # an example's share of a forward pass
+    backward_flops: float
+    forwards: int = 0
+    backwards: int = 0
+    flops: float = 0.0
+    examples: int = 0
+    seconds: float = 0.0
+
+    def charge(self, *, forwards: int = 0, backwards: int = 0, examples: int) -> None:
+        """Count passes over a batch of ``examples``."""
+        self.forwards += forwards
+        self.backwards += backwards
+        self.flops += examples * (forwards * self.forward_flops + backwards * self.backward_flops)
+
+    @property
+    def forward_equivalents(self) -> int:
+        return self.forwards + 2 * self.backwards
+
+    def row(self) -> dict[str, float]:
+        """The totals as they stand in a logged row."""
+        totals = ("forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
+        return {name: getattr(self, name) for name in totals}
+
+    def state_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def measure_flops(loss: Callable[[], Tensor]) -> tuple[float, float]:
+    """FLOPs of one forward and of one backward pass of ``loss``, by ``torch.utils.flop_counter``.  Fills ``.grad``."""
+    with FlopCounterMode(display=False) as forward, torch.enable_grad():
+        value = loss()
+    with FlopCounterMode(display=False) as backward:
+        value.backward()  # type: ignore[no-untyped-call]
+    return float(forward.get_total_flops()), float(backward.get_total_flops())
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """CUDA: the most that tensors took.  CPU: the process's largest resident set, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -1,0 +1,41 @@
+"""Which examples a training step sees: a function of (seed, step), so the position in the data is one integer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fogzo.seeding import derive_seed
+
+
+class DataOrder:
+    """A fresh permutation of ``examples`` for each epoch; batches run across the borders of epochs.
+
+    >>> order = DataOrder(examples=5, batch_size=2, seed=0)
+    >>> seen = torch.cat([order.batch(step) for step in range(5)])      # two epochs in five batches
+    >>> sorted(seen[:5].tolist()), sorted(seen[5:].tolist())
+    ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        if not 1 <= batch_size <= examples:
+            raise ValueError(
+                f"batch_size={batch_size} is not possible with {examples} training examples: give 1 to {examples}"
+            )
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._permutations: dict[int, Tensor] = {}  # of the epochs that the last batch touched
+
+    def batch(self, step: int) -> Tensor:
+        """Indices of the examples of training step ``step`` (from 0), int64, shape (batch_size,)."""
+        start = step * self.batch_size
+        first, last = start // self.examples, (start + self.batch_size - 1) // self.examples
+        self._permutations = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
+        joined = torch.cat(list(self._permutations.values()))
+        offset = start - first * self.examples
+        return joined[offset : offset + self.batch_size]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch in self._permutations:
+            return self._permutations[epoch]
+        generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
+        return torch.randperm(self.examples, generator=generator)

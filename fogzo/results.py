@@ -1,0 +1,112 @@
+"""Read run folders back, and make tables of them.  Needs no torch: records are text."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fogzo.runs import RunError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run's record."""
+
+    path: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged rows, in order."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(
+                f"{self.path / 'metrics.jsonl'} is damaged ({error}): remove the folder and run it again"
+            ) from error
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Every finished run directly below ``folder``, sorted by name; unfinished ones are left out.
+
+    Raises:
+        RunError: if a record cannot be read.
+    """
+    runs = []
+    for summary_file in sorted(folder.glob("*/summary.json")):
+        path = summary_file.parent
+        try:
+            summary = json.loads(summary_file.read_text(encoding="utf-8"))
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(
+                f"the record in {path} cannot be read ({error}): remove the folder and run it again"
+            ) from error
+        if not isinstance(summary, dict) or not isinstance(config, dict) or summary.get("seed") is None:
+            raise RunError(f"the record in {path} lacks its seed or its config: remove the folder and run it again")
+        runs.append(Run(path, config, summary))
+    return runs
+
+
+def by_cell(runs: Iterable[Run], cells: Iterable[str], seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
+    """Runs by cell and seed.
+
+    Raises:
+        RunError: if two runs claim one place.
+    """
+    table: dict[str, dict[int, Run]] = {cell: {} for cell in cells}
+    for run in runs:
+        cell, seed = run.summary["cell"], run.summary["seed"]
+        if cell not in table or seed not in seeds:
+            continue
+        if seed in table[cell]:
+            raise RunError(
+                f"{run.path} and {table[cell][seed].path} both claim cell {cell}, seed {seed}: remove the stale one"
+            )
+        table[cell][seed] = run
+    return table
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; no deviation from fewer than two values.
+
+    >>> mean_std([1.0, 3.0])
+    (2.0, 1.4142135623730951)
+    """
+    mean = statistics.fmean(values)
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """``mean ± std`` of finite values, or a dash.
+
+    >>> spread([0.5, 0.7], 2), spread([], 2)
+    ('0.60 ± 0.14', '–')
+    """
+    if not values or not all(math.isfinite(value) for value in values):
+        return "–"
+    mean, std = mean_std(values)
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
+
+
+def cost_to_reach(
+    rows: Iterable[Mapping[str, Any]], loss: float, cost: str, metric: str = "train_loss"
+) -> float | None:
+    """The first logged ``cost`` at which ``metric`` is at most ``loss``; ``None``: not reached.
+
+    >>> cost_to_reach([{"c": 1, "train_loss": 2.0}, {"c": 2, "train_loss": 0.9}], 1.0, "c")
+    2
+    """
+    for row in rows:
+        if row.get(metric) is not None and row[metric] <= loss:
+            reached: float = row[cost]
+            return reached
+    return None

@@ -1,0 +1,202 @@
+"""Run folders: addressed by their config, append-only metrics, a summary when finished.
+
+    results_dir/runs/<experiment>/<name>-<hash>/
+        config.yaml      what was asked for
+        metrics.jsonl    one row a logged step
+        summary.json     the outcome; its presence means that the run is over
+        checkpoint.pt    while it goes on (the last good one stays if it diverges)
+
+No torch here: tables are made from these files alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Keys that change where a run writes or what it shows, and not one bit of its result
+PRESENTATION = (
+    "results_dir",
+    "run_dir",
+    "logger",
+    "progress",
+    "checkpoint_every",
+    "experiment",
+    "cell",
+    "label",
+    "threads",
+)
+
+
+class RunError(ValueError):
+    """A run folder can't be used; the message names it, says why, and what to do."""
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that name what ``config`` computes."""
+    kept = {key: value for key, value in config.items() if key not in PRESENTATION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Lines such as ``optimizer.lr: 0.1 → 0.2`` for every key in which two configs differ."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        if not prefix and key in PRESENTATION:
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before} → {after}"
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time.
+
+    Args:
+        path: where the run lives; made if it is missing.
+        config: plain, resolved values.
+
+    Raises:
+        RunError: if the folder can't be written, is in use, holds another config, or holds files of something else.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path, self.config = path, config
+        self._check_config()
+        self._make()
+        self._lock()
+        if not self.config_file.exists():
+            atomic_write(self.config_file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The outcome, or ``None`` while the run is not over."""
+        if not self.summary_file.exists():
+            return None
+        try:
+            summary = json.loads(self.summary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.summary_file} cannot be read ({error}): remove that file to finish the run again"
+            ) from error
+        if not isinstance(summary, dict):
+            raise RunError(f"{self.summary_file} does not hold a summary: remove that file to finish the run again")
+        return summary
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to the metrics."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics so far, on the disk: a checkpoint keeps it."""
+        if not self.metrics_file.exists():
+            return 0
+        with self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.metrics_file.stat().st_size
+
+    def truncate_metrics(self, size: int) -> None:
+        """Drop the rows that were logged after the checkpoint which kept ``size``: they will be logged again."""
+        have = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        if have < size:
+            raise RunError(
+                f"{self.metrics_file} has {have} bytes, but the checkpoint was made with {size}: rows are missing; "
+                f"remove the folder {self.path} to start the run again"
+            )
+        if have > size:
+            os.truncate(self.metrics_file, size)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, and with it end the run."""
+        atomic_write(self.summary_file, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+    def _check_config(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, but a run needs a folder: remove it, or choose another run_dir")
+        if not self.config_file.exists():
+            if any(name.suffix in (".pt", ".jsonl", ".json") for name in self.path.iterdir()):
+                raise RunError(
+                    f"{self.path} holds files but no config.yaml, so it is no run folder: choose another run_dir"
+                )
+            return
+        try:
+            old = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(f"{self.config_file} cannot be read ({error}): choose another run_dir") from error
+        changes = list(differences(old if isinstance(old, dict) else {}, self.config))
+        if changes:
+            raise RunError(
+                f"{self.path} holds a run with another config ({'; '.join(changes[:6])}{'; ...' if len(changes) > 6 else ''}): "
+                "give back the old values, or choose another run_dir"
+            )
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # a full disk shows only when bytes are written
+            atomic_write(self.path / ".writable", b"x" * 4096)
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise RunError(
+                f"the run folder {self.path} cannot be written ({error.strerror or error}): choose another place with "
+                "results_dir=FOLDER"
+            ) from error
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows; there, don't start the same run twice
+            return
+        self._lock_file = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock_file.close()
+            raise RunError(f"another process is at work in {self.path}: wait for it, or change the config") from error
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if hasattr(self, "_lock_file"):
+            self._lock_file.close()  # the empty file stays: removing it would race with the next holder
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write all of ``data`` or nothing: a reader, or a crash, sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,31 @@
+"""Hydra sweeper that reads an experiment's grid: ``python train.py -m experiment=NAME`` runs all its cells.
+
+Without an experiment it is Hydra's basic sweeper.
+"""
+
+from __future__ import annotations
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+from fogzo.sweep import expand
+
+
+class ExperimentSweeper(BasicSweeper):
+    """Crosses what was given on the command line with the experiment's cells and seeds."""
+
+    def split_arguments(  # type: ignore[override]  # the base class has it as a static method
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        batches = BasicSweeper.split_arguments(overrides, None)
+        assert self.config is not None
+        experiment = self.config.get("experiment")
+        jobs = [job for batch in batches for job in batch]
+        if experiment is not None:
+            jobs = [cell + _without(job, cell) for job in jobs for cell in expand(experiment, self.config.phase, job)]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
+
+def _without(job: list[str], cell: list[str]) -> list[str]:
+    taken = {override.partition("=")[0] for override in cell}
+    return [override for override in job if override.partition("=")[0] not in taken]

@@ -1,0 +1,44 @@
+"""Train one network, or with ``-m`` sweep over many:  python train.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+python train.py                                          2-bit MLP on embedded digits with FOGZO
+python train.py estimator=ste quantizer=lsq seed=1       any other choice
+python train.py -m experiment=mlp_compute                all cells of one figure
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    # torch and all that needs it load here, so that --help and --cfg answer at once
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from fogzo.build import train
+    from fogzo.signals import Interrupted
+    from fogzo.trainer import Diverged
+
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        train(cfg)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        if not sweeping:  # in a sweep it is one of the results
+            sys.exit(1)
+    except ValueError as error:
+        if sweeping:  # the other jobs go on; Hydra reports this one at the end
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
