@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fogzo import estimators
 from fogzo.compute import ComputeLedger, measure_flops, peak_memory_bytes
 from fogzo.data import ImageData
 from fogzo.provenance import provenance
-from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
+from fogzo.quantize import quantize_model, quantized_weights
 from fogzo.replay import frozen_statistics
 from fogzo.reporters import Progress, Reporter
 from fogzo.runs import RunFolder, identity
-from fogzo.schedules import LinearBeta
 from fogzo.seeding import derive_seed
 from fogzo.tasks import Classification
 from fogzo.trainer import Diverged, Settings, Trainer
 
-Weights = list[QuantizedWeight]
 SCALES = {
     "mini": "embedded data and a short run, not the paper's setting",
     "paper": "the paper's setting as far as it is known",
@@ -44,7 +40,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         Diverged: when the loss is not finite.
     """
     record = plain_record(cfg)
-    path = run_path(record)
+    path = run_path(cfg, record)
     if (path / "summary.json").exists():
         folder = RunFolder(path, record)
         try:
@@ -80,79 +76,30 @@ def build(cfg: DictConfig) -> tuple[Trainer, ImageData]:
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}
     Settings(steps=1, **settings_of)  # refuse bad values before the data are read
     torch.manual_seed(derive_seed("init", cfg.seed))
-    model: nn.Module = instantiate(_arguments(cfg.model))
-    quantizer = instantiate(_arguments(cfg.quantizer)) if cfg.quantizer.name != "none" else None
+    model: nn.Module = instantiate(_arguments(cfg.model, "name"))
+    quantizer = instantiate(_arguments(cfg.quantizer, "name")) if cfg.quantizer.name != "none" else None
     if quantizer is not None:
         quantize_model(model, quantizer, skip=list(cfg.quantize.skip), biases=cfg.quantize.biases)
     model.to(device).train()
     weights = quantized_weights(model) if quantizer is not None else []
-    make_estimator = instantiate(_arguments(cfg.estimator), _partial_=True)
+    make_estimator = instantiate(_arguments(cfg.estimator, "name"), _partial_=True)
     make_estimator(weights=weights, steps=1, seed=cfg.seed)  # as above: refuse bad values early
-    data: ImageData = instantiate(cfg.data).to(device)
+    data: ImageData = instantiate(_arguments(cfg.data, "name")).to(device)
     settings = Settings(steps=total_steps(cfg, len(data.train)), **settings_of)
     task = Classification(data)
     trainer = Trainer(
         model=model,
         task=task,
         estimator=make_estimator(weights=weights, steps=settings.steps, seed=cfg.seed),
-        optimizer=instantiate(_arguments(cfg.optimizer), _partial_=True)(
+        optimizer=instantiate(_arguments(cfg.optimizer, "name"), _partial_=True)(
             parameter_groups(model, cfg.optimizer.weight_decay)
         ),
-        schedule=instantiate(cfg.schedule, steps=settings.steps),
+        schedule=instantiate(_arguments(cfg.schedule, "name"), steps=settings.steps),
         ledger=measure_ledger(model, task),
         settings=settings,
         compiled=torch.compile(model) if cfg.compile else None,
     )
     return trainer, data
-
-
-def straight_through(weights: Weights, steps: int, seed: int) -> estimators.Estimator:
-    """``estimator=ste``"""
-    return estimators.StraightThrough()
-
-
-def fogzo(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
-) -> estimators.Estimator:
-    """``estimator=fogzo`` and ``estimator=slope``"""
-    return estimators.FOGZO(_some(weights), beta=beta_of(beta_min, beta_schedule, steps), seed=seed, **options)
-
-
-def nspsa(weights: Weights, steps: int, seed: int, **options: Any) -> estimators.Estimator:
-    """``estimator=nspsa``"""
-    return estimators.NSPSA(_some(weights), seed=seed, **options)
-
-
-def phased(weights: Weights, steps: int, seed: int, *, ste_share: float, **options: Any) -> estimators.Estimator:
-    """``estimator=phased``"""
-    if not 0 <= ste_share <= 1:
-        raise ValueError(f"estimator.ste_share={ste_share!r} lies outside [0, 1]: 0.7 is 70 % STE, then FOGZO")
-    then = fogzo(weights, steps, seed, **options)
-    return estimators.Phased(estimators.StraightThrough(), then, switch_step=round(ste_share * steps))
-
-
-def noisy_straight_through(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str
-) -> estimators.Estimator:
-    """``estimator=noisy_ste``"""
-    beta = beta_of(beta_min, beta_schedule, steps)
-    return estimators.NoisyStraightThrough(_some(weights), beta=beta, seed=seed)
-
-
-def rescaled_straight_through(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
-) -> estimators.Estimator:
-    """``estimator=rescaled_ste``"""
-    beta = beta_of(beta_min, beta_schedule, steps)
-    return estimators.RescaledStraightThrough(_some(weights), beta=beta, seed=seed, **options)
-
-
-def beta_of(beta_min: float, beta_schedule: str, steps: int) -> float | Callable[[int], float]:
-    """β as a constant or as a function of the step."""
-    linear = LinearBeta(beta_min, steps)
-    if beta_schedule not in ("linear", "constant"):
-        raise ValueError(f"estimator.beta_schedule={beta_schedule!r} is not known: choose linear or constant")
-    return linear if beta_schedule == "linear" else beta_min
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -199,36 +146,30 @@ def choose_device(name: str) -> torch.device:
 
 
 def plain_record(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain values, as ``config.yaml`` keeps it; of an experiment only the name."""
+    """The config as ``config.yaml`` keeps it: plain values, no code or folder names, and of an experiment its name."""
     record: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record["experiment"] = (record.get("experiment") or {}).get("name")
-    return record
+    dropped = ("results_dir", "run_dir")
+    groups = {key: _arguments(value, "_target_") if isinstance(value, dict) else value for key, value in record.items()}
+    return {key: value for key, value in groups.items() if key not in dropped}
 
 
-def run_path(record: Mapping[str, Any]) -> Path:
+def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     """The run folder of a config: readable first, then the hash of all that changes the result."""
-    if record["run_dir"]:
-        return Path(record["run_dir"])
+    if cfg.run_dir:
+        return Path(cfg.run_dir)
     parts = (
         [record["cell"]] if record["cell"] else [record[group]["name"] for group in ("model", "quantizer", "estimator")]
     )
     name = "-".join([*parts, f"seed{record['seed']}", identity(record)])
-    experiment = (
-        [record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")] if record["experiment"] else []
-    )
-    return Path(record["results_dir"]).joinpath("runs", *experiment, name)
+    folder = Path(cfg.results_dir) / "runs"
+    if record["experiment"]:
+        folder /= record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")
+    return folder / name
 
 
-def _arguments(node: DictConfig) -> dict[str, Any]:
-    return {str(key): value for key, value in node.items() if key != "name"}  # the name is for people and folders
-
-
-def _some(weights: Weights) -> Weights:
-    if not weights:
-        raise ValueError(
-            "quantizer=none leaves no quantized weights to perturb: choose estimator=ste, or another quantizer"
-        )
-    return weights
+def _arguments(node: Mapping[Any, Any], *dropped: str) -> dict[str, Any]:
+    return {str(key): value for key, value in node.items() if key not in dropped}
 
 
 def _reporters(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> list[Reporter]:
@@ -237,7 +178,7 @@ def _reporters(cfg: DictConfig, folder: RunFolder, record: dict[str, Any]) -> li
         raise ValueError(f"progress={cfg.progress} is not known: choose one of {', '.join(bars)}")
     reporters: list[Reporter] = [Progress(bar=bars[cfg.progress])]
     if cfg.logger.name != "none":
-        reporters.append(instantiate(_arguments(cfg.logger), _partial_=True)(folder.path, record))
+        reporters.append(instantiate(_arguments(cfg.logger, "name"), _partial_=True)(folder.path, record))
     return reporters
 
 
@@ -263,8 +204,9 @@ def _finished(folder: RunFolder) -> dict[str, Any]:
     summary = folder.summary()
     assert summary is not None
     if summary.get("status") == "diverged":
+        reason = summary.get("message")
         raise Diverged(
-            f"this run has diverged ({summary.get('message')}): lower optimizer.lr or change the config; {_last_good(folder)}"
+            f"this run has diverged ({reason}): lower optimizer.lr or change the config; {_last_good(folder)}"
         )
     print(f"finished already: {_headline(summary)}\nresult:   {folder.path}", flush=True)
     return summary
@@ -304,5 +246,4 @@ def _summary(record: dict[str, Any], trainer: Trainer, data: ImageData, metrics:
         "threads": torch.get_num_threads(),
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         **provenance(),
-        "argv": sys.argv[1:],
     }

@@ -79,8 +79,8 @@ def quantize_model(
 
     Raises:
         ValueError: for latent weights in 16 bits, a pattern that matches nothing, nothing left to quantize, a
-            tensor that has a parametrization already or is shared between layers, and weights that no scale can be fitted to.
-            The model is left as it was.
+            tensor that has a parametrization already or is shared between layers, and weights that no scale can be
+            fitted to.  The model is left as it was.
     """
     skip = [skip] if isinstance(skip, str) else list(skip)
     skipped = _skipped(model, skip)
@@ -128,7 +128,8 @@ def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
 def bake(model: nn.Module) -> nn.Module:
     """Replace every quantized tensor by its quantized values, in place: a plain model again, for inference.
 
-    The latent weights and the scales are dropped, and an optimizer that holds them is of no more use.  Returns ``model``.
+    The latent weights and the scales are dropped, and an optimizer that holds them is of no more use.  Returns
+    ``model``.
     """
     for weight in quantized_weights(model):
         layer = model.get_submodule(weight.layer_name)

@@ -21,18 +21,8 @@ from typing import Any
 
 import yaml
 
-# Keys that change where a run writes or what it shows, and not one bit of its result
-PRESENTATION = (
-    "results_dir",
-    "run_dir",
-    "logger",
-    "progress",
-    "checkpoint_every",
-    "experiment",
-    "cell",
-    "label",
-    "threads",
-)
+# Keys that change where a run lies or what it shows, and not one bit of its result
+PRESENTATION = ("logger", "progress", "checkpoint_every", "experiment", "cell", "data.root")
 
 
 class RunError(ValueError):
@@ -41,20 +31,24 @@ class RunError(ValueError):
 
 def identity(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that name what ``config`` computes."""
-    kept = {key: value for key, value in config.items() if key not in PRESENTATION}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(dict(_result_keys(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lines such as ``optimizer.lr: 0.1 → 0.2`` for every key in which two configs differ."""
-    for key in [*old, *(key for key in new if key not in old)]:
-        if not prefix and key in PRESENTATION:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines such as ``optimizer.lr: 0.1 → 0.2`` for every key in which two configs differ and that changes results."""
+    before, after = dict(_result_keys(old)), dict(_result_keys(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if prefix + key in PRESENTATION:
             continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {before} → {after}"
+        if isinstance(value, Mapping):
+            yield from _result_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class RunFolder:
@@ -150,10 +144,11 @@ class RunFolder:
             old = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RunError(f"{self.config_file} cannot be read ({error}): choose another run_dir") from error
-        changes = list(differences(old if isinstance(old, dict) else {}, self.config))
+        changes = differences(old if isinstance(old, dict) else {}, self.config)
         if changes:
+            shown = "; ".join([*changes[:6], *(["..."] if len(changes) > 6 else [])])
             raise RunError(
-                f"{self.path} holds a run with another config ({'; '.join(changes[:6])}{'; ...' if len(changes) > 6 else ''}): "
+                f"{self.path} holds a run with another config ({shown}): "
                 "give back the old values, or choose another run_dir"
             )
 

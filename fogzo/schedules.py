@@ -10,7 +10,7 @@ SHAPES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Factor on the learning rate: linear warm-up over ``warmup`` (a share of all steps), then ``shape`` down to ``final``.
+    """Factor on the learning rate: linear warm-up over ``warmup`` (a share of the steps), then ``shape`` to ``final``.
 
     >>> schedule = LearningRate(steps=100, shape="linear", warmup=0.1)
     >>> [round(schedule(step), 2) for step in (0, 9, 10, 55, 100)]

@@ -13,8 +13,8 @@ import yaml
 def expand(experiment: Mapping[str, Any], phase: str, given: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over the experiment.
 
-    ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point of
-    ``tuning.grid`` on the tuning seed, which the other seeds exclude.
+    ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point
+    of ``tuning.grid`` on the tuning seed, which the other seeds exclude.
 
     Raises:
         ValueError: for an unknown phase or cell, a tuning seed among the seeds, and cells that were not tuned yet.
@@ -57,7 +57,8 @@ def tuned(experiment: Mapping[str, Any], cell: str) -> dict[str, Any]:
     chosen = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if cell not in chosen:
         raise ValueError(
-            f"{path} holds no tuned values for {cell}: run `python scripts/tune.py experiment={experiment['name']}` first"
+            f"{path} holds no tuned values for {cell}: first run "
+            f"`python scripts/tune.py experiment={experiment['name']}`"
         )
     values: dict[str, Any] = chosen[cell]["values"]
     return values

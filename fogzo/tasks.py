@@ -39,7 +39,7 @@ class Classification:
         return {"train_loss": train_loss, "test_loss": test_loss, "accuracy": 100 * accuracy}
 
     def _means(self, model: nn.Module, split: Split, examples: int) -> tuple[float, float]:
-        """Mean loss and accuracy over the first ``examples``: summed, counted and divided once, so ragged batches count right."""
+        """Mean loss and accuracy over the first ``examples``; divided once, so that ragged batches count right."""
         losses, correct, count = 0.0, 0, 0
         indices = torch.arange(min(examples, len(split)), device=split.targets.device)
         for part in torch.split(indices, self.evaluation_batch):

@@ -77,7 +77,7 @@ class Means:
 
 
 class Trainer:
-    """Trains ``model`` with ``estimator``'s gradients; state is the model, the optimizer, the ledger and one integer."""
+    """Trains ``model`` with ``estimator``'s gradients; its state is model, optimizer, ledger and one integer."""
 
     def __init__(
         self,

@@ -1,4 +1,6 @@
-"""Tune every cell of an experiment over the same grid, on its tuning seed:  python scripts/tune.py experiment=NAME [...]
+"""Tune every cell of an experiment over the same grid, on its tuning seed:
+
+    python scripts/tune.py experiment=NAME [KEY=VALUE ...]
 
 Runs the grid (runs that are done are skipped), takes the value with the lowest tuning metric for each cell, and writes
 them, with all that was tried, to the experiment's data file.  Says so where the best value lies on the grid's edge.
@@ -31,13 +33,14 @@ def main() -> None:
     experiment = config["experiment"]
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "train.py", "-m", "phase=tune", *overrides], cwd=root, check=True)
+    tuning = experiment["tuning"]
     chosen = choose(experiment, Path(config["results_dir"]))
     text = (
-        f"# Written by `python scripts/tune.py experiment={experiment['name']}`: the learning rate (or other values) of each cell\n"
-        f"# with the lowest {experiment['tuning']['metric']} on seed {experiment['tuning']['seed']}, and all that was tried.\n"
+        f"# Written by `python scripts/tune.py experiment={experiment['name']}`: the values of each cell that have the\n"
+        f"# lowest {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
         + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
     )
-    path = Path(experiment["tuning"]["chosen"])
+    path = Path(tuning["chosen"])
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.encode())
     print(f"written: {path}")

@@ -1,7 +1,7 @@
 """What a sceptic compares FOGZO with: each control keeps one part of it and drops the rest.
 
-Two more need no class: β = 1 (``FOGZO(..., beta=1.0)``: the STE's direction with the measured slope) and the STE for 5/3 of
-the steps (``steps_factor`` in the config).
+Two more need no class: β = 1 (``FOGZO(..., beta=1.0)``: the STE's direction with the measured slope) and the STE for
+5/3 of the steps (``steps_factor`` in the config).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fogzo.quantize import QuantizedWeight
 class NoisyStraightThrough(Estimator):
     """STE plus isotropic noise as large as FOGZO's, with no extra forward pass.
 
-    G = g + √((1-β)/β) ‖g‖ z in grid units: what FOGZO (n = 1, global norm) returns, up to the factor β, when the loss has
-    exactly the slope ‖g‖ along ĝ and none elsewhere.  If this does as well as FOGZO, noise was all that FOGZO added.
+    G = g + √((1-β)/β) ‖g‖ z in grid units: what FOGZO (n = 1, global norm) returns, up to the factor β, when the loss
+    has exactly the slope ‖g‖ along ĝ and none elsewhere.  If this does as well as FOGZO, noise was all that it added.
 
     Args:
         weights, beta, seed: as for :class:`fogzo.FOGZO`; β must be positive.

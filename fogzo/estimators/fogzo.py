@@ -8,8 +8,8 @@ The code works in *grid units* w/(εα), in which the noise of every coordinate 
 scales (or other smoothings) behave as one.  There g = εα·∂L/∂w, the pair is w ± u_i, slope_i is half the difference of
 its losses, and G is divided by εα at the end.  Where ε is the same everywhere this is the formula above.
 
-The paper gives ĝ a random sign s_i.  As z is symmetric, (s ĝ, z) is as likely as s·(ĝ, z), which only turns u_i round as a
-whole, and G doesn't see that: the sign is left out, and a test compares the two.
+The paper gives ĝ a random sign s_i.  As z is symmetric, (s ĝ, z) is as likely as s·(ĝ, z), which only turns u_i round
+as a whole, and G doesn't see that: the sign is left out, and a test compares the two.
 
 β = 0 is n-SPSA.  β = 1 leaves the direction ĝ with a measured slope.  The STE believes that slope.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +43,9 @@ class FOGZO(Estimator):
         beta: β in [0, 1], or a callable of the step.  It must move toward 1 as the model grows: the noise-to-signal
             ratio of a pair is about √((1-β) d/β), d the number of quantized weights.
         seed: of the noise, which is a function of (seed, step, sample).
-        guide_norm: what ĝ is scaled to, and with it what β means.  ``"global"`` (the paper's): ‖ĝ‖ = 1 over all tensors
-            together.  ``"rms"``: ‖ĝ‖ = √d, so that β is the guide's share of a coordinate's variance (G along ĝ is then d
-            times as long).  ``"per_tensor"``: ‖ĝ‖ = 1 in each tensor.
+        guide_norm: what ĝ is scaled to, and with it what β means.  ``"global"`` (the paper's): ‖ĝ‖ = 1 over all
+            tensors together.  ``"rms"``: ‖ĝ‖ = √d, so that β is the guide's share of a coordinate's variance (G along ĝ
+            is then d times as long).  ``"per_tensor"``: ‖ĝ‖ = 1 in each tensor.
         epsilon: ε as a multiple of the smoothing's ε̄; 1 is what the STE implies.
         probe_batch: 0 evaluates one loss at a time, with one weight-sized buffer.  k > 0 evaluates k pairs together by
             ``torch.func.vmap`` over the closure: the same noise, the same estimate to floating-point tolerance, and
@@ -159,17 +160,16 @@ def check_beta(beta: float) -> float:
 
 def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
     """Return the trainable ones of ``weights``; raise ``ValueError`` if there are none, or if one is in 16 bits."""
-    members = weights if isinstance(weights, list | tuple) else [weights]
-    for weight in members:
-        if not isinstance(weight, QuantizedWeight):
-            kind = type(weight).__name__
-            raise ValueError(f"weights holds a {kind}: pass what fogzo.quantized_weights(model) returns")  # noqa: TRY004
+    listed: list[Any] = list(weights) if isinstance(weights, list | tuple) else [weights]
+    wrong = [type(weight).__name__ for weight in listed if not isinstance(weight, QuantizedWeight)]
+    if wrong or not isinstance(weights, list | tuple):
+        kind = (wrong or [type(weights).__name__])[0]
+        raise ValueError(f"weights is or holds a {kind}: pass the list that fogzo.quantized_weights(model) returns")
+    for weight in listed:
         check_latent(weight.latent)
-    trainable = [weight for weight in members if weight.latent.requires_grad]
+    trainable = [weight for weight in listed if weight.latent.requires_grad]
     if not trainable:
-        raise ValueError(
-            "weights holds nothing to train: pass fogzo.quantized_weights(model), with requires_grad left on"
-        )
+        raise ValueError("weights holds nothing to train: pass fogzo.quantized_weights(model), requires_grad left on")
     return trainable
 
 
@@ -180,6 +180,6 @@ def check_gradients_empty(weights: Sequence[QuantizedWeight]) -> None:
         grad = weight.latent.grad
         if grad is not None and bool(grad.any()):
             raise ValueError(
-                f"{weight.name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
-                "(accumulate micro-batches inside the closure)"
+                f"{weight.name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
+                "first (accumulate micro-batches inside the closure)"
             )

@@ -44,9 +44,9 @@ def chunks(n: int, size: int) -> Iterator[range]:
 
 @dataclass(frozen=True)
 class Probes:
-    """Evaluates L(w + ε·α·u_i) and L(w - ε·α·u_i): shape (n, 2), losses of a step's batch in the world of ``random_state``.
+    """Evaluates L(w + ε·α·u_i) and L(w - ε·α·u_i), shape (n, 2), in the world of ``random_state``.
 
-    ``units`` holds ε·α of each weight; ``first_pass_done`` says that this step's batch has had a forward pass already.
+    ``units`` holds ε·α of each weight; ``first_pass_done``: this step's batch has had a forward pass already.
     """
 
     closure: Closure
@@ -93,7 +93,7 @@ class Probes:
         return self.closure(backward=False).detach()
 
     def _loss_at(self, *latents: Tensor) -> Tensor:
-        # what torch.func.functional_call does, less its search through all modules, which takes longer than a small model
+        # what torch.func.functional_call does, less its search through all modules, which outlasts a small model
         places = [weight.chain._parameters for weight in self.weights]
         kept = [place["original"] for place in places]
         try:

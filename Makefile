@@ -1,0 +1,48 @@
+# make help lists the targets.  Every target sets up .venv by itself when it is missing or older than its inputs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow lint types format tables bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
+
+setup: $(SETUP)  ## create .venv with the exact versions of constraints.txt
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (about a minute)
+	$(BIN)/python train.py
+
+test: $(SETUP)  ## run the test suite (under 10 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(SETUP)  ## run what the test suite leaves out for its length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(SETUP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(SETUP)  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(SETUP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: $(SETUP)  ## rebuild every table and figure from results/
+	$(BIN)/python scripts/make_tables.py
+
+bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 3 minutes)
+	$(BIN)/python scripts/bench.py
+
+clean:  ## remove caches and everyday runs (outputs/); results/ and .venv stay
+	rm -rf outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""Estimators from the values of ``configs/estimator/*.yaml``: what their ``_target_`` names.
+
+Each takes the quantized weights, the run's number of steps and its seed, and then the config's values as keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fogzo import estimators
+from fogzo.quantize import QuantizedWeight
+from fogzo.schedules import LinearBeta
+
+Weights = list[QuantizedWeight]
+
+
+def straight_through(weights: Weights, steps: int, seed: int) -> estimators.Estimator:
+    """``estimator=ste``"""
+    return estimators.StraightThrough()
+
+
+def fogzo(
+    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
+) -> estimators.Estimator:
+    """``estimator=fogzo`` and ``estimator=slope``"""
+    return estimators.FOGZO(_some(weights), beta=beta_of(beta_min, beta_schedule, steps), seed=seed, **options)
+
+
+def nspsa(weights: Weights, steps: int, seed: int, **options: Any) -> estimators.Estimator:
+    """``estimator=nspsa``"""
+    return estimators.NSPSA(_some(weights), seed=seed, **options)
+
+
+def phased(weights: Weights, steps: int, seed: int, *, ste_share: float, **options: Any) -> estimators.Estimator:
+    """``estimator=phased``"""
+    if not 0 <= ste_share <= 1:
+        raise ValueError(f"estimator.ste_share={ste_share!r} lies outside [0, 1]: 0.7 is 70 % STE, then FOGZO")
+    then = fogzo(weights, steps, seed, **options)
+    return estimators.Phased(estimators.StraightThrough(), then, switch_step=round(ste_share * steps))
+
+
+def noisy_straight_through(
+    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str
+) -> estimators.Estimator:
+    """``estimator=noisy_ste``"""
+    beta = beta_of(beta_min, beta_schedule, steps)
+    return estimators.NoisyStraightThrough(_some(weights), beta=beta, seed=seed)
+
+
+def rescaled_straight_through(
+    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
+) -> estimators.Estimator:
+    """``estimator=rescaled_ste``"""
+    beta = beta_of(beta_min, beta_schedule, steps)
+    return estimators.RescaledStraightThrough(_some(weights), beta=beta, seed=seed, **options)
+
+
+def beta_of(beta_min: float, beta_schedule: str, steps: int) -> float | Callable[[int], float]:
+    """β as a constant or as a function of the step."""
+    linear = LinearBeta(beta_min, steps)
+    if beta_schedule not in ("linear", "constant"):
+        raise ValueError(f"estimator.beta_schedule={beta_schedule!r} is not known: choose linear or constant")
+    return linear if beta_schedule == "linear" else beta_min
+
+
+def _some(weights: Weights) -> Weights:
+    if not weights:
+        raise ValueError(
+            "quantizer=none leaves no quantized weights to perturb: choose estimator=ste, or another quantizer"
+        )
+    return weights
