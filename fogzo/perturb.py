@@ -43,10 +43,10 @@ class Noise:
 
     def add_weighted(self, factors: Tensor, samples: range, sums: Iterable[Tensor]) -> None:
         """sums += Σ_i factors[i]·z_i over these samples, weight by weight."""
-        for total, z in zip(sums, self.draw(samples), strict=True):
-            own = factors[samples.start : samples.stop].to(z)
-            with torch.autocast(z.device.type, enabled=False):  # around the whole step, it would round this to bf16
-                total.add_(z[0] * own[0] if len(own) == 1 else torch.tensordot(own, z, 1))
+        with torch.autocast(self.latents[0].device.type, enabled=False):  # around a whole step, it would round to bf16
+            for total, z in zip(sums, self.draw(samples), strict=True):
+                own = factors[samples.start : samples.stop].to(z)
+                total.add_(z[0].mul_(own[0]) if len(own) == 1 else torch.tensordot(own, z, 1))
 
     def _generator(self, i: int, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed("probe", self.seed, self.step, i))

@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions: checks that it runs, not how fast")
     rounds = 3 if parser.parse_args().quick else 40
     data = mnist5k()
-    print(f"{torch.get_num_threads()} threads unless said otherwise, torch {torch.__version__}, median of {rounds} rounds\n")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads unless said otherwise, {rounds} rounds or more\n"
+    )
     for make, name, batch, limit, threads in ((quantized_mlp, "MLP", 1024, 1.70, 1), (vit, "ViT 6x192", 64, 1.65, 0)):
         step_ratio(make, name, batch, limit, threads, data, rounds if name != "MLP" else 5 * rounds)
     memory(data)

@@ -36,8 +36,8 @@ def main() -> None:
     tuning = experiment["tuning"]
     chosen = choose(experiment, Path(config["results_dir"]))
     text = (
-        f"# Written by `python scripts/tune.py experiment={experiment['name']}`: the values of each cell with the lowest\n"
-        f"# {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
+        f"# Written by `python scripts/tune.py experiment={experiment['name']}`: the values of each cell with the\n"
+        f"# lowest {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
         + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
     )
     path = Path(tuning["chosen"])
