@@ -122,7 +122,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = input.reshape(-1, input.shape[-1])
     output = (weight @ rows.mT).mT
     if bias is not None:
-        output = output + bias
+        output = output + bias.to(output.dtype)  # under autocast the product is in bf16
     return output if input.dim() == 2 else output.reshape(*input.shape[:-1], -1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,25 @@ def hadamard(size: int) -> Tensor:
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix / math.sqrt(size)
+
+
+def _rotated(w: Tensor, block: Tensor) -> Tensor:
+    # autocast would decide the codes from a bf16 product, which makes the flips of a small probe random
+    with torch.autocast(w.device.type, enabled=False):
+        return torch.matmul(w.reshape(-1, block.shape[0]), block).view(w.shape)
+
+
+class _Rotation(torch.autograd.Function):
+    """Multiply by a symmetric orthogonal block, in full precision both ways, whatever autocast says."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, block: Tensor) -> Tensor:
+        ctx.save_for_backward(block)
+        return _rotated(w, block)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return _rotated(grad_outputs[0], *ctx.saved_tensors), None
 
 
 class QuEST(Quantizer):
@@ -76,9 +96,8 @@ class QuEST(Quantizer):
         return torch.maximum(rms, self.floor).mul(step)
 
     def rotate(self, w: Tensor) -> Tensor:
-        # autocast would decide the codes from a bf16 product, which makes the flips of a small probe random
-        with torch.autocast(w.device.type, enabled=False):
-            return torch.matmul(w.reshape(-1, self.block.shape[0]), self.block).view(w.shape)
+        rotated: Tensor = _Rotation.apply(w, self.block) if torch.is_grad_enabled() else _rotated(w, self.block)
+        return rotated
 
     def unrotate(self, w: Tensor) -> Tensor:
         return self.rotate(w)  # a Sylvester-Hadamard matrix is its own inverse
