@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -166,6 +167,16 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     if record["experiment"]:
         folder /= record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")
     return folder / name
+
+
+def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Hydra's, but a constructor's own ``ValueError`` comes out as it is, and a wrong argument as one too."""
+    try:
+        return hydra_instantiate(node, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError):
+            raise ValueError(str(error.__cause__)) from error  # noqa: TRY004
+        raise
 
 
 def _arguments(node: Mapping[Any, Any], *dropped: str) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def interrupts_deferred() -> Iterator[None]:
     Without this a KeyboardInterrupt could fall between the lines that put weights back.
     """
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield  # Python delivers Ctrl-C to the main thread alone; a handler not set from Python could not be set again
+    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
+        yield  # only the main thread gets Ctrl-C; a handler that was not set from Python could not be set again
         return
     pending: list[int] = []
 

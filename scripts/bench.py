@@ -30,7 +30,7 @@ from fogzo.trainer import Settings, Trainer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repetitions: checks that it runs, not how fast")
     rounds = 3 if parser.parse_args().quick else 40
     data = mnist5k()
@@ -157,11 +157,11 @@ def alternate(functions: list[Callable[[], Any]], rounds: int) -> list[list[floa
     return times
 
 
-class PeakTensorMemory(TorchDispatchMode):
+class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within: follows the storages that operations return, and keeps the most bytes alive at one time in ``most``."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.most = 0, 0
         self.seen: dict[int, int] = {}
 

@@ -36,7 +36,7 @@ class NoisyStraightThrough(Estimator):
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         beta = check_positive_beta(self.beta(step)) if callable(self.beta) else self.beta
-        check_gradients_empty(self.weights)
+        check_gradients_empty(self.weights[0].model)
         with torch.enable_grad():
             loss = closure(backward=True)
         with torch.no_grad():
@@ -54,7 +54,8 @@ class NoisyStraightThrough(Estimator):
 class RescaledStraightThrough(Estimator):
     """STE's gradient at the norm of FOGZO's estimate (in grid units): FOGZO's step length without its direction.
 
-    Costs what FOGZO costs, and one more weight-sized buffer.  Arguments as for :class:`fogzo.FOGZO`.
+    Costs what FOGZO costs, and one more weight-sized buffer.  ``samples``, ``beta`` and ``seed`` as for
+    :class:`fogzo.FOGZO`; β must be positive.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
 from fogzo.estimators.probes import Probes, chunks
@@ -37,8 +37,8 @@ class FOGZO(Estimator):
     """First-order-guided zeroth-order estimate: one forward and backward pass, then two forward passes a sample.
 
     Args:
-        weights: ``fogzo.quantized_weights(model)``.  Other parameters keep their first-order gradient and stay where
-            they are in the probes.
+        weights: ``fogzo.quantized_weights(model)``, of the whole model that the closure runs: its other parameters keep
+            their first-order gradient and stay where they are in the probes, its batch-norm statistics stand still.
         samples: n, pairs of probes.  At β = 1 all pairs are alike, and one is evaluated.
         beta: β in [0, 1], or a callable of the step.  It must move toward 1 as the model grows: the noise-to-signal
             ratio of a pair is about √((1-β) d/β), d the number of quantized weights.
@@ -48,8 +48,9 @@ class FOGZO(Estimator):
             is then d times as long).  ``"per_tensor"``: ‖ĝ‖ = 1 in each tensor.
         epsilon: ε as a multiple of the smoothing's ε̄; 1 is what the STE implies.
         probe_batch: 0 evaluates one loss at a time, with one weight-sized buffer.  k > 0 evaluates k pairs together by
-            ``torch.func.vmap`` over the closure: the same noise, the same estimate to floating-point tolerance, and
-            memory for 2k copies of the weights and of a forward pass.
+            ``torch.func.vmap`` over the closure (which then may not branch on values or call ``.item()``): the same
+            noise, the same estimate to floating-point tolerance, and memory for 2k copies of the weights and of a
+            forward pass.
 
     Raises:
         ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
@@ -80,7 +81,9 @@ class FOGZO(Estimator):
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         beta = check_beta(self.beta(step)) if callable(self.beta) else self.beta
-        check_gradients_empty(self.weights)
+        for weight in self.weights:
+            check_latent(weight.latent)
+        check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
         loss = self._first_order(closure, beta)
         with torch.no_grad():
@@ -112,7 +115,7 @@ class FOGZO(Estimator):
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            agreement=slopes.mean() / (math.sqrt(beta) * believed_slope) if beta > 0 else None,
+            agreement=slopes.mean() / (math.sqrt(beta) * believed_slope) if beta > 0 and bool(g_norm > 0) else None,
             zero_probes=(slopes == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
         )
@@ -151,35 +154,41 @@ def _gradient(weight: QuantizedWeight, *, keep: bool) -> Tensor:
 
 def check_beta(beta: float) -> float:
     """Return β as a float if it lies in [0, 1], else raise ``ValueError``."""
-    if not 0 <= beta <= 1:
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
         raise ValueError(
-            f"beta={beta!r} lies outside [0, 1]: 0 is n-SPSA, 1 the STE's direction alone, 0.999 is usual for an MLP"
+            f"beta={beta!r} lies outside [0, 1]: 0 is n-SPSA, 1 the STE's direction alone, an MLP takes 0.999"
         )
     return float(beta)
 
 
 def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
-    """Return the trainable ones of ``weights``; raise ``ValueError`` if there are none, or if one is in 16 bits."""
+    """Return the trainable ones of ``weights``, which must be of one model, each once, and not in 16 bits.
+
+    Raises:
+        ValueError: if they are not, or if none is trainable.
+    """
+    way_out = "pass the list that fogzo.quantized_weights(model) returns"
     listed: list[Any] = list(weights) if isinstance(weights, list | tuple) else [weights]
     wrong = [type(weight).__name__ for weight in listed if not isinstance(weight, QuantizedWeight)]
     if wrong or not isinstance(weights, list | tuple):
-        kind = (wrong or [type(weights).__name__])[0]
-        raise ValueError(f"weights is or holds a {kind}: pass the list that fogzo.quantized_weights(model) returns")
+        raise ValueError(f"weights is or holds a {(wrong or [type(weights).__name__])[0]}: {way_out}")
     for weight in listed:
         check_latent(weight.latent)
+    if len({weight.model for weight in listed}) > 1 or len({id(weight.latent) for weight in listed}) < len(listed):
+        raise ValueError(
+            f"weights holds tensors of several models, or one of them twice: {way_out}, of the whole model"
+        )
     trainable = [weight for weight in listed if weight.latent.requires_grad]
     if not trainable:
-        raise ValueError("weights holds nothing to train: pass fogzo.quantized_weights(model), requires_grad left on")
+        raise ValueError(f"weights holds nothing to train: {way_out}, with requires_grad left on")
     return trainable
 
 
-def check_gradients_empty(weights: Sequence[QuantizedWeight]) -> None:
-    """Raise ``ValueError`` if a latent's ``.grad`` holds anything but zeros."""
-    for weight in weights:
-        check_latent(weight.latent)
-        grad = weight.latent.grad
-        if grad is not None and bool(grad.any()):
+def check_gradients_empty(model: nn.Module) -> None:
+    """Raise ``ValueError`` if the ``.grad`` of a parameter holds anything but zeros."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and bool(parameter.grad.any()):
             raise ValueError(
-                f"{weight.name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
-                "first (accumulate micro-batches inside the closure)"
+                f"{name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
+                "(accumulate micro-batches inside the closure)"
             )
