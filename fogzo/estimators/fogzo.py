@@ -188,7 +188,8 @@ def check_gradients_empty(model: nn.Module) -> None:
     """Raise ``ValueError`` if the ``.grad`` of a parameter holds anything but zeros."""
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and bool(parameter.grad.any()):
+            plain_name = name.replace("parametrizations.", "").removesuffix(".original")
             raise ValueError(
-                f"{name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
+                f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
                 "(accumulate micro-batches inside the closure)"
             )
