@@ -17,7 +17,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (about a minute)
+demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (10 to 20 seconds)
 	$(BIN)/python train.py
 
 test: $(SETUP)  ## run the test suite (under 10 minutes on 2 cores)
@@ -43,6 +43,6 @@ tables: $(SETUP)  ## rebuild every table and figure from results/
 bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 3 minutes)
 	$(BIN)/python scripts/bench.py
 
-clean:  ## remove caches and everyday runs (outputs/); results/ and .venv stay
-	rm -rf outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove caches; runs (outputs/, results/) and .venv stay
+	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

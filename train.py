@@ -17,25 +17,34 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> None:
     # torch and all that needs it load here, so that --help and --cfg answer at once
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
     from hydra.types import RunMode
 
-    from fogzo.build import train
+    from fogzo.launch import train
     from fogzo.signals import Interrupted
     from fogzo.trainer import Diverged
 
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        if cfg.cell and not sweeping:
+            raise ValueError(
+                f"cell={cfg.cell} is filled by a sweep, which knows the cell's settings: "
+                f"python train.py -m experiment=NAME cell={cfg.cell} seed={cfg.seed}"
+            )
         train(cfg)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         if not sweeping:  # in a sweep it is one of the results
             sys.exit(1)
     except ValueError as error:
         if sweeping:  # the other jobs go on; Hydra reports this one at the end
-            raise
+            raise CompactHydraException(f"error: {error}") from None
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

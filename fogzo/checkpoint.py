@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fogzo.runs import RunError, atomic_write
+from fogzo.runs import RunError, atomic_write, one_line
 
 FORMAT = 1
+KEYS = ("run", "step", "model", "optimizer", "ledger", "means", "metrics_bytes")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -31,20 +33,24 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read what :func:`save` wrote.
+def load(path: Path, run: str) -> dict[str, Any]:
+    """Read what :func:`save` wrote for the run with identity ``run``.
 
     Raises:
-        RunError: if the file is damaged, or no checkpoint of this program.
+        RunError: if the file is damaged, no checkpoint of this program, or another run's.
     """
     way_out = "move it away to start this run from the beginning"
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load doesn't look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"the checkpoint {path} cannot be read ({reason[:120]}): {way_out}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {way_out}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or set(KEYS) - set(state):
         raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
+    if state["run"] != run:
+        raise RunError(f"the checkpoint {path} is another run's ({state['run']}, not {run}): {way_out}")
     return state
 
 

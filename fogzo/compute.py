@@ -18,8 +18,8 @@ class ComputeLedger:
     ``forwards`` and ``backwards`` count passes over a whole batch; ``examples`` and ``seconds`` are added by the
     trainer, once a step.  ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
     products and convolutions; evaluation is not counted).  ``forward_equivalents`` = forwards + 2 backwards is the
-    paper's convention, whatever a backward pass really costs: in the MLP, whose first layer needs no gradient of its
-    input, it is nearer to 1 forward.
+    convention behind the paper's 5/3, whatever a backward pass really costs: in the MLP, whose first layer needs no
+    gradient of its input, it is nearer to 1 forward.
     """
 
     forward_flops: float  # an example's share of a forward pass

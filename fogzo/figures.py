@@ -14,7 +14,11 @@ import numpy as np
 
 from fogzo.results import Run
 
-COLOURS = ("#000000", "#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b", "#d62728", "#ff7f0e", "#2ca02c", "#9467bd")
+# one for each of up to 12 cells: black, five blues, red, orange, and what is far from them
+COLOURS = (
+    "#000000", "#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b", "#d62728", "#ff7f0e",
+    "#2ca02c", "#9467bd", "#8c564b", "#e377c2",
+)  # fmt: skip
 
 
 def loss_against_cost(

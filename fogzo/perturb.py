@@ -76,7 +76,9 @@ def _uniform(length: int, generators: Sequence[torch.Generator]) -> Tensor:
     bits = torch.empty(len(generators), (length + 1) // 2, dtype=torch.int64)
     for row, generator in zip(bits, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
-    return bits.view(torch.int32)[:, :length].mul(2.0**-32).add_(0.5)
+    c = bits.view(torch.float32)  # in the same bytes: noise takes no more room than the weight it is for
+    torch.mul(bits.view(torch.int32), 2.0**-32, out=c)
+    return c[:, :length].add_(0.5)
 
 
 class Displacement:
@@ -111,8 +113,8 @@ class Displacement:
     def reflect(self) -> None:
         """From kept + unit·u to kept - unit·u.
 
-        Computed as 2 kept - w: the pair is symmetric about the kept weights to the last bit even where w has lost bits
-        of unit·u, and the noise need not be drawn again.
+        Computed as 2 kept - w: the pair stays symmetric about the kept weights where w has lost bits of unit·u, and the
+        noise need not be drawn again.
         """
         for latent, kept in zip(self.latents, self.kept, strict=True):
             latent.neg_().add_(kept, alpha=2)

@@ -16,7 +16,7 @@ def provenance() -> dict[str, Any]:
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
     commit = _git("rev-parse", "HEAD")
     # results change while a sweep runs; what counts is whether the code is what the commit holds
-    changed = _git("status", "--porcelain", "--", "fogzo", "configs", "train.py")
+    changed = _git("status", "--porcelain", "--", "fogzo", "configs", "hydra_plugins", "train.py")
     return {"versions": versions, "git_commit": commit, "git_dirty": bool(changed) if commit else None}
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from fogzo.runs import atomic_write, one_line
+
 Row = Mapping[str, Any]
 
 
@@ -67,12 +69,11 @@ class Progress:
 class WandbMirror:
     """Copies every row to Weights & Biases.  Offline by default: no account, and ``wandb sync`` later if wanted.
 
-    The run's id is kept in the run folder, so that a resumed run continues the same W&B run.
+    The run's id is kept in the run folder, so that a resumed run continues the same W&B run: offline, each start leaves
+    one folder, and syncing them one after the other makes one run of them.
     """
 
     def __init__(self, folder: Path, config: Row, *, project: str = "fogzo", mode: str = "offline") -> None:
-        if mode not in ("offline", "online"):
-            raise ValueError(f"logger.mode={mode!r} is not known: choose offline or online (online needs an account)")
         try:
             import wandb
         except ImportError as error:
@@ -81,17 +82,20 @@ class WandbMirror:
             ) from error
         id_file = folder / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4) + "\n")
-        self.run = wandb.init(
-            id=id_file.read_text().strip(),
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            mode="online" if mode == "online" else "offline",
-            resume="allow",
-            settings=wandb.Settings(silent=True, disable_git=True),
-        )
+            atomic_write(id_file, secrets.token_hex(4).encode())
+        try:
+            self.run = wandb.init(
+                id=id_file.read_text().strip(),
+                project=project,
+                name=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                mode="online" if mode == "online" else "offline",
+                resume="allow",
+                settings=wandb.Settings(silent=True, disable_git=True),
+            )
+        except wandb.Error as error:
+            raise ValueError(f"W&B cannot start ({one_line(error)}): choose logger.mode=offline, or log in") from error
 
     def start(self, step: int, steps: int) -> None:
         """Nothing to do: the run began with the constructor."""

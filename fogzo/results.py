@@ -24,7 +24,9 @@ class Run:
     summary: Mapping[str, Any]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows, in order."""
+        """The logged rows, in order; none if the run diverged before the first."""
+        if not (self.path / "metrics.jsonl").exists():
+            return []
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         try:
             return [json.loads(line) for line in lines]
@@ -56,23 +58,33 @@ def load_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def by_cell(runs: Iterable[Run], cells: Iterable[str], seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
+def by_cell(runs: Iterable[Run], cells: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, dict[int, Run]]:
     """Runs by cell and seed.
 
     Raises:
-        RunError: if two runs claim one place.
+        RunError: if two runs claim one place, or a run is not what its cell says.
     """
     table: dict[str, dict[int, Run]] = {cell: {} for cell in cells}
     for run in runs:
         cell, seed = run.summary["cell"], run.summary["seed"]
         if cell not in table or seed not in seeds:
             continue
+        wrong = [override for override in cells[cell]["overrides"] if not _holds(run.config, override)]
+        if wrong:
+            raise RunError(f"{run.path} claims cell {cell} but was not run with {', '.join(wrong)}: remove that folder")
         if seed in table[cell]:
-            raise RunError(
-                f"{run.path} and {table[cell][seed].path} both claim cell {cell}, seed {seed}: remove the stale one"
-            )
+            other = table[cell][seed].path
+            raise RunError(f"{run.path} and {other} both claim cell {cell}, seed {seed}: remove the stale one")
         table[cell][seed] = run
     return table
+
+
+def _holds(config: Any, override: str) -> bool:
+    key, _, text = override.partition("=")
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    # a group's choice is recorded as its name
+    return bool(config["name"] == text) if isinstance(config, Mapping) else bool(config == yaml.safe_load(text))
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

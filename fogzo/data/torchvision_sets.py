@@ -56,14 +56,15 @@ def _unpack_system_copy(name: str, folder: Path) -> None:
         return
     for file in FILES:
         if not (folder / file).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"{file}.partial"
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 with gzip.open(source / f"{file}.gz", "rb") as packed, partial.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
             except (OSError, EOFError, zlib.error) as error:
                 raise DataError(
-                    f"{source / file}.gz cannot be unpacked into {folder} ({error}): reinstall the package"
+                    f"{source / file}.gz cannot be unpacked into {folder} ({error}): choose a writable folder with "
+                    "data.root=FOLDER, or reinstall the package that the file came with"
                 ) from error
             partial.replace(folder / file)
 
@@ -71,7 +72,8 @@ def _unpack_system_copy(name: str, folder: Path) -> None:
 def _advice(name: str, folder: Path, present: bool, error: Exception) -> str:
     if present:
         return f"the {name} files in {folder} are damaged ({error}): remove that folder, and they are fetched again"
+    reason = " ".join(str(error).split())[:100]
     return (
-        f"{name} is not in {folder} and could not be downloaded ({type(error).__name__}): put {', '.join(FILES)} there "
+        f"{name} is not in {folder} and could not be downloaded ({reason}): put {', '.join(FILES)} there "
         "(data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
     )

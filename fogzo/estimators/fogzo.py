@@ -190,6 +190,6 @@ def check_gradients_empty(model: nn.Module) -> None:
         if parameter.grad is not None and bool(parameter.grad.any()):
             plain_name = name.replace("parametrizations.", "").removesuffix(".original")
             raise ValueError(
-                f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() first "
-                "(accumulate micro-batches inside the closure)"
+                f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
+                "first (accumulate micro-batches inside the closure)"
             )

@@ -78,8 +78,9 @@ class Quantizer(nn.Module, ABC):
         """Quantized weights, same shape and dtype as ``latent``; gradients are the straight-through ones."""
         check_latent(latent)
         scale = self.scale(latent)
-        x = self.rotate(latent) / scale
-        codes = _Code.apply(x, self) if torch.is_grad_enabled() else self.encode(x)
+        if not torch.is_grad_enabled():
+            return self.unrotate(self.codes(latent).mul_(scale))  # in place: a probe needs little memory
+        codes: Tensor = _Code.apply(self.rotate(latent) / scale, self)
         return self.unrotate(codes * scale)
 
 

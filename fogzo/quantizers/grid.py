@@ -48,6 +48,5 @@ class Grid:
 
     def round(self, x: Tensor) -> Tensor:
         """The nearest code of each entry, out-of-range entries clipped (ties: to even, or up on half-integers)."""
-        if self.offset:
-            return (x.floor() + self.offset).clamp(self.lo, self.hi)
-        return x.round().clamp(self.lo, self.hi)
+        x = x.clamp(self.lo, self.hi)  # a copy, so the rest can be done in place
+        return x.floor_().add_(self.offset) if self.offset else x.round_()

@@ -58,8 +58,8 @@ class _Rotation(torch.autograd.Function):
 class QuEST(Quantizer):
     """Codes of H w, H block-diagonal Hadamard over the input dimension, scaled by the RMS of each output row.
 
-    α = 2 c RMS(row) / (2^b - 1), c the Gaussian-optimal constant; codes are half-integers.  α follows the weights at
-    every step and is treated as a constant by the backward pass.
+    α = 2 c RMS(row) / (2^b - 1), c the Gaussian-optimal constant; codes are half-integers.  α follows the weights, also
+    the displaced ones of a probe, and is treated as a constant by the backward pass.
 
     The trust mask overrides the smoothing's derivative here: gradients pass where |x_q - x| ≤ 1/2 in code units,
     which is |w_q - w| ≤ RMS c / (2^b - 1).  The probes' noise is the identity STE's, drawn in the rotated basis.
