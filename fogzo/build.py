@@ -77,7 +77,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(f"progress={cfg.progress} is not known: choose one of {', '.join(BARS)}")
     if cfg.logger.get("mode", "offline") not in ("offline", "online"):
         raise ValueError(
-            f"logger.mode={cfg.logger.mode} is not known: choose offline or online (online needs an account)"
+            f"logger.mode={cfg.logger.mode!r} is not known: choose offline or online (online needs an account)"
         )
     for name in ("seed", "threads"):
         check_whole(cfg[name], name=name, lowest=0)

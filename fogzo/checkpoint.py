@@ -13,7 +13,6 @@ from torch import nn
 from fogzo.runs import RunError, atomic_write, one_line
 
 FORMAT = 1
-KEYS = ("run", "step", "model", "optimizer", "ledger", "means", "metrics_bytes")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -33,11 +32,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load(path: Path, run: str) -> dict[str, Any]:
-    """Read what :func:`save` wrote for the run with identity ``run``.
+def load(path: Path) -> dict[str, Any]:
+    """Read what :func:`save` wrote.
 
     Raises:
-        RunError: if the file is damaged, no checkpoint of this program, or another run's.
+        RunError: if the file is damaged, or no checkpoint of this program.
     """
     way_out = "move it away to start this run from the beginning"
     try:
@@ -47,10 +46,8 @@ def load(path: Path, run: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
         raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {way_out}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or set(KEYS) - set(state):
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
-    if state["run"] != run:
-        raise RunError(f"the checkpoint {path} is another run's ({state['run']}, not {run}): {way_out}")
     return state
 
 

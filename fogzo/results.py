@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fogzo.runs import RunError
+from fogzo.runs import RunError, one_line
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def load_runs(folder: Path) -> list[Run]:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RunError(
-                f"the record in {path} cannot be read ({error}): remove the folder and run it again"
+                f"the record in {path} cannot be read ({one_line(error)}): remove the folder and run it again"
             ) from error
         if not isinstance(summary, dict) or not isinstance(config, dict) or summary.get("seed") is None:
             raise RunError(f"the record in {path} lacks its seed or its config: remove the folder and run it again")

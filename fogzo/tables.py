@@ -135,8 +135,8 @@ The paper: {paper["setting"]}. {paper["claim"]}. No loss values are known.
 
 {table.markdown()}
 Forward equivalents count a backward pass as two forward passes, the convention behind "5/3 of an STE step"; the paper's
-own MLP table counts an STE step as 1x. FLOPs are measured by torch's flop counter. Agreement is the measured slope along
-ĝ over the slope that the STE believes, a mean over the run.
+own MLP table counts an STE step as 1x. FLOPs are measured by torch's flop counter. Agreement is the measured slope
+along ĝ over the slope that the STE believes, a mean over the run.
 
 ## Cost at equal training loss
 

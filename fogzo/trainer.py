@@ -19,7 +19,7 @@ from fogzo.data import DataOrder
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
 from fogzo.estimators.base import check_whole
 from fogzo.reporters import Reporter
-from fogzo.runs import RunFolder, identity
+from fogzo.runs import RunError, RunFolder, identity
 from fogzo.seeding import seed_step
 from fogzo.signals import Interrupted, StopRequest
 from fogzo.tasks import Classification
@@ -214,7 +214,11 @@ class Trainer:
         if not path.exists():
             self.folder.truncate_metrics(0)
             return False
-        state = checkpoint.load(path, identity(self.folder.config))
+        state = checkpoint.load(path)
+        if set(self.state_dict()) - set(state) or state["run"] != identity(self.folder.config):
+            raise RunError(
+                f"the checkpoint {path} is not this run's: move it away to start this run from the beginning"
+            )
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])

@@ -5,12 +5,12 @@ Without an experiment it is Hydra's basic sweeper.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException
 
 from fogzo.sweep import expand
 
@@ -26,11 +26,10 @@ class ExperimentSweeper(BasicSweeper):
             return super().sweep(arguments)
         except OSError as error:
             reason = error.strerror or error
-            raise CompactHydraException(
-                f"error: {folder} cannot be written ({reason}): choose another place with results_dir=FOLDER"
-            ) from None
+            way_out = "choose another place with results_dir=FOLDER"
+            sys.exit(f"error: {folder} cannot be written ({reason}): {way_out}")
         except ValueError as error:
-            raise CompactHydraException(f"error: {error}") from None
+            sys.exit(f"error: {error}")
 
     def split_arguments(  # type: ignore[override]  # the base class has it as a static method
         self, overrides: list[Override], max_batch_size: int | None

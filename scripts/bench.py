@@ -74,7 +74,8 @@ def memory(data: ImageData) -> None:
         for estimator in (lambda weights: fogzo.StraightThrough(), partial(fogzo.FOGZO, beta=0.999)):
             one = trainer(make(), estimator, data, batch)
             one.train_step(0)  # the optimizer's buffers
-            with PeakTensorMemory() as peak:
+            state = [buffer for values in one.optimizer.state.values() for buffer in values.values()]
+            with PeakTensorMemory([*one.model.parameters(), *one.model.buffers(), *state]) as peak:
                 one.train_step(1)
             peaks.append(peak.most)
         size = sum(w.latent.numel() * 4 for w in fogzo.quantized_weights(one.model))
@@ -158,12 +159,18 @@ def alternate(functions: list[Callable[[], Any]], rounds: int) -> list[list[floa
 
 
 class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within: follows the storages that operations return, and keeps the most bytes alive at one time in ``most``."""
+    """Within: follows the storages that operations return, and keeps the most bytes alive at one time in ``most``.
 
-    def __init__(self) -> None:
+    ``existing`` counts from the start: an in-place operation returns tensors that were there before.
+    """
+
+    def __init__(self, existing: list[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.most = 0, 0
         self.seen: dict[int, int] = {}
+        for tensor in existing:
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -11,5 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _fixed_seed_and_threads():
     import torch
 
+    torch.set_grad_enabled(True)  # an interrupt that a test provokes may fall into the end of a no_grad block
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from ids import readable
 from torch import nn
 
 import fogzo
@@ -86,7 +87,7 @@ def after_one_estimate(name, model, **options):
 
 @every_estimator
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.QuEST(2), fogzo.Sign()], ids=repr)
+@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.QuEST(2), fogzo.Sign()], ids=readable)
 def test_weights_are_afterwards_what_they_were_in_any_layout(quantizer, memory_format, name):
     model = quantized(quantizer, dropout=0.0).to(memory_format=memory_format)  # masks are drawn in memory order
     before, strides = snapshot(model), [p.stride() for p in model.parameters()]
@@ -201,7 +202,7 @@ def test_weights_survive_an_interrupt_wherever_python_looks_for_one():
 
 
 @every_estimator
-@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.LSQ(2)], ids=repr)
+@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.LSQ(2)], ids=readable)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_and_float_parameters_are_those_of_one_straight_through_step(mode, quantizer, name):
     state, expected = after_one_estimate("ste", getattr(quantized(quantizer), mode)())
@@ -220,7 +221,7 @@ def test_statistics_are_updated_once_where_nothing_needs_a_backward_pass(name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"beta": 0.9}, {"beta": 1.0}, {"beta": 0.0}, {"beta": 0.9, "probe_batch": 3}], ids=str
+    "options", [{"beta": 0.9}, {"beta": 1.0}, {"beta": 0.0}, {"beta": 0.9, "probe_batch": 3}], ids=readable
 )
 def test_a_pair_without_displacement_has_equal_losses_to_the_last_bit(options):
     weights = fogzo.quantized_weights(quantized())
@@ -238,7 +239,7 @@ def test_noise_follows_the_smoothing_in_the_basis_in_which_codes_are_decided():
     assert weights[-1].quantizer.rotate(z).abs().max() < math.sqrt(3) + 1e-5
 
 
-@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.LSQ(2), fogzo.QuEST(2), fogzo.Sign()], ids=repr)
+@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.LSQ(2), fogzo.QuEST(2), fogzo.Sign()], ids=readable)
 def test_autocast_does_not_touch_the_codes_of_a_probe(quantizer):
     def weights_seen(autocast):
         model, seen = quantized(quantizer), []

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ids import readable
 from torch import nn
 
 import fogzo
@@ -104,7 +105,7 @@ def test_beta_one_is_the_projection_of_the_gradient_on_the_guide(loss, guide):
     torch.testing.assert_close(g, unit * (unit @ gradient))
 
 
-@pytest.mark.parametrize("smoothing", [Uniform(0.5), Uniform(1.0), Logistic(), Triangular()], ids=repr)
+@pytest.mark.parametrize("smoothing", [Uniform(0.5), Uniform(1.0), Logistic(), Triangular()], ids=readable)
 @pytest.mark.parametrize("beta", [0.0, 0.7])
 def test_expectation_is_beta_of_the_projection_and_one_minus_beta_of_the_gradient(beta, smoothing):
     closure = Problem(latents(smoothing=smoothing), linear(C), WRONG)
@@ -170,7 +171,9 @@ def textbook(model, loss, beta, guide_norm, samples, seed, step):
     ("beta", "guide_norm"), [(0.0, "global"), (0.6, "global"), (0.6, "rms"), (0.6, "per_tensor"), (1.0, "global")]
 )
 @pytest.mark.parametrize(
-    "quantizer", [fogzo.FixedScale(2), fogzo.FixedScale(3, per_channel=True), fogzo.QuEST(2), fogzo.Sign()], ids=repr
+    "quantizer",
+    [fogzo.FixedScale(2), fogzo.FixedScale(3, per_channel=True), fogzo.QuEST(2), fogzo.Sign()],
+    ids=readable,
 )
 def test_equals_the_textbook_loop_with_the_same_noise(quantizer, beta, guide_norm):
     model = quantized_mlp(quantizer)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from ids import readable
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
@@ -12,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from fogzo import LSQ, FixedScale, QuEST, Sign, bake, quantize_model, quantized_weights
 
 PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), QuEST(2)]
-each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
+each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=readable)
 LAYERS = ["stem", "block.conv", "block.down", "blocks.0", "head"]
 
 
@@ -78,7 +79,7 @@ def test_a_model_is_quantized_in_place_and_computes_with_the_quantized_weights(p
         (["bl?ck", "[s-t]*"], ["blocks.0", "head"]),
         ((pattern for pattern in ["*.conv", "h*"]), ["stem", "block.down", "blocks.0"]),
     ],
-    ids=str,
+    ids=readable,
 )
 def test_skip_patterns_leave_layers_out_with_all_that_is_inside(skip, left):
     model = quantize_model(Net(), LSQ(2), skip=skip)

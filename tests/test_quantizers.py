@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ids import readable
 from scipy.linalg import block_diag, hadamard
 from scipy.optimize import minimize_scalar
 
@@ -13,7 +14,7 @@ from fogzo import LSQ, FixedScale, QuEST, Sign
 from fogzo.quantizers import quest
 
 PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), QuEST(2)]
-each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
+each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=readable)
 
 
 def fitted(prototype, latent):
@@ -28,7 +29,7 @@ def gradient(quantizer, latent, upstream):
 
 
 @each_quantizer
-@pytest.mark.parametrize("shape", [(16, 64), (4, 16, 3, 3), (24,)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 64), (4, 16, 3, 3), (24,)], ids=readable)
 def test_neither_no_grad_nor_autocast_changes_a_bit_of_the_quantized_weights(prototype, shape):
     latent = torch.randn(shape).requires_grad_()
     quantizer = fitted(prototype, latent)
@@ -78,7 +79,7 @@ def test_impossible_arguments_are_refused(make, arguments, named):
     ("prototype", "value"),
     [(LSQ(2), 0.0), (FixedScale(2, per_channel=True), 0.5)]
     + [(prototype, value) for prototype in (FixedScale(2), Sign()) for value in (0.0, 0.5, 0.1, -2.7)],
-    ids=repr,
+    ids=readable,
 )
 def test_no_scale_is_fitted_to_weights_without_spread(prototype, value):
     with pytest.raises(ValueError, match=r"constant|all zero"):
@@ -127,7 +128,7 @@ def test_a_fixed_scale_is_given_or_a_multiple_of_the_standard_deviation(make, sc
         (Sign("hardtanh", scale=0.5), lambda x: abs(x) <= 1),
         (Sign("approxsign", scale=0.5), lambda x: max(2 - 2 * abs(x), 0)),
     ],
-    ids=repr,
+    ids=readable,
 )
 def test_the_gradient_is_multiplied_by_the_surrogate_s_slope(prototype, slope):
     x = torch.tensor([-2.5, -1.75, -1.5, -0.75, -0.25, 0.0, 0.125, 0.5, 1.5, 1.75, 3.0])
@@ -221,7 +222,7 @@ def test_quest_s_2_bit_error_on_gaussian_weights_is_the_known_optimum(monkeypatc
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("shape", [(5, 24), (4, 16, 3, 3), (64,)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (4, 16, 3, 3), (64,)], ids=readable)
 def test_quest_quantizes_and_back_propagates_in_the_rotated_basis(bits, shape):
     rotated, upstream = torch.randn(2, shape[0] if len(shape) > 1 else 1, math.prod(shape[1:] or shape)).double()
     turn = rotation(rotated.shape[1])

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from ids import readable
 from scipy.integrate import quad
 
 from fogzo import FixedScale, Sign
@@ -172,7 +173,7 @@ def test_a_half_width_that_is_not_positive_is_refused(half_width):
         (Sign("tanh"), "sign → tanh"),
         (Sign("approxsign"), "sign → ApproxSign"),
     ],
-    ids=str,
+    ids=readable,
 )
 def test_a_quantizer_back_propagates_the_derivative_of_its_surrogate(quantizer, step):
     row, _, _, surrogate = STEPS[step]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ids import readable
 from torch import nn
 
 import fogzo
@@ -63,7 +64,7 @@ def estimate(model, kind=fogzo.FOGZO, step=0, autocast=False, **options):
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 0.5), (torch.optim.AdamW, 0.01)])
-@pytest.mark.parametrize("quantizer", [fogzo.LSQ(bits=2), fogzo.QuEST(bits=2), fogzo.Sign()], ids=repr)
+@pytest.mark.parametrize("quantizer", [fogzo.LSQ(bits=2), fogzo.QuEST(bits=2), fogzo.Sign()], ids=readable)
 @pytest.mark.parametrize("kind", ["ste", "nspsa", "fogzo", "fogzo, batched"])
 def test_loss_falls_in_a_plain_loop(kind, quantizer, optimizer, lr):
     torch.manual_seed(0)
@@ -140,8 +141,10 @@ def test_an_outer_no_grad_changes_nothing(kind):
     assert all(torch.equal(expected[name], inside[name]) for name in expected)
 
 
-@pytest.mark.parametrize("quantizer", [fogzo.LSQ(2), fogzo.QuEST(2)], ids=repr)
-@pytest.mark.parametrize("options", [{"kind": fogzo.NSPSA}, {"beta": 0.5}, {"beta": 0.5, "probe_batch": 2}], ids=str)
+@pytest.mark.parametrize("quantizer", [fogzo.LSQ(2), fogzo.QuEST(2)], ids=readable)
+@pytest.mark.parametrize(
+    "options", [{"kind": fogzo.NSPSA}, {"beta": 0.5}, {"beta": 0.5, "probe_batch": 2}], ids=readable
+)
 def test_autocast_around_the_estimate_is_autocast_inside_the_closure(options, quantizer):
     _, _, expected = estimate(quantized(quantizer), samples=3, autocast=True, **options)
     with torch.autocast("cpu", torch.bfloat16):
@@ -161,7 +164,9 @@ def test_an_estimate_is_a_function_of_seed_and_step_and_not_of_the_global_genera
     assert not torch.equal(gradient(0, 3), gradient(1, 3))
 
 
-@pytest.mark.parametrize("options", [{"kind": fogzo.NSPSA}, {"beta": 0.5}, {"beta": 1.0}, {"probe_batch": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"kind": fogzo.NSPSA}, {"beta": 0.5}, {"beta": 1.0}, {"probe_batch": 2}], ids=readable
+)
 @pytest.mark.parametrize("float_head", [True, False])
 def test_the_global_generator_goes_on_as_after_one_forward_pass(float_head, options):
     model = quantized(dropout=0.5, float_head=float_head)

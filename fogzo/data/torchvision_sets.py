@@ -42,8 +42,11 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
     for part, count in ((train, 60_000), (test, 10_000)):
         images, labels = part.data.numpy(), part.targets.numpy()
         if images.shape != (count, 28, 28) or labels.shape != (count,):
+            whole = images.shape == (count, 28, 28)
+            kind, found = ("labels", labels) if whole else ("images", images)
             raise DataError(
-                f"{folder} holds {len(images)} images where {name} has {count}: remove that folder and run again"
+                f"{folder} holds {len(found)} {kind} where {name} has {count} of each: remove that folder, and they "
+                "are fetched again"
             )
         parts.append(split(images, labels, mean, std))
         arrays += [images, labels]
@@ -63,8 +66,8 @@ def _unpack_system_copy(name: str, folder: Path) -> None:
                     shutil.copyfileobj(packed, unpacked)
             except (OSError, EOFError, zlib.error) as error:
                 raise DataError(
-                    f"{source / file}.gz cannot be unpacked into {folder} ({error}): choose a writable folder with "
-                    "data.root=FOLDER, or reinstall the package that the file came with"
+                    f"{name}: {source / file}.gz cannot be unpacked into {folder} ({error}): choose a writable folder "
+                    "with data.root=FOLDER, or reinstall the package that the file came with"
                 ) from error
             partial.replace(folder / file)
 

