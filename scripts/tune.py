@@ -69,7 +69,8 @@ def choose(experiment: dict[str, Any], results_dir: Path) -> dict[str, Any]:
         edges = [key for key, value in best.items() if value in (min(tuning["grid"][key]), max(tuning["grid"][key]))]
         tried.sort(key=lambda point: list(point[1].values()))
         record = [{"values": values, tuning["metric"]: metric} for metric, values in tried]
-        chosen[cell] = {"values": best, "on_edge_of_grid": edges, "tried": record}
+        # copies: YAML would show a shared dict as an anchor
+        chosen[cell] = {"values": dict(best), "on_edge_of_grid": edges, "tried": record}
         print(f"{cell}: {best}" + (f"  (on the edge of the grid: {', '.join(edges)})" if edges else ""))
     return chosen
 
