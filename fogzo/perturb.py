@@ -41,13 +41,6 @@ class Noise:
                 z = quantizer.smoothing.from_uniform(part.to(latent.dtype))
                 yield quantizer.unrotate(z.reshape(-1, *latent.shape))
 
-    def add_weighted(self, factors: Tensor, samples: range, sums: Iterable[Tensor]) -> None:
-        """sums += Σ_i factors[i]·z_i over these samples, weight by weight."""
-        with torch.autocast(self.latents[0].device.type, enabled=False):  # around a whole step, it would round to bf16
-            for total, z in zip(sums, self.draw(samples), strict=True):
-                own = factors[samples.start : samples.stop].to(z)
-                total.add_(z[0].mul_(own[0]) if len(own) == 1 else torch.tensordot(own, z, 1))
-
     def _generator(self, i: int, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed("probe", self.seed, self.step, i))
 

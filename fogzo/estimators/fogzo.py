@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
-from fogzo.estimators.probes import Probes, chunks
+from fogzo.estimators.probes import Probes, add_weighted, slopes_of
 from fogzo.perturb import Noise
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
@@ -100,23 +100,25 @@ class FOGZO(Estimator):
                     yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
             probes = Probes(closure, self.weights, units, random_state, first_pass_done=loss is not None)
-            losses = (
-                probes.together(directions, n, self.probe_batch)
-                if self.probe_batch
-                else probes.one_by_one(directions, n)
-            )
-            slopes = (losses[:, 0] - losses[:, 1]) / 2
-
-            # G = 1/n Σ slope_i·u_i, in weight units; the noise is drawn once more instead of being kept
-            torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
-            for part in chunks(n if beta < 1 else 0, max(self.probe_batch, 1)):
-                noise.add_weighted(math.sqrt(1 - beta) / n * slopes, part, grads)
+            if self.probe_batch:
+                losses, sums = probes.together(directions, n, self.probe_batch)
+                torch._foreach_copy_(grads, sums)
+                torch._foreach_div_(grads, float(n))
+            else:
+                losses = probes.one_by_one(directions, n)
+                # G = 1/n Σ slope_i·u_i: ĝ's part in place, and the noise drawn once more instead of being kept
+                slopes = slopes_of(losses)
+                torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
+                for i in range(n if beta < 1 else 0):
+                    add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / n * slopes[i : i + 1])
             torch._foreach_div_(grads, units)
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            agreement=slopes.mean() / (math.sqrt(beta) * believed_slope) if beta > 0 and bool(g_norm > 0) else None,
-            zero_probes=(slopes == 0).float().mean(),
+            agreement=slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope)
+            if beta > 0 and bool(g_norm > 0)
+            else None,
+            zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
         )
 

@@ -5,7 +5,7 @@ Both see the same world: the same batch, random numbers and batch-norm statistic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -42,6 +42,21 @@ def chunks(n: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, n))
 
 
+def slopes_of(losses: Tensor) -> Tensor:
+    """slope_i = (L(w + ε·α·u_i) - L(w - ε·α·u_i)) / 2 in grid units, from losses of shape (n, 2)."""
+    return (losses[:, 0] - losses[:, 1]) / 2
+
+
+def add_weighted(sums: Iterable[Tensor], stacks: Iterable[Tensor], factors: Tensor) -> None:
+    """sums += Σ_k factors[k]·stack[k], weight by weight; stacks have shape (K, *weight.shape)."""
+    for total, stack in zip(sums, stacks, strict=True):
+        with torch.autocast(total.device.type, enabled=False):  # around a whole step, it would round products to bf16
+            if len(stack) == 1:
+                total.add_(stack[0] * factors[0])
+            else:
+                total.add_(torch.mv(stack.flatten(1).mT, factors.to(stack)).view_as(total))
+
+
 @dataclass(frozen=True)
 class Probes:
     """Evaluates L(w + ε·α·u_i) and L(w - ε·α·u_i), shape (n, 2), in the world of ``random_state``.
@@ -66,21 +81,26 @@ class Probes:
                 losses.append(self._loss())
         return torch.stack(losses).view(n, 2)
 
-    def together(self, directions: Directions, n: int, chunk: int) -> Tensor:
-        """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights."""
+    def together(self, directions: Directions, n: int, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights.
+
+        Also Σ_i slope_i·u_i of each weight, while the directions are at hand.
+        """
         losses = []
+        sums = [torch.zeros_like(weight.latent) for weight in self.weights]
         with self._undisturbed():
             for part in chunks(n, chunk):
-                stacked = [
-                    _pairs(weight.latent.detach(), u, unit)
-                    for weight, u, unit in zip(self.weights, directions(part), self.units, strict=True)
-                ]
+                us = list(directions(part))
+                latents = [weight.latent.detach() for weight in self.weights]
+                stacked = [_pairs(latent, u, unit) for latent, u, unit in zip(latents, us, self.units, strict=True)]
                 token = _evaluations_per_call.set(2 * len(part))
                 try:
-                    losses.append(torch.func.vmap(self._loss_at, randomness="same")(*stacked))
+                    pairs = torch.func.vmap(self._loss_at, randomness="same")(*stacked).view(-1, 2)
                 finally:
                     _evaluations_per_call.reset(token)
-        return torch.cat(losses).view(n, 2)
+                losses.append(pairs)
+                add_weighted(sums, us, slopes_of(pairs))
+        return torch.cat(losses), sums
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -122,7 +142,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = input.reshape(-1, input.shape[-1])
     output = (weight @ rows.mT).mT
     if bias is not None:
-        output = output + bias.to(output.dtype)  # under autocast the product is in bf16
+        output.add_(bias)  # in place, so in the product's precision under autocast, as F.linear does
     return output if input.dim() == 2 else output.reshape(*input.shape[:-1], -1)
 
 
