@@ -26,10 +26,11 @@ class ExperimentSweeper(BasicSweeper):
             return super().sweep(arguments)
         except OSError as error:
             reason = error.strerror or error
-            way_out = "choose another place with results_dir=FOLDER"
-            sys.exit(f"error: {folder} cannot be written ({reason}): {way_out}")
+            message = f"{folder} cannot be written ({reason}): choose another place with results_dir=FOLDER"
         except ValueError as error:
-            sys.exit(f"error: {error}")
+            message = str(error)
+        print(f"error: {message}", file=sys.stderr)  # one line, where Hydra would add its own
+        sys.exit(1)
 
     def split_arguments(  # type: ignore[override]  # the base class has it as a static method
         self, overrides: list[Override], max_batch_size: int | None
