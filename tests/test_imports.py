@@ -1,4 +1,4 @@
-"""Imports run one way (design.md, section 3), as the source says; and commands that need little load little."""
+"""Imports run one way, as the source says; and commands that need little load little."""
 
 import ast
 import resource
