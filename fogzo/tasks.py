@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fogzo.data.images import ImageData, Split
+from fogzo.data import ImageData, Split
 
 
 @dataclass(frozen=True)

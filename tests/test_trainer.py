@@ -12,7 +12,7 @@ from torch import nn
 import fogzo
 from fogzo import checkpoint
 from fogzo.compute import ComputeLedger
-from fogzo.data import ImageData, Split
+from fogzo.data import ImageData, TensorSplit
 from fogzo.models import mlp
 from fogzo.runs import RunError, RunFolder
 from fogzo.schedules import LearningRate
@@ -41,7 +41,7 @@ def blobs(examples, dtype):
     generator = torch.Generator().manual_seed(examples)
     targets = torch.arange(examples) % 4
     inputs = torch.randn(examples, 1, 4, 4, generator=generator, dtype=dtype)
-    return Split(inputs + targets.view(-1, 1, 1, 1), targets)
+    return TensorSplit(inputs + targets.view(-1, 1, 1, 1), targets)
 
 
 def make(

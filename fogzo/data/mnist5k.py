@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 
-from fogzo.data.images import DataError, ImageData, digest, split
+from fogzo.data.base import DataError
+from fogzo.data.images import ImageData, digest, split
 
 CLASSES, PER_CLASS, TEST_PER_CLASS = 10, 500, 100
 MEAN, STD = 0.1307, 0.3081  # of the full MNIST training set's pixels, in [0, 1]

@@ -8,7 +8,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fogzo.data.images import DataError, ImageData, Split, digest, split
+from fogzo.data.base import DataError
+from fogzo.data.images import ImageData, TensorSplit, digest, split
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 # where Debian's package dataset-fashion-mnist puts its files
@@ -37,7 +38,7 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
         train, test = (dataset(root, train=part, download=not present) for part in (True, False))
     except Exception as error:  # torchvision lets out whatever urllib, gzip or struct raise
         raise DataError(_advice(name, folder, present, error)) from error
-    parts: list[Split] = []
+    parts: list[TensorSplit] = []
     arrays = []
     for part, count in ((train, 60_000), (test, 10_000)):
         images, labels = part.data.numpy(), part.targets.numpy()

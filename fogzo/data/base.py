@@ -1,0 +1,65 @@
+"""What the trainer needs of a data set: examples reached by their index, so that the position is one integer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets
+
+
+class DataError(ValueError):
+    """A data set is missing or damaged; the message says which, where, and what to do."""
+
+
+class Selection(NamedTuple):
+    """Examples of one batch.  Both are int64, on the CPU, of shape (B,)."""
+
+    indices: Tensor  # which examples
+    positions: Tensor  # their places in the whole training's sequence (step · batch size + offset): they seed augmentation
+
+
+class Split(ABC):
+    """A training or test split.  What it yields lies on the device that :meth:`to` was given last."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> Batch:
+        """Examples as they are evaluated, without augmentation; ``indices`` int64, shape (B,)."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Split:
+        """The same split, yielding its batches on ``device``."""
+
+    def load(self, selections: Iterable[Selection], *, seed: int) -> Iterator[Batch]:
+        """The batches of ``selections``, in order, augmented as for training.
+
+        A split that reads files may read ahead in other processes; what it yields is a function of the selection and
+        ``seed`` all the same.
+        """
+        for selection in selections:
+            yield self.batch(selection.indices)
+
+
+class Data(Protocol):
+    """A training and a test split, with what goes into the record."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> Split: ...
+
+    @property
+    def test(self) -> Split: ...
+
+    def to(self, device: torch.device) -> Data: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record keeps of its data: name, sizes, hash."""
