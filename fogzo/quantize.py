@@ -133,6 +133,8 @@ def bake(model: nn.Module) -> nn.Module:
     """
     for weight in quantized_weights(model):
         layer = model.get_submodule(weight.layer_name)
+        # a deep copy shares the class that torch made for the original layer, and removal would take the weight off both
+        layer.__class__ = type(type(layer).__name__, type(layer).__bases__, dict(vars(type(layer))))
         parametrize.remove_parametrizations(layer, weight.tensor_name, leave_parametrized=True)
     return model
 

@@ -215,6 +215,17 @@ def test_a_saved_state_is_restored_into_a_fresh_model_and_nothing_is_fitted_agai
     assert same_state(fresh.state_dict(), model.state_dict())
 
 
+def test_baking_a_copy_leaves_the_original_as_it_was():
+    model = quantize_model(Net(), FixedScale(2), biases=True)
+    x = images()
+    before, names = model(x).detach(), list(model.state_dict())
+    copied = bake(copy.deepcopy(model))
+    assert torch.equal(copied(x), before)
+    assert torch.equal(model(x), before)
+    assert list(model.state_dict()) == names
+    assert torch.equal(bake(model)(x), before)
+
+
 def train(model, x, steps=30):
     """Losses of a plain SGD loop on fixed labels."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

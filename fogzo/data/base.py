@@ -20,7 +20,9 @@ class Selection(NamedTuple):
     """Examples of one batch.  Both are int64, on the CPU, of shape (B,)."""
 
     indices: Tensor  # which examples
-    positions: Tensor  # their places in the whole training's sequence (step · batch size + offset): they seed augmentation
+    positions: (
+        Tensor  # their places in the whole training's sequence (step · batch size + offset): they seed augmentation
+    )
 
 
 class Split(ABC):

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import shutil
 import zlib
 from pathlib import Path
 from typing import Any
 
 from fogzo.data.base import DataError
-from fogzo.data.images import ImageData, TensorSplit, digest, split
+from fogzo.data.images import ImageData, digest, split
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+# of the unpacked files, in the order of FILES; counts alone would let a flipped byte through
+MD5 = {
+    "mnist": (
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
+    "fashion_mnist": (
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
+    ),
+}
 # where Debian's package dataset-fashion-mnist puts its files
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
@@ -33,25 +49,31 @@ def fashion_mnist(root: str | Path = "data") -> ImageData:
 def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> ImageData:
     folder = root / dataset.__name__ / "raw"
     _unpack_system_copy(name, folder)
-    present = all((folder / file).is_file() for file in FILES)
     try:
-        train, test = (dataset(root, train=part, download=not present) for part in (True, False))
+        if not all((folder / file).is_file() for file in FILES):
+            dataset(root, download=True)
     except Exception as error:  # torchvision lets out whatever urllib, gzip or struct raise
-        raise DataError(_advice(name, folder, present, error)) from error
-    parts: list[TensorSplit] = []
-    arrays = []
-    for part, count in ((train, 60_000), (test, 10_000)):
-        images, labels = part.data.numpy(), part.targets.numpy()
-        if images.shape != (count, 28, 28) or labels.shape != (count,):
-            whole = images.shape == (count, 28, 28)
-            kind, found = ("labels", labels) if whole else ("images", images)
+        raise DataError(_advice(name, folder, error)) from error
+    _check_files(name, folder)
+    train, test = (dataset(root, train=part) for part in (True, False))
+    arrays = [array.numpy() for part in (train, test) for array in (part.data, part.targets)]
+    return ImageData(
+        name,
+        train=split(arrays[0], arrays[1], mean, std),
+        test=split(arrays[2], arrays[3], mean, std),
+        classes=10,
+        sha256=digest(*arrays),
+    )
+
+
+def _check_files(name: str, folder: Path) -> None:
+    for file, expected in zip(FILES, MD5[name], strict=True):
+        found = hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()
+        if found != expected:
             raise DataError(
-                f"{folder} holds {len(found)} {kind} where {name} has {count} of each: remove that folder, and they "
-                "are fetched again"
+                f"{folder / file} has MD5 {found[:12]}..., but {name}'s is {expected[:12]}...: remove that folder, and the "
+                "files are fetched again"
             )
-        parts.append(split(images, labels, mean, std))
-        arrays += [images, labels]
-    return ImageData(name, parts[0], parts[1], classes=10, sha256=digest(*arrays))
 
 
 def _unpack_system_copy(name: str, folder: Path) -> None:
@@ -73,9 +95,7 @@ def _unpack_system_copy(name: str, folder: Path) -> None:
             partial.replace(folder / file)
 
 
-def _advice(name: str, folder: Path, present: bool, error: Exception) -> str:
-    if present:
-        return f"the {name} files in {folder} are damaged ({error}): remove that folder, and they are fetched again"
+def _advice(name: str, folder: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:100]
     return (
         f"{name} is not in {folder} and could not be downloaded ({reason}): put {', '.join(FILES)} there "
