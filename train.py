@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> None:
     from hydra.types import RunMode
 
     from fogzo.launch import train
+    from fogzo.monitor import Diverged
     from fogzo.signals import Interrupted
-    from fogzo.trainer import Diverged
 
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fogzo.estimators import FOGZO, NSPSA, StraightThrough
     from fogzo.quantize import bake, quantize_model, quantized_weights
-    from fogzo.quantizers import LSQ, FixedScale, QuEST, Sign
+    from fogzo.quantizers import LSQ, FixedScale, QuEST, Sign, fit_activations
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ _HOMES = {
     "quantize_model": "fogzo.quantize",
     "quantized_weights": "fogzo.quantize",
     "bake": "fogzo.quantize",
+    "fit_activations": "fogzo.quantizers",
     "FixedScale": "fogzo.quantizers",
     "LSQ": "fogzo.quantizers",
     "QuEST": "fogzo.quantizers",
@@ -37,6 +38,7 @@ __all__ = [
     "Sign",
     "StraightThrough",
     "bake",
+    "fit_activations",
     "quantize_model",
     "quantized_weights",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fogzo.compute import ComputeLedger, measure_flops
-from fogzo.data import ImageData
+from fogzo.data import Data, DataOrder, TextData
+from fogzo.distributed import announced, synchronise_norms, world
+from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
-from fogzo.quantize import quantize_model, quantized_weights
+from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
+from fogzo.quantizers import fit_activations
 from fogzo.replay import frozen_statistics
 from fogzo.reporters import Progress, Reporter
 from fogzo.seeding import derive_seed
-from fogzo.tasks import Classification
-from fogzo.trainer import Settings, Trainer
+from fogzo.settings import Settings
+from fogzo.tasks import Task, task_of
+from fogzo.trainer import Trainer
 
 BARS = {"auto": None, "bar": True, "lines": False}
 
@@ -36,31 +41,123 @@ def build(cfg: DictConfig) -> Trainer:
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}
-    Settings(steps=1, **settings_of)
-    torch.manual_seed(derive_seed("init", cfg.seed))
-    model: nn.Module = instantiate(cfg.model)
-    quantizer = instantiate(cfg.quantizer) if cfg.quantizer.name != "none" else None
-    if quantizer is not None:
-        skip = cfg.quantize.skip if isinstance(cfg.quantize.skip, str) else list(cfg.quantize.skip)
-        quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases)
-    model.to(device).train()
-    weights = quantized_weights(model) if quantizer is not None else []
-    groups = parameter_groups(model, cfg.optimizer.weight_decay)
-    optimizer = instantiate(cfg.optimizer, groups, weight_decay=cfg.optimizer.weight_decay)
-    instantiate(cfg.estimator, weights=weights, steps=1, seed=cfg.seed)
-    data: ImageData = instantiate(cfg.data).to(device)
+    Settings(steps=1, **settings_of).check_ranks(world()[1])
+    model = build_model(cfg).to(device).train()
+    if device.type == "cuda" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
+    weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
+    build_estimator(cfg, weights, steps=1)
+    data: Data = instantiate(cfg.data).to(device)
+    check_fit(model, data)
     settings = Settings(steps=total_steps(cfg, len(data.train)), **settings_of)
-    task = Classification(data)
+    task = task_of(data)
+    fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
+    optimizer = build_optimizer(cfg, model)
+    compiled = torch.compile(model) if cfg.compile else None
     return Trainer(
         model=model,
         task=task,
-        estimator=instantiate(cfg.estimator, weights=weights, steps=settings.steps, seed=cfg.seed),
+        estimator=build_estimator(cfg, weights, settings.steps),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule, steps=settings.steps),
         ledger=measure_ledger(model, task, settings.batch_size // settings.micro_batches),
         settings=settings,
-        compiled=torch.compile(model) if cfg.compile else None,
+        compiled=compiled,
+        reduced=average_gradients(model, cfg) if world()[1] > 1 and settings.parallel == "data" else None,
+        repeats=getattr(data, "repeats", 1),
     )
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The network with its initial weights and quantizers, on the CPU."""
+    torch.manual_seed(derive_seed("init", cfg.seed))
+    model: nn.Module = instantiate(cfg.model)
+    if world()[1] > 1 and cfg.parallel == "data":
+        model = synchronise_norms(model, choose_device(cfg.device))
+    activations = instantiate(cfg.activations) if cfg.activations.name != "none" else None
+    if cfg.quantizer.name != "none":
+        skip = cfg.quantize.skip if isinstance(cfg.quantize.skip, str) else list(cfg.quantize.skip)
+        quantizer = instantiate(cfg.quantizer)
+        quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases, activations=activations)
+    elif activations is not None:
+        raise ValueError(
+            f"activations={cfg.activations.name} goes with quantized weights: choose a quantizer, or activations=none"
+        )
+    return model
+
+
+def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int) -> Estimator:
+    """The estimator of ``estimator=...``; its probes are spread over ranks if ``parallel=probes``."""
+    spread = {"spread": True} if cfg.parallel == "probes" and world()[1] > 1 else {}
+    if spread and "samples" not in cfg.estimator:
+        raise ValueError(f"parallel=probes: estimator={cfg.estimator.name} has no samples to share: use parallel=data")
+    estimator: Estimator = instantiate(cfg.estimator, weights=weights, steps=steps, seed=cfg.seed, **spread)
+    return estimator
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, with its fused kernels on CUDA."""
+    fused = {"fused": True} if next(model.parameters()).is_cuda else {}
+    groups = parameter_groups(model, cfg.optimizer.weight_decay)
+    optimizer: torch.optim.Optimizer = instantiate(
+        cfg.optimizer, groups, weight_decay=cfg.optimizer.weight_decay, **fused
+    )
+    return optimizer
+
+
+def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.DistributedDataParallel:
+    """``model`` for backward passes of several ranks; batch-norm statistics are the same everywhere already."""
+    device = next(model.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    reduced = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    compiled: nn.parallel.DistributedDataParallel = torch.compile(reduced) if cfg.compile else reduced  # type: ignore[assignment]
+    return compiled
+
+
+def first_passes(model: nn.Module, task: Task, settings: Settings, batches: int = 4) -> None:
+    """Forward passes over the first training batches, whole ones, so that every rank sees the same."""
+    order = DataOrder(len(task.data.train), settings.batch_size, settings.seed)
+    with frozen_statistics(model):
+        for step in range(batches):
+            for indices in order.batch(step).chunk(settings.micro_batches):
+                task.loss(model, task.data.train.batch(indices))
+
+
+def check_fit(model: nn.Module, data: Data) -> None:
+    """Refuse a model that cannot take what the data set holds, before anything is computed with them.
+
+    Raises:
+        ValueError: naming the model's limit and the data's value.
+    """
+    config = getattr(model, "config", None)  # transformers' models have one
+    if isinstance(data, TextData) != (config is not None):
+        kind, wanted = ("text", "llama_*") if isinstance(data, TextData) else ("images", "an image model")
+        raise ValueError(f"data={data.name} holds {kind}, and this model does not take them: choose model={wanted}")
+    if config is None:
+        images, _ = data.test.batch(torch.arange(1))
+        try:
+            with torch.no_grad(), frozen_statistics(model.eval()):
+                outputs = model(images).shape[-1]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"data={data.name} has images of shape {tuple(images.shape[1:])}, which the model does not take "
+                f"({str(error).splitlines()[0][:120]}): set model.channels and model.image_size"
+            ) from error
+        finally:
+            model.train()
+        classes = getattr(data, "classes", outputs)
+        if outputs != classes:
+            raise ValueError(f"data={data.name} has {classes} classes, but the model has {outputs}: set model.classes")
+        return
+    for name, limit, value in (
+        ("vocabulary", config.vocab_size, data.vocabulary),  # type: ignore[attr-defined]
+        ("sequence", config.max_position_embeddings, data.sequence),  # type: ignore[attr-defined]
+    ):
+        if value > limit:
+            raise ValueError(
+                f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
+                f"or data.{name}={limit}"
+            )
 
 
 def reporters(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> list[Reporter]:
@@ -106,18 +203,21 @@ def total_steps(cfg: DictConfig, examples: int) -> int:
     return round(steps * float(cfg.steps_factor))
 
 
-def measure_ledger(model: nn.Module, task: Classification, examples: int) -> ComputeLedger:
+def measure_ledger(model: nn.Module, task: Task, examples: int) -> ComputeLedger:
     """A ledger whose unit costs were observed on one (micro-)batch; the model is left as it was."""
     batch = task.data.train.batch(torch.arange(min(examples, len(task.data.train))))
     with frozen_statistics(model):
         forward, backward = measure_flops(lambda: task.loss(model, batch))
     model.zero_grad(set_to_none=True)
-    count = len(batch[1])
+    count = len(batch[0])
     return ComputeLedger(forward_flops=forward / count, backward_flops=backward / count)
 
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the first accelerator, else the CPU."""
+    if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
+        torch.cuda.set_device(announced()[1])  # one GPU a rank
+        return torch.device("cuda", announced()[1])
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

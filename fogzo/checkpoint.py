@@ -32,6 +32,27 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
+def keep_last(path: Path, step: int, count: int) -> None:
+    """Keep the last ``count`` checkpoints beside ``path``, which always holds the newest, as ``checkpoint-STEP.pt``."""
+    if count == 1:
+        return
+    older = path.with_name(f"{path.stem}-{step:09d}{path.suffix}")
+    older.unlink(missing_ok=True)
+    try:
+        older.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        atomic_write(older, path.read_bytes())
+    for extra in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))[:-count]:
+        extra.unlink()
+
+
+def weights(model: nn.Module) -> bytes:
+    """The bytes of a file that holds ``model.state_dict()``."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getvalue()
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read what :func:`save` wrote.
 

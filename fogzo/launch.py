@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fogzo.build import build, reporters
+from fogzo import checkpoint
+from fogzo.build import build, choose_device, reporters
 from fogzo.compute import peak_memory_bytes
+from fogzo.distributed import barrier, check_same, gather, process_group
+from fogzo.monitor import Diverged
 from fogzo.provenance import provenance
 from fogzo.quantize import quantized_weights
 from fogzo.runs import RunFolder, identity
-from fogzo.trainer import Diverged, Trainer
+from fogzo.trainer import Trainer
 
 SCALES = {
     "mini": "embedded data and a short run, not the paper's setting",
@@ -37,14 +39,26 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
         return _finished(path, summary)
+    with process_group(choose_device(cfg.device)):
+        return _train(cfg, record, path)
+
+
+def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
     trainer = build(cfg)
+    if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
+        barrier()
+        trainer.resume(RunFolder.view(path, record))
+        same_start(trainer)
+        return _summary(record, trainer, trainer.fit())
     code = provenance()  # before training: the files may change while it goes on
     folder = RunFolder(path, record)
     try:
         if (summary := folder.summary()) is not None:  # another process was faster
             return _finished(path, summary)
+        barrier()
         trainer.folder = folder
         resumed = trainer.resume()
+        same_start(trainer)
         trainer.reporters = reporters(cfg, path, record)
         _announce(record, trainer, path, resumed)
         try:
@@ -52,9 +66,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         except Diverged as error:
             folder.finish(_summary(record, trainer, {}) | code | {"status": "diverged", "message": str(error)})
             raise Diverged(f"{error}: lower optimizer.lr or change the config; {_last_good(path)}") from None
-        weights = io.BytesIO()
-        torch.save(trainer.model.state_dict(), weights)
-        folder.keep("model.pt", weights.getvalue())
+        folder.keep("model.pt", checkpoint.weights(trainer.model))
         summary = _summary(record, trainer, metrics) | code
         folder.finish(summary)  # last: from here on the run is over
         folder.checkpoint_file.unlink(missing_ok=True)
@@ -64,11 +76,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         folder.close()
 
 
+def same_start(trainer: Trainer) -> None:
+    """Make sure that all ranks begin at the same step with the same weights."""
+    total = sum(float(parameter.detach().double().sum()) for parameter in trainer.model.parameters())
+    start = torch.tensor([trainer.step, total], dtype=torch.float64, device=trainer.device)
+    rows = gather(start)
+    check_same(rows[:, 0], "the step at which it begins")
+    check_same(rows[:, 1], "the weights with which it begins")
+
+
 def plain_record(cfg: DictConfig) -> dict[str, Any]:
     """The config as ``config.yaml`` keeps it: plain values, no code or folder names, and of an experiment its name."""
     record: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record["experiment"] = (record.get("experiment") or {}).get("name")
-    dropped = ("results_dir", "run_dir")
+    dropped = ("results_dir", "run_dir", "plan", "sustained_flops", "beta_min")  # estimator.beta_min is what counts
     for group in record.values():
         if isinstance(group, dict):
             group.pop("_target_", None)
@@ -90,19 +111,22 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
 
 
 def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: bool) -> None:
-    latent = (
-        sum(w.latent.numel() for w in quantized_weights(trainer.model)) if record["quantizer"]["name"] != "none" else 0
-    )
+    quantized = quantized_weights(trainer.model) if record["quantizer"]["name"] != "none" else []
+    latent = sum(weight.latent.numel() for weight in quantized)
     total = sum(p.numel() for p in trainer.model.parameters())
     state = f"going on from step {trainer.step}" if resumed else "from the beginning"
-    data = trainer.task.data.name
-    names = {group: record[group]["name"] for group in ("model", "quantizer", "estimator")}
+    names = {group: record[group]["name"] for group in ("model", "quantizer", "estimator", "activations")}
+    how = names["quantizer"] + ("" if names["activations"] == "none" else f", activations {names['activations']}")
     settings = trainer.settings
+    ranks = f", {trainer.ranks} processes that share the {settings.parallel}" if trainer.ranks > 1 else ""
+    skip = record["quantize"]["skip"]
+    left_out = f"all linear and convolution layers but {', '.join([skip] if isinstance(skip, str) else skip)}"
     lines = (
         f"scale:    {record['scale']} ({SCALES[record['scale']]})",
-        f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({names['quantizer']})",
-        f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of {data}, "
-        f"seed {record['seed']}, on {trainer.device}",
+        f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
+        f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
+        f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
+        f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
         f"folder:   {path} ({state})",
     )
     print("\n".join(lines), flush=True)
@@ -122,8 +146,13 @@ def _last_good(path: Path) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
+    metric = (
+        f"test accuracy {summary['accuracy']:.2f} %"
+        if "accuracy" in summary
+        else f"test perplexity {summary['perplexity']:.2f}"
+    )
     return (
-        f"test accuracy {summary['accuracy']:.2f} %, training loss {summary['train_loss']:.4f}, "
+        f"{metric}, training loss {summary['train_loss']:.4f}, "
         f"{summary['forward_equivalents']:,} forward equivalents, {summary['seconds']:.1f} s"
     )
 
@@ -142,6 +171,8 @@ def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, flo
         **means,
         "steps": trainer.step,
         **trainer.ledger.row(),
+        **trainer.watch.row(),
+        "ranks": trainer.ranks,
         "forward_flops_per_example": trainer.ledger.forward_flops,
         "backward_flops_per_example": trainer.ledger.backward_flops,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
+from fogzo.quantizers.inputs import quantize_inputs
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -61,6 +62,7 @@ def quantize_model(
     *,
     skip: Iterable[str] = (),
     biases: bool = False,
+    activations: Quantizer | None = None,
 ) -> nn.Module:
     """Quantize the weights of every ``nn.Linear`` and ``nn.Conv1d/2d/3d`` of ``model``, in place.
 
@@ -73,6 +75,8 @@ def quantize_model(
         skip: patterns (``fnmatch``) of layer names to leave alone, such as ``["head", "blocks.0"]``; a pattern that
             matches a module leaves out all layers inside it, of which there must be one.
         biases: quantize the biases of these layers too.
+        activations: ``fogzo.LSQ(bits)`` or ``fogzo.QuEST(bits)`` quantizes the inputs of the same layers; LSQ's
+            steps are then to be fitted by ``fogzo.fit_activations``.
 
     Returns:
         ``model`` itself.  Its ``state_dict`` now holds the latent weights and the quantizers' scales.
@@ -100,9 +104,13 @@ def quantize_model(
         raise ValueError(
             f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} (skip={skip})"
         )
+    if activations is not None:
+        activations.for_inputs(channels=1)  # refuses what has no form for activations
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
         parametrize.register_parametrization(layer, tensor_name, copied)
+        if activations is not None and tensor_name == "weight":
+            quantize_inputs(layer, activations)
     return model
 
 
@@ -133,7 +141,7 @@ def bake(model: nn.Module) -> nn.Module:
     """
     for weight in quantized_weights(model):
         layer = model.get_submodule(weight.layer_name)
-        # a deep copy shares the class that torch made for the original layer, and removal would take the weight off both
+        # a deep copy shares the class that torch made for the original, and removal would take the weight off both
         layer.__class__ = type(type(layer).__name__, type(layer).__bases__, dict(vars(type(layer))))
         parametrize.remove_parametrizations(layer, weight.tensor_name, leave_parametrized=True)
     return model

@@ -23,7 +23,22 @@ from typing import Any
 import yaml
 
 # Keys that change where a run lies or what it shows, and not one bit of its result
-PRESENTATION = ("logger", "progress", "checkpoint_every", "experiment", "cell", "data.root")
+PRESENTATION = (
+    "logger",
+    "progress",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "experiment",
+    "cell",
+    "data.root",
+    "data.workers",
+    "plan",
+    "sustained_flops",
+)
+# Keys that came after the first records, with the value that means what was done before there was the key: at that
+# value they are left out of a run's identity, so that old records are still found
+ADDED = {"activations.name": "none", "parallel": "data", "spike_factor": 3.0, "stop_on": "nonfinite"}
 
 
 class RunError(ValueError):
@@ -48,7 +63,7 @@ def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             continue
         if isinstance(value, Mapping):
             yield from _result_keys(value, f"{prefix}{key}.")
-        else:
+        elif prefix + key not in ADDED or ADDED[prefix + key] != value:
             yield prefix + key, value
 
 
@@ -88,10 +103,16 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @classmethod
-    def finished(cls, path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary of a run that is over, without writing or locking anything; ``None`` if there is none."""
+    def view(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """The folder to read from only: nothing is made or locked."""
         folder = cls.__new__(cls)
         folder.path, folder.config = path, config
+        return folder
+
+    @classmethod
+    def finished(cls, path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary of a run that is over, without writing or locking anything; ``None`` if there is none."""
+        folder = cls.view(path, config)
         if not folder.summary_file.exists():
             return None
         folder._check_config()

@@ -17,6 +17,9 @@ def derive_seed(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators for one training step, so that dropout masks depend on (seed, step) alone."""
-    torch.manual_seed(derive_seed("step", seed, step))
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch's global generators for one training step, so that dropout masks depend on (seed, step) alone.
+
+    Ranks that see different examples draw different masks.
+    """
+    torch.manual_seed(derive_seed("step", seed, step, *([rank] if rank else [])))

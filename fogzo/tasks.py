@@ -2,50 +2,138 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fogzo.data import ImageData, Split
+from fogzo.data import Batch, Data, Split, TextData
+from fogzo.distributed import sum_over_ranks, world
+
+Network = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Classification:
-    """Cross-entropy and top-1 accuracy."""
+class Task(ABC):
+    """A loss, and metrics of the quantized network in evaluation mode.
 
-    data: ImageData
-    evaluation_batch: int = 2000
-    train_examples: int = 10_000  # of the training split, for train_loss: the first ones, in a fixed order
+    Attributes:
+        metric: the one that a run is known by.
+        higher_is_better: of the metric.
+    """
 
-    def loss(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, targets = batch
-        return F.cross_entropy(model(inputs), targets)
+    metric: str
+    higher_is_better: bool
+
+    def __init__(self, data: Data, evaluation_batch: int, train_examples: int) -> None:
+        self.data = data
+        self.evaluation_batch = evaluation_batch
+        self.train_examples = train_examples  # of the training split, for train_loss: evenly spread, in a fixed order
+
+    @abstractmethod
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        """The metrics from two results of :meth:`sums` (added up)."""
+
+    @abstractmethod
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        """What is added up over a split: summed loss, predictions, right ones among them (0 where no metric)."""
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """``train_loss``, ``test_loss`` and ``accuracy`` (test, in %) of the quantized network, in evaluation mode."""
+        """Metrics over a part of the training split and the whole test split; exact for any number of ranks."""
         was_training = model.training
         model.eval()
         try:
             with parametrize.cached():  # quantize once, not once a batch
-                train_loss, _ = self._means(model, self.data.train, self.train_examples)
-                test_loss, accuracy = self._means(model, self.data.test, len(self.data.test))
+                train = self._totals(model, self.data.train, self.train_examples)
+                test = self._totals(model, self.data.test, len(self.data.test))
         finally:
             model.train(was_training)
-        return {"train_loss": train_loss, "test_loss": test_loss, "accuracy": 100 * accuracy}
+        return self.metrics(train, test)
 
-    def _means(self, model: nn.Module, split: Split, examples: int) -> tuple[float, float]:
-        """Mean loss and accuracy over the first ``examples``; divided once, so that ragged batches count right."""
-        losses, correct, count = 0.0, 0, 0
-        indices = torch.arange(min(examples, len(split)), device=split.targets.device)
-        for part in torch.split(indices, self.evaluation_batch):
-            inputs, targets = split.batch(part)
-            logits = model(inputs).float()
-            losses += float(F.cross_entropy(logits, targets, reduction="sum"))
-            correct += int((logits.argmax(1) == targets).sum())
-            count += len(targets)
-        return losses / count, correct / count
+    def _totals(self, model: nn.Module, split: Split, examples: int) -> list[float]:
+        """Sums over ``examples`` of the split; divided once, later, so that ragged batches and ranks count right."""
+        examples = min(examples, len(split))
+        indices = torch.arange(examples) * len(split) // examples
+        rank, ranks = world()
+        totals = [0.0, 0.0, 0.0]
+        # every rank takes whole batches, the same that one process would have taken
+        for part in torch.split(indices, self.evaluation_batch)[rank::ranks]:
+            values = self.sums(model, split.batch(part))
+            totals = [total + float(value) for total, value in zip(totals, values, strict=True)]
+        return sum_over_ranks(totals, next(model.parameters()).device)
+
+
+class Classification(Task):
+    """Cross-entropy (soft targets too) and top-1 accuracy in %."""
+
+    metric, higher_is_better = "accuracy", True
+
+    def __init__(self, data: Data, evaluation_batch: int = 2000, train_examples: int = 10_000) -> None:
+        super().__init__(data, evaluation_batch, train_examples)
+
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return F.cross_entropy(model(inputs), targets)
+
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        inputs, targets = batch
+        logits = model(inputs).float()
+        correct = (logits.argmax(1) == targets).sum()
+        return [F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(targets)), correct]
+
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        return {
+            "train_loss": train[0] / train[1],
+            "test_loss": test[0] / test[1],
+            "accuracy": 100 * (test[2] / test[1]),
+        }
+
+
+class LanguageModelling(Task):
+    """Next-token cross-entropy, in nats a token, and perplexity of the test split."""
+
+    metric, higher_is_better = "perplexity", False
+
+    def __init__(self, data: TextData, evaluation_batch: int = 0, train_examples: int = 0) -> None:
+        tokens = data.sequence
+        super().__init__(
+            data,
+            evaluation_batch or max(1, 2**26 // (tokens * data.vocabulary)),  # 256 MB of logits
+            train_examples or max(1, 2**16 // tokens),
+        )
+
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        logits = model(input_ids=inputs, use_cache=False).logits  # (B, T, vocabulary)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        inputs, targets = batch
+        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return [loss, torch.tensor(targets.numel()), torch.tensor(0)]
+
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        test_loss = test[0] / test[1]
+        perplexity = math.exp(test_loss) if test_loss < 700 else math.inf
+        return {"train_loss": train[0] / train[1], "test_loss": test_loss, "perplexity": perplexity}
+
+
+def task_of(data: Data) -> Task:
+    """The task that a data set is for."""
+    return LanguageModelling(data) if isinstance(data, TextData) else Classification(data, *_sizes(data))
+
+
+def _sizes(data: Data) -> tuple[int]:
+    """Images of an evaluation batch: 2,000 of 28 pixels, fewer of larger ones."""
+    values = data.test.batch(torch.arange(1))[0].numel()
+    return (max(1, min(2000, 40_000_000 // values)),)

@@ -25,8 +25,9 @@ from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData, mnist5k
 from fogzo.estimators import Estimator
 from fogzo.models import mlp
+from fogzo.settings import Settings
 from fogzo.tasks import Classification
-from fogzo.trainer import Settings, Trainer
+from fogzo.trainer import Trainer
 
 
 def main() -> None:

@@ -10,11 +10,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # from the bottom up; a module imports from its own layer's package and from below
-LAYERS = ("smoothing", "quantizers", "quantize", "perturb", "estimators", "factories", "trainer", "build", "launch")
+LAYERS = (
+    "smoothing",
+    "quantizers",
+    "quantize",
+    "perturb",
+    "estimators",
+    "factories",
+    "settings",
+    "trainer",
+    "build",
+    "plan",
+    "launch",
+)
 # what each leaf needs of the others ("compute tasks data models runs are leaves; results knows only runs")
 LEAVES = {
     "compute": set(),
     "data": {"seeding"},
+    "distributed": set(),
+    "monitor": set(),
     "models": set(),
     "provenance": set(),
     "replay": set(),
@@ -28,7 +42,7 @@ LEAVES = {
     "results": {"runs"},
     "figures": {"results"},
     "tables": {"results"},
-    "tasks": {"data"},
+    "tasks": {"data", "distributed"},
 }
 LIGHT = ("runs", "results", "sweep", "tables")  # for these torch must not load
 HYDRA = {"hydra", "omegaconf"}
@@ -120,7 +134,7 @@ def test_only_build_knows_hydra(name):
 
 def test_the_commands_know_hydra_and_reach_the_rest_through_build():
     assert "hydra" in imports(ROOT / "train.py")
-    assert parts_of_fogzo(ROOT / "train.py") == {"launch", "signals", "trainer"}
+    assert parts_of_fogzo(ROOT / "train.py") == {"launch", "monitor", "signals"}
     assert parts_of_fogzo(ROOT / "hydra_plugins" / "fogzo_sweeper.py") == {"sweep"}
 
 

@@ -14,11 +14,13 @@ from fogzo import checkpoint
 from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData, TensorSplit
 from fogzo.models import mlp
+from fogzo.monitor import Diverged
 from fogzo.runs import RunError, RunFolder
 from fogzo.schedules import LearningRate
+from fogzo.settings import Settings
 from fogzo.signals import Interrupted
 from fogzo.tasks import Classification
-from fogzo.trainer import Diverged, Settings, Trainer
+from fogzo.trainer import Trainer
 
 QUANTIZERS = {
     "fixed": lambda: fogzo.FixedScale(2, scale_in_std=2.0),
@@ -290,7 +292,7 @@ def test_evaluation_leaves_the_training_state_untouched(open_run):
     assert_same_state(trainer.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), generator)
     assert trainer.task.evaluate(trainer.model) == first
-    assert replace(trainer.task, evaluation_batch=7).evaluate(trainer.model) == pytest.approx(first)
+    assert Classification(trainer.task.data, evaluation_batch=7).evaluate(trainer.model) == pytest.approx(first)
     often, seldom = make(folder=open_run("often"), evaluate_every=1), make(folder=open_run("seldom"))
     assert often.fit() == seldom.fit()
     assert_same_state(often.state_dict()["model"], seldom.state_dict()["model"])

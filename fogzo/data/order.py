@@ -15,14 +15,17 @@ class DataOrder:
     >>> seen = torch.cat([order.batch(step) for step in range(5)])      # two epochs in five batches
     >>> sorted(seen[:5].tolist()), sorted(seen[5:].tolist())
     ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+
+    ``repeats`` > 1 shows each example that many times in a row, augmented anew, and 1/repeats of them an epoch (DeiT's
+    repeated augmentation).
     """
 
-    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+    def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1) -> None:
         if not 1 <= batch_size <= examples:
             raise ValueError(
                 f"batch_size={batch_size} is not possible with {examples} training examples: give 1 to {examples}"
             )
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.examples, self.batch_size, self.seed, self.repeats = examples, batch_size, seed, repeats
         self._permutations: dict[int, Tensor] = {}  # of the epochs that the last batch touched
 
     def batch(self, step: int) -> Tensor:
@@ -38,4 +41,5 @@ class DataOrder:
         if epoch in self._permutations:
             return self._permutations[epoch]
         generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
-        return torch.randperm(self.examples, generator=generator)
+        permutation = torch.randperm(self.examples, generator=generator)
+        return permutation.repeat_interleave(self.repeats)[: self.examples] if self.repeats > 1 else permutation

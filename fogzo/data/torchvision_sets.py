@@ -71,8 +71,8 @@ def _check_files(name: str, folder: Path) -> None:
         found = hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()
         if found != expected:
             raise DataError(
-                f"{folder / file} has MD5 {found[:12]}..., but {name}'s is {expected[:12]}...: remove that folder, and the "
-                "files are fetched again"
+                f"{folder / file} has MD5 {found[:12]}..., but {name}'s is {expected[:12]}...: remove that folder, and "
+                "the files are fetched again"
             )
 
 

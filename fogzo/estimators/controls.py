@@ -65,10 +65,10 @@ class RescaledStraightThrough(Estimator):
         samples: int = 1,
         beta: float | Callable[[int], float] = 0.999,
         seed: int = 0,
+        spread: bool = False,
     ) -> None:
-        self.inner = FOGZO(
-            weights, samples=samples, beta=beta if callable(beta) else check_positive_beta(beta), seed=seed
-        )
+        beta = beta if callable(beta) else check_positive_beta(beta)
+        self.inner = FOGZO(weights, samples=samples, beta=beta, seed=seed, spread=spread)
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         weights = self.inner.weights

@@ -51,9 +51,13 @@ class FOGZO(Estimator):
             ``torch.func.vmap`` over the closure (which then may not branch on values or call ``.item()``): the same
             noise, the same estimate to floating-point tolerance, and memory for 2k copies of the weights and of a
             forward pass.
+        spread: with several ranks (``torch.distributed``), evaluate each sample on one of them instead of all samples
+            on all: the closure must then be the same, of the whole batch, everywhere.  Without it each rank's closure
+            is of its part of the batch (as with ``DistributedDataParallel``), and losses are averaged.
 
     Raises:
         ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
+        RanksDiffer: from ``estimate``, if ranks that share a batch have other weights, guides or noise.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class FOGZO(Estimator):
         guide_norm: str = "global",
         epsilon: float = 1.0,
         probe_batch: int = 0,
+        spread: bool = False,
     ) -> None:
         self.weights = check_weights(weights)
         self.samples = check_whole(samples, name="samples")
@@ -78,6 +83,7 @@ class FOGZO(Estimator):
             raise ValueError(f"epsilon={epsilon!r} must be positive: 1 is the smoothing that the STE implies")
         self.epsilon = epsilon
         self.probe_batch = check_whole(probe_batch, name="probe_batch", lowest=0)
+        self.spread = spread
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         beta = check_beta(self.beta(step)) if callable(self.beta) else self.beta
@@ -99,7 +105,7 @@ class FOGZO(Estimator):
                     u = z.mul_(math.sqrt(1 - beta))
                     yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
-            probes = Probes(closure, self.weights, units, random_state, first_pass_done=loss is not None)
+            probes = Probes(closure, self.weights, units, random_state, loss is not None, self.spread)
             if self.probe_batch:
                 losses, sums = probes.together(directions, n, self.probe_batch)
                 torch._foreach_copy_(grads, sums)

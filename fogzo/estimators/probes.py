@@ -6,7 +6,7 @@ Both see the same world: the same batch, random numbers and batch-norm statistic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fogzo.distributed import gather, same_mean, share, world
 from fogzo.estimators.base import Closure
 from fogzo.perturb import Displacement
 from fogzo.quantize import QuantizedWeight
@@ -36,10 +37,19 @@ def evaluations_per_call() -> int:
     return _evaluations_per_call.get()
 
 
-def chunks(n: int, size: int) -> Iterator[range]:
-    """0 to n - 1 in ranges of at most ``size``."""
-    for start in range(0, n, size):
-        yield range(start, min(start + size, n))
+@contextmanager
+def _evaluations(count: int) -> Iterator[None]:
+    token = _evaluations_per_call.set(count)
+    try:
+        yield
+    finally:
+        _evaluations_per_call.reset(token)
+
+
+def chunks(start: int, stop: int, size: int) -> Iterator[range]:
+    """``start`` to ``stop`` - 1 in ranges of at most ``size``."""
+    for first in range(start, stop, size):
+        yield range(first, min(first + size, stop))
 
 
 def slopes_of(losses: Tensor) -> Tensor:
@@ -62,6 +72,9 @@ class Probes:
     """Evaluates L(w + ε·α·u_i) and L(w - ε·α·u_i), shape (n, 2), in the world of ``random_state``.
 
     ``units`` holds ε·α of each weight; ``first_pass_done``: this step's batch has had a forward pass already.
+
+    With several ranks, either each sees a part of the batch, and losses are averaged; or, with ``spread``, all see the
+    whole batch, each evaluates some of the pairs, and two scalars a pair are exchanged.
     """
 
     closure: Closure
@@ -69,38 +82,80 @@ class Probes:
     units: Sequence[Tensor]
     random_state: RandomState
     first_pass_done: bool
+    spread: bool = False
 
     def one_by_one(self, directions: Directions, n: int) -> Tensor:
         """One loss at a time; the weights are moved in place, and put back."""
-        losses = []
+        own = self._own(n)
+        losses: list[Tensor] = []
+        checksum = None
         with self._undisturbed(), Displacement([weight.latent for weight in self.weights]) as displacement:
-            for i in range(n):
+            for i in own:
                 displacement.move((u.squeeze(0) for u in directions(range(i, i + 1))), self.units)
-                losses.append(self._loss())
+                if checksum is None:
+                    checksum = self._checksum([weight.latent.detach() for weight in self.weights])
+                losses.append(self._loss(len(losses), n, len(own)))
                 displacement.reflect()
-                losses.append(self._loss())
-        return torch.stack(losses).view(n, 2)
+                losses.append(self._loss(len(losses), n, len(own)))
+        return self._over_ranks(torch.stack(losses).view(-1, 2), n, checksum)
 
     def together(self, directions: Directions, n: int, chunk: int) -> tuple[Tensor, list[Tensor]]:
         """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights.
 
         Also Σ_i slope_i·u_i of each weight, while the directions are at hand.
         """
+        own = self._own(n)
         losses = []
         sums = [torch.zeros_like(weight.latent) for weight in self.weights]
+        checksum = None
+        at_hand = world()[1] == 1  # with more ranks, slopes are known only after the exchange
         with self._undisturbed():
-            for part in chunks(n, chunk):
+            for part in chunks(own.start, own.stop, chunk):
                 us = list(directions(part))
+                checksum = self._checksum(us) if checksum is None else checksum
                 latents = [weight.latent.detach() for weight in self.weights]
                 stacked = [_pairs(latent, u, unit) for latent, u, unit in zip(latents, us, self.units, strict=True)]
-                token = _evaluations_per_call.set(2 * len(part))
-                try:
+                evaluations = 2 * len(part) * n // len(own)
+                with _evaluations(evaluations):
                     pairs = torch.func.vmap(self._loss_at, randomness="same")(*stacked).view(-1, 2)
-                finally:
-                    _evaluations_per_call.reset(token)
                 losses.append(pairs)
-                add_weighted(sums, us, slopes_of(pairs))
-        return torch.cat(losses), sums
+                if at_hand:
+                    add_weighted(sums, us, slopes_of(pairs))
+        together = self._over_ranks(torch.cat(losses), n, checksum)
+        if not at_hand:
+            for part in chunks(0, n, chunk):
+                add_weighted(sums, directions(part), slopes_of(together[part.start : part.stop]))
+        return together, sums
+
+    def _own(self, n: int) -> range:
+        """The samples that this rank evaluates: all of them, or its share."""
+        rank, ranks = world()
+        if not self.spread or ranks == 1:
+            return range(n)
+        if n < ranks:
+            raise ValueError(
+                f"{n} sample{'s' if n > 1 else ''} cannot be spread over {ranks} ranks: raise samples, start fewer "
+                "processes, or let them share the batch (parallel=data)"
+            )
+        return share(n, rank, ranks)
+
+    def _over_ranks(self, losses: Tensor, n: int, checksum: Tensor | None) -> Tensor:
+        """All losses, shape (n, 2): averaged where ranks share the batch, collected where they share the probes."""
+        ranks = world()[1]
+        if ranks == 1:
+            return losses
+        if not self.spread:
+            return same_mean(losses, checksum)
+        padded = losses.new_zeros(-(-n // ranks), 2)
+        padded[: len(losses)] = losses
+        rows = gather(padded)
+        return torch.cat([rows[rank, : len(share(n, rank, ranks))] for rank in range(ranks)])
+
+    def _checksum(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """One number that ranks compare: if it is the same, so are (all but surely) weights, guide and noise."""
+        if world()[1] == 1 or self.spread:
+            return None
+        return torch.stack(torch._foreach_norm(list(tensors))).double().sum()
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -108,9 +163,11 @@ class Probes:
         with interrupts_deferred(), same_world(model, self.random_state, first_pass_done=self.first_pass_done):
             yield
 
-    def _loss(self) -> Tensor:
+    def _loss(self, done: int = 0, n: int = 1, own: int = 1) -> Tensor:
+        """The loss here and now; a rank that evaluates some of the probes charges for its share of all of them."""
         self.random_state.restore()
-        return self.closure(backward=False).detach()
+        with nullcontext() if n == own else _evaluations((done + 1) * n // own - done * n // own):
+            return self.closure(backward=False).detach()
 
     def _loss_at(self, *latents: Tensor) -> Tensor:
         # what torch.func.functional_call does, less its search through all modules, which outlasts a small model

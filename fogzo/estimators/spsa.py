@@ -23,5 +23,7 @@ class NSPSA(FOGZO):
         seed: int = 0,
         epsilon: float = 1.0,
         probe_batch: int = 0,
+        spread: bool = False,
     ) -> None:
-        super().__init__(weights, samples=samples, beta=0.0, seed=seed, epsilon=epsilon, probe_batch=probe_batch)
+        options = {"epsilon": epsilon, "probe_batch": probe_batch, "spread": spread}
+        super().__init__(weights, samples=samples, beta=0.0, seed=seed, **options)  # type: ignore[arg-type]

@@ -1,5 +1,11 @@
-"""Models.  Library models stay library models; only what no library has is built here."""
+"""Models.  Library models stay library models; only what no library has is built here.
 
+The libraries load when a model is built, not when this package is imported.
+"""
+
+from fogzo.models.deit import deit_mini, deit_small, deit_tiny
+from fogzo.models.llama import llama
 from fogzo.models.mlp import mlp
+from fogzo.models.resnet import resnet18, resnet50, resnet_mini
 
-__all__ = ["mlp"]
+__all__ = ["deit_mini", "deit_small", "deit_tiny", "llama", "mlp", "resnet18", "resnet50", "resnet_mini"]

@@ -2,8 +2,9 @@
 
 from fogzo.quantizers.base import Quantizer
 from fogzo.quantizers.fixed import FixedScale
+from fogzo.quantizers.inputs import fit_activations
 from fogzo.quantizers.lsq import LSQ
 from fogzo.quantizers.quest import QuEST
 from fogzo.quantizers.sign import Sign
 
-__all__ = ["LSQ", "FixedScale", "QuEST", "Quantizer", "Sign"]
+__all__ = ["LSQ", "FixedScale", "QuEST", "Quantizer", "Sign", "fit_activations"]

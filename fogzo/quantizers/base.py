@@ -44,6 +44,7 @@ class Quantizer(nn.Module, ABC):
     """
 
     bits: int
+    follows_inputs = False  # as a quantizer of inputs: True if α comes from each row, False if it is fitted
     smoothing: Smoothing  # its std is ε̄ and its sampler the noise of the zeroth-order probes
 
     @abstractmethod
@@ -61,6 +62,13 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def surrogate_derivative(self, x: Tensor) -> Tensor | None:
         """Derivative of the STE's surrogate at ``x`` (code units); ``None`` means 1 everywhere."""
+
+    def for_inputs(self, channels: int) -> Quantizer:
+        """A copy that quantizes the inputs of a layer instead of its weights (``fogzo/quantizers/inputs.py``).
+
+        It is given rows of ``channels`` entries, shape (N, channels), if ``follows_inputs``, else whole inputs.
+        """
+        raise ValueError(f"{type(self).__name__} does not quantize activations: use fogzo.LSQ or fogzo.QuEST")
 
     def rotate(self, w: Tensor) -> Tensor:
         """Into the basis in which codes are decided: orthogonal, within each channel of α."""

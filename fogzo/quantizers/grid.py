@@ -21,6 +21,7 @@ class Grid:
 
     ``symmetric``: half-integers, ±1/2, ±3/2, ..., as many codes on either side of 0 (2 bits: -1.5 -0.5 0.5 1.5).
     ``twos_complement``: integers, one more below 0 than above it (2 bits: -2 -1 0 1), as in LSQ.
+    ``unsigned``: integers from 0 (2 bits: 0 1 2 3), for activations after a ReLU.
 
     >>> import torch
     >>> Grid.symmetric(2).round(torch.tensor([-9.0, -0.2, 0.0, 1.1]))
@@ -40,6 +41,10 @@ class Grid:
     @classmethod
     def twos_complement(cls, bits: int) -> Grid:
         return cls(float(-(2 ** (bits - 1))), float(2 ** (bits - 1) - 1))
+
+    @classmethod
+    def unsigned(cls, bits: int) -> Grid:
+        return cls(0.0, float(2**bits - 1))
 
     @property
     def offset(self) -> float:

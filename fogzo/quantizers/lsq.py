@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -30,9 +31,12 @@ class LSQ(Quantizer):
     """w_q = s clip(round(w/s), -Qn, Qp) with Qn = 2^(b-1), Qp = 2^(b-1) - 1 and a learned step s for each tensor.
 
     The gradient of s is LSQ's three-branch formula (-Qn below the range, Qp above it, round(w/s) - w/s inside) times
-    1/√(N Qp); it follows from s · code(w/s) and the clipped identity STE, and is not written out anywhere.
+    1/√(N Qp), N the number of weights, or of features of one example; it follows from s · code(w/s) and the clipped
+    identity STE, and is not written out anywhere.
 
     s starts at 2 mean|w| / √Qp and stays positive: the forward pass uses max(s, 0.001 s_initial).
+
+    ``signed=False`` has Qn = 0, Qp = 2^b - 1: for activations that are never negative, such as those after a ReLU.
 
     Raises:
         ValueError: if bits is not 2 to 8 (one bit has Qp = 0: use :class:`fogzo.Sign`), or the weights are all zero.
@@ -41,12 +45,19 @@ class LSQ(Quantizer):
     step: nn.Parameter  # s, shape ()
     floor: Tensor
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, *, signed: bool = True) -> None:
         super().__init__()
         check_bits(bits, lowest=2, who="LSQ (for one bit there is fogzo.Sign)")
-        self.bits = bits
-        self.grid = Grid.twos_complement(bits)
+        self.bits, self.signed = bits, signed
+        self.grid = Grid.twos_complement(bits) if signed else Grid.unsigned(bits)
         self.smoothing = Uniform(0.5)
+        self.of_inputs = False
+
+    def for_inputs(self, channels: int) -> LSQ:
+        inputs = copy.deepcopy(self)
+        inputs.of_inputs = True
+        inputs.fit(torch.ones(()))
+        return inputs
 
     def fit(self, latent: Tensor) -> None:
         step = 2 * latent.detach().abs().mean() / math.sqrt(self.grid.hi)
@@ -57,7 +68,8 @@ class LSQ(Quantizer):
     def scale(self, latent: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return torch.maximum(self.step, self.floor)
-        scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(latent.numel() * self.grid.hi))
+        count = latent[0].numel() if self.of_inputs else latent.numel()
+        scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(count * self.grid.hi))
         return scale
 
     def encode(self, x: Tensor) -> Tensor:

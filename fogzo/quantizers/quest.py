@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -78,6 +79,12 @@ class QuEST(Quantizer):
         self.bits = bits
         self.grid = Grid.symmetric(bits)
         self.smoothing = Uniform(0.5)
+
+    def for_inputs(self, channels: int) -> QuEST:
+        inputs = copy.deepcopy(self)
+        inputs.fit(torch.full((1, channels), 1e-5))  # leaves a floor of 1e-8 under the RMS of a token
+        inputs.follows_inputs = True
+        return inputs
 
     def fit(self, latent: Tensor) -> None:
         width = latent.numel() if latent.dim() == 1 else latent[0].numel()

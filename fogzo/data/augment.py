@@ -1,0 +1,236 @@
+"""What training does to images of a folder: DeiT's and ResNet's augmentation, mixup and cutmix, all through timm.
+
+timm and torchvision draw from the global generators of Python, NumPy and torch.  :func:`generators_kept` and
+:func:`seed_generators` make of that a function of a seed: set before each image or batch, and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fogzo.data.base import Batch, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Transform = Callable[[Image], Tensor]
+
+CROP = 0.875  # of the resized image's shorter side: 224 out of 256 pixels
+
+# What each augmentation adds to a random crop (8 to 100 % of the area, resized) and a flip in half of the cases.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    # DeiT's main.py.  Its colour jitter of 0.3 does nothing there and here: timm drops it where RandAugment is on.
+    "deit": {
+        "interpolation": "bicubic",
+        "color_jitter": 0.3,
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "re_prob": 0.25,
+        "re_mode": "pixel",
+        "re_count": 1,
+    },
+    # torchvision's references/classification without its options
+    "resnet": {"interpolation": "bilinear", "color_jitter": None},
+    "none": {"interpolation": "bicubic"},
+}
+
+
+def training_transform(augmentation: str, size: int) -> Transform:
+    """From a PIL image (RGB) to float32, (3, size, size), augmented and normalised; ``none`` is evaluation's."""
+    from timm.data.transforms_factory import create_transform
+
+    if augmentation == "none":
+        return evaluation_transform(augmentation, size)
+    transform: Transform = create_transform(size, is_training=True, **AUGMENTATIONS[augmentation])
+    for step in getattr(transform, "transforms", ()):
+        for operation in getattr(step, "ops", ()):
+            if "Posterize" in operation.name:
+                operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image, bits: int, **others: Any) -> Image:
+    """The ``bits`` highest bits of each channel, in place of timm's, which stops with Pillow 13 at ``bits`` = 0.
+
+    RandAugment asks for that at its highest level, about once in 700 images; with the Pillow of its time, and here,
+    the image is black then.
+    """
+    from PIL import ImageOps
+
+    return ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
+
+
+def evaluation_transform(augmentation: str, size: int) -> Transform:
+    """Resized to size/0.875 as in training (bicubic for DeiT, bilinear for ResNet), centre crop, normalised."""
+    from timm.data.transforms_factory import create_transform
+
+    transform: Transform = create_transform(
+        size, is_training=False, interpolation=AUGMENTATIONS[augmentation]["interpolation"], crop_pct=CROP
+    )
+    return transform
+
+
+def check_augmentation(augmentation: str) -> None:
+    """Raises ``ValueError`` for a name that is not known."""
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"data.augmentation={augmentation!r} is not known: choose one of {', '.join(AUGMENTATIONS)}")
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Within: the global generators (CPU) may be seeded and used; afterwards they are as before."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - timm's
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch; torch's on the CPU alone, as dropout may use a GPU's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from it
+    torch.default_generator.manual_seed(seed)
+
+
+MIXING_VALUES = ("mixup", "cutmix", "switch", "smoothing")
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixup or cutmix of a batch with itself in reverse, one draw a batch, with label smoothing; DeiT's values.
+
+    ``mixup`` and ``cutmix`` are the α of Beta(α, α), from which the mixing weight comes (0: never); ``switch`` is the
+    probability of cutmix where both are possible.  Drawn when the batch is loaded: all forward passes of a step see
+    the same mixed images.
+    """
+
+    classes: int
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    switch: float = 0.5
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in MIXING_VALUES:
+            value = getattr(self, name)
+            highest = math.inf if name in ("mixup", "cutmix") else 1
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not (0 <= value <= highest and math.isfinite(value)):
+                rule = "0 or a positive number" if highest == math.inf else "0 to 1"
+                raise ValueError(f"data.mixing.{name}={value!r} is not possible: give {rule}")
+        if not self.mixup and not self.cutmix:
+            raise ValueError(
+                "data.mixing.mixup and data.mixing.cutmix are both 0: give one of them, or data.mixing=false"
+            )
+
+    @classmethod
+    def of(cls, mixing: bool | Mapping[str, float], classes: int) -> Mixing | None:
+        """From a config's value: ``False``, ``True`` for DeiT's values, or some values by name."""
+        if isinstance(mixing, bool):
+            return cls(classes) if mixing else None
+        if not isinstance(mixing, Mapping) or (unknown := set(mixing) - set(MIXING_VALUES)):
+            shown = mixing if not isinstance(mixing, Mapping) else sorted(unknown)[0]
+            raise ValueError(
+                f"data.mixing={shown!r} is not known: give true, false, or values for {', '.join(MIXING_VALUES)}"
+            )
+        return cls(classes, **mixing)
+
+    def check_batch(self, size: int) -> None:
+        """Raises ``ValueError`` for a batch that does not split into pairs."""
+        if size % 2:
+            raise ValueError(
+                f"mixup and cutmix mix images in pairs, which a batch of {size} does not split into: give an even "
+                "batch_size (on each device), or data.mixing=false"
+            )
+
+    def __call__(self, inputs: Tensor, targets: Tensor, seed: int) -> Batch:
+        """``inputs`` (B, 3, H, W), overwritten; ``targets`` int64, (B,), become float32, (B, classes), of sum 1."""
+        from timm.data.mixup import Mixup
+
+        self.check_batch(len(targets))
+        mixup = Mixup(  # type: ignore[no-untyped-call]
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            switch_prob=self.switch,
+            label_smoothing=self.smoothing,
+            num_classes=self.classes,
+        )
+        with generators_kept():
+            seed_generators(seed)
+            mixed: Batch = mixup(inputs, targets)
+        return mixed
+
+
+def read_image(path: str, transform: Transform) -> Tensor:
+    """``transform`` of the RGB image in ``path``.
+
+    Raises:
+        DataError: if the file is missing, cut short, or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow lets out
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read as an image ({reason}): fetch that file again") from error
+    return transform(image)
+
+
+class Job(NamedTuple):
+    """One batch for a worker process."""
+
+    paths: list[str]
+    targets: list[int]
+    seeds: list[int]
+
+
+class Reader(Dataset[tuple[Tensor, Tensor] | DataError]):
+    """Turns a job into a batch.  It knows no list of files, so starting a process copies none."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __getitem__(self, job: Job) -> tuple[Tensor, Tensor] | DataError:
+        images = []
+        with generators_kept():
+            for path, seed in zip(job.paths, job.seeds, strict=True):
+                seed_generators(seed)
+                try:
+                    images.append(read_image(path, self.transform))
+                except DataError as error:
+                    return error  # raised by the main process: on its way through torch it would get a traceback inside
+        return torch.stack(images), torch.tensor(job.targets)
+
+
+def unchanged(batch: Any) -> Any:
+    """For torch's ``collate_fn``, which must be a function that worker processes can import."""
+    return batch
+
+
+def start_worker(number: int) -> None:
+    """Signals that stop a run reach all its processes; the main one still wants its batch, finishes and ends these."""
+    warnings.filterwarnings("ignore", module="PIL")  # some of ImageNet's files have odd EXIF data
+    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the first may be everybody's, the second is meant for this process
+
+    signal.signal(signal.SIGTERM, terminate)

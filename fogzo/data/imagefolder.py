@@ -1,0 +1,244 @@
+"""ImageNet and its subsets from folders of images: root/train/CLASS/*.JPEG and root/val/CLASS/*.JPEG.
+
+Nothing is cached on disk; the folders are listed once, at the start, and images are decoded when they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fogzo.data.augment import (
+    Job,
+    Mixing,
+    Reader,
+    check_augmentation,
+    evaluation_transform,
+    read_image,
+    start_worker,
+    training_transform,
+    unchanged,
+)
+from fogzo.data.base import Batch, DataError, Selection, Split
+from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, image_files
+from fogzo.seeding import derive_seed
+
+PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
+MINI = "or take data that need no preparation (scale=mini, data=fashion_mnist or data=mnist5k)"
+
+
+@dataclass(frozen=True)
+class FolderSplit(Split):
+    """``files`` (N), relative to ``folder``, and their ``targets``, int64, (N,), on the CPU whatever the device.
+
+    ``workers`` processes decode and augment training batches ahead (0: the main process does it when asked), and as
+    many threads decode evaluation batches.  Whole batches travel, two ahead for each worker: memory for that, in
+    bytes, is 24 · workers · batch size · image_size².
+    """
+
+    folder: Path
+    files: Sequence[str]
+    targets: Tensor
+    image_size: int
+    augmentation: str
+    mixing: Mixing | None = None
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Inputs float32, (B, 3, S, S), targets int64, (B,); raises ``DataError`` for an image that cannot be read."""
+        indices = indices.cpu()
+        read = partial(read_image, transform=evaluation_transform(self.augmentation, self.image_size))
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:  # Pillow and torch release the interpreter's lock
+            images = list(pool.map(read, self._paths(indices)))
+        return torch.stack(images).to(self.device), self.targets[indices].to(self.device)
+
+    def to(self, device: torch.device) -> FolderSplit:
+        return replace(self, device=device)
+
+    def load(self, selections: Iterable[Selection], *, seed: int) -> Iterator[Batch]:
+        """Augmented batches; with mixing, targets are float32, (B, classes).  Meant to be called once a run.
+
+        Each image's augmentation is a function of (seed, its position), mixing one of (seed, the first position).
+
+        Raises:
+            DataError: for an image that cannot be read.
+            ValueError: for an odd batch where images are mixed in pairs.
+        """
+        firsts: list[int] = []  # positions that seed the mixing of the batches that are under way
+
+        def jobs() -> Iterator[Job]:
+            for selection in selections:
+                if self.mixing is not None:
+                    self.mixing.check_batch(len(selection.indices))
+                positions: list[int] = selection.positions.tolist()
+                firsts.append(positions[0])
+                seeds = [derive_seed("augment", seed, position) for position in positions]
+                yield Job(self._paths(selection.indices), self.targets[selection.indices].tolist(), seeds)
+
+        for batch in self._loader(jobs()):
+            if isinstance(batch, DataError):
+                raise batch
+            inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
+            first = firsts.pop(0)
+            if self.mixing is not None:
+                inputs, targets = self.mixing(inputs, targets, derive_seed("mixing", seed, first))
+            yield inputs, targets
+
+    def _loader(self, jobs: Iterator[Job]) -> DataLoader[tuple[Tensor, Tensor] | DataError]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
+            return DataLoader(
+                Reader(training_transform(self.augmentation, self.image_size)),
+                sampler=jobs,
+                batch_size=None,  # a job is a batch already
+                collate_fn=unchanged,
+                num_workers=self.workers,
+                prefetch_factor=2 if self.workers else None,
+                worker_init_fn=start_worker,
+                pin_memory=self.device.type == "cuda",
+                # a forked process would inherit our signal handlers, and threads' locks as they happen to be
+                multiprocessing_context="spawn" if self.workers else None,
+                generator=torch.Generator(),  # else torch would draw a seed for its workers from the global one
+            )
+
+    def _paths(self, indices: Tensor) -> list[str]:
+        return [f"{self.folder}/{self.files[index]}" for index in indices.tolist()]
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """Training and test split of a tree of images, with what goes into the record.
+
+    Labels number the class folders in sorted order, as torchvision's ImageFolder does.
+    """
+
+    name: str
+    train: FolderSplit
+    test: FolderSplit
+    classes: int
+    sha256: str  # of the sorted (relative path, size) of all images
+    class_list: str  # which classes: the name of a shipped list, or "all"
+    class_list_sha256: str
+
+    def to(self, device: torch.device) -> FolderData:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record keeps of its data."""
+        return {
+            "name": self.name,
+            "train": len(self.train),
+            "test": len(self.test),
+            "classes": self.classes,
+            "sha256": self.sha256,
+            "class_list": self.class_list,
+            "class_list_sha256": self.class_list_sha256,
+        }
+
+
+def imagenet100(root: str | Path = "data", **options: Any) -> FolderData:
+    """The 100 classes of CMC's list, from ``root/imagenet100``; options as :func:`folder_data`'s."""
+    folder = Path(root) / "imagenet100"
+    way_out = f"make it with `{PREPARE} --out {folder}`, {MINI}"
+    return folder_data("imagenet100", folder, way_out, wanted="imagenet100_cmc", **options)
+
+
+def imagenet1k(root: str | Path = "data", **options: Any) -> FolderData:
+    """ImageNet-1K (ILSVRC 2012), from ``root/imagenet``; options as :func:`folder_data`'s."""
+    folder = Path(root) / "imagenet"
+    way_out = (
+        f"link {folder} to a folder with train/ and val/, each with a folder of images for each of the 1000 classes "
+        f"(www.image-net.org gives it to registered users), {MINI}"
+    )
+    return folder_data("imagenet1k", folder, way_out, wanted=1000, **options)
+
+
+def folder_data(
+    name: str,
+    folder: Path,
+    way_out: str = MINI,
+    *,
+    wanted: str | int | None = None,
+    image_size: int = 224,
+    augmentation: str = "none",
+    mixing: bool | Mapping[str, float] = False,
+    workers: int | None = None,
+) -> FolderData:
+    """The tree of images in ``folder``, checked.
+
+    Args:
+        wanted: the name of a shipped list of classes, or a number of classes; ``None``: whatever is there.
+        image_size: height and width in pixels, of training and evaluation.
+        augmentation: ``deit``, ``resnet`` or ``none``, of training images; also chooses the interpolation.
+        mixing: whether training mixes images; a mapping overrides some of :class:`Mixing`'s values.
+        workers: processes that read ahead; ``None``: one for each core that this process may use.
+
+    Raises:
+        DataError: if the folder is missing or not as it must be; an image that cannot be decoded says so when read.
+        ValueError: for options that are not possible.
+    """
+    for key, value, lowest in (("image_size", image_size, 8), ("workers", workers, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+            raise ValueError(f"data.{key}={value!r} is not possible: give a whole number from {lowest}")
+    check_augmentation(augmentation)
+    if not folder.is_dir():
+        raise DataError(f"{name} is not in {folder}: {way_out}")
+    classes = class_folders(folder / "train")
+    if isinstance(wanted, str):
+        check_classes(classes, class_list(wanted), folder / "train", way_out)
+    elif wanted is not None and len(classes) != wanted:
+        raise DataError(f"{folder / 'train'} has {len(classes)} class folders where {name} has {wanted}: {way_out}")
+    check_classes(class_folders(folder / "val"), classes, folder / "val", way_out)
+    train_files, train_targets, train_sizes = _images(folder / "train", classes)
+    test_files, test_targets, test_sizes = _images(folder / "val", classes)
+    mixer = Mixing.of(mixing, len(classes))
+    workers = own_cores() if workers is None else workers
+    return FolderData(
+        name=name,
+        train=FolderSplit(folder / "train", train_files, train_targets, image_size, augmentation, mixer, workers),
+        test=FolderSplit(folder / "val", test_files, test_targets, image_size, augmentation, None, workers),
+        classes=len(classes),
+        sha256=_files_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)}),
+        class_list=wanted if isinstance(wanted, str) else "all",
+        class_list_sha256=class_list_sha256(class_list(wanted) if isinstance(wanted, str) else classes),
+    )
+
+
+def _images(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor, list[int]]:
+    """Paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
+    names, sizes, counts = [], [], []
+    for class_name in classes:
+        found = image_files(folder / class_name)
+        names += [f"{class_name}/{name}" for name, _ in found]
+        sizes += [size for _, size in found]
+        counts.append(len(found))
+    return names, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)), sizes
+
+
+def _files_sha256(parts: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
+    sha = hashlib.sha256()
+    for part, listed in parts.items():
+        for name, size in zip(*listed, strict=True):
+            sha.update(f"{part}/{name} {size}\n".encode())
+    return sha.hexdigest()
+
+
+def own_cores() -> int:
+    """Cores that this process may use; several processes that torchrun started on a machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,323 @@
+"""Text for language models: windows of tokens, sets of token shards as data, and the sources they are made from."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fogzo.data.base import Batch, DataError, Split
+from fogzo.data.shards import MANIFEST, SPLITS, Tokens, map_shards, read_manifest, sha256_of
+
+CHUNK = 2**19  # characters that go to a worker at a time: about 0.1 s of work
+LONGEST = 2**20  # characters; a longer stretch of a .txt file is cut at a line's end
+SEPARATOR = "<|endoftext|>"
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
+LISTED_SOURCES = 16  # a longer list is only counted in a run's record; the manifest keeps it whole
+
+
+class TokenSplit(Split):
+    """Windows of ``sequence`` tokens: window i predicts tokens i·T+1 ... i·T+T from tokens i·T ... i·T+T-1.
+
+    Windows lie side by side in the joined stream of the shards, across the borders of documents and shards, so they do
+    not depend on how the stream was cut; the rest after the last whole window is left out.
+
+    Args:
+        shards: token numbers, each (tokens,), integers; memory-mapped or not.
+        sequence: T, the tokens of a window.
+    """
+
+    def __init__(self, shards: Sequence[Tokens], sequence: int, device: torch.device | None = None) -> None:
+        self.shards, self.sequence = shards, sequence
+        self.device = torch.device("cpu") if device is None else device
+        self.ends = list(accumulate(len(shard) for shard in shards))  # of the shards, in the stream
+
+    @property
+    def tokens(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __len__(self) -> int:
+        return max(0, self.tokens - 1) // self.sequence  # each window needs the token behind it too
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Inputs and targets, int64, both (B, T), the targets one token further on."""
+        cuda = self.device.type == "cuda"
+        block = torch.empty((len(indices), self.sequence + 1), dtype=torch.int64, pin_memory=cuda)
+        rows = block.numpy()
+        for row, index in zip(rows, indices.tolist(), strict=True):
+            if not 0 <= index < len(self):
+                raise IndexError(f"window {index} is not among the {len(self)} of this split")
+            self._read(index * self.sequence, row)
+        block = block.to(self.device, non_blocking=cuda)  # torch keeps the pinned memory until the copy is done
+        return block[:, :-1].contiguous(), block[:, 1:].contiguous()
+
+    def _read(self, start: int, row: np.ndarray) -> None:
+        """Fill ``row`` (T+1,) with the stream's tokens from ``start`` on."""
+        shard = bisect.bisect_right(self.ends, start)
+        filled = 0
+        while filled < len(row):
+            offset = start + filled - (self.ends[shard] - len(self.shards[shard]))
+            part = self.shards[shard][offset : offset + len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled, shard = filled + len(part), shard + 1
+
+    def to(self, device: torch.device) -> TokenSplit:
+        return TokenSplit(self.shards, self.sequence, device)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A training and a test split of one set of token shards, with what goes into the record.
+
+    ``vocabulary`` is the tokenizer's; a model's may be larger.  ``sha256`` is the manifest's, which holds the hashes of
+    the shards and of the tokenizer.
+    """
+
+    name: str
+    train: TokenSplit
+    test: TokenSplit
+    vocabulary: int
+    sequence: int
+    tokenizer: str
+    sha256: str
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> TextData:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record keeps of its data; ``train`` and ``test`` count windows."""
+        listed = len(self.sources) <= LISTED_SOURCES
+        return {
+            "name": self.name,
+            "train": len(self.train),
+            "test": len(self.test),
+            "train_tokens": self.train.tokens,
+            "test_tokens": self.test.tokens,
+            "vocabulary": self.vocabulary,
+            "tokenizer": self.tokenizer,
+            "sequence": self.sequence,
+            "sha256": self.sha256,
+            "sources": self.sources if listed else f"{len(self.sources)} files, listed in the manifest",
+        }
+
+
+def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", verify: bool | None = None) -> TextData:
+    """The set of token shards in ``folder``, under its own name or ``name``.
+
+    Args:
+        way_out: what to do about a damaged set; it ends the error's sentence.
+        verify: hash every shard; ``None``: if they hold up to 256 MiB in all.
+
+    Raises:
+        DataError: if the set is damaged, or has no window of ``sequence`` tokens.
+        ValueError: if ``sequence`` is not positive.
+    """
+    if sequence < 1:
+        raise ValueError(f"sequence={sequence} is not possible: a window has at least 1 token")
+    manifest, sha256 = read_manifest(folder, way_out)
+    mapped = map_shards(folder, manifest, way_out, verify=verify)
+    splits = {split: TokenSplit(mapped[split], sequence) for split in SPLITS}
+    for split, part in splits.items():
+        if not len(part):
+            raise DataError(
+                f"sequence={sequence} is too long for the {split} split in {folder}, which has {part.tokens:,} tokens: "
+                f"choose sequence up to {max(part.tokens - 1, 0):,}, or prepare more text"
+            )
+    return TextData(
+        name=name or manifest.name,
+        train=splits["train"],
+        test=splits["test"],
+        vocabulary=manifest.vocabulary,
+        sequence=sequence,
+        tokenizer=f"{manifest.tokenizer['name']} ({manifest.tokenizer['sha256'][:12]})",
+        sha256=sha256,
+        sources=manifest.sources,
+    )
+
+
+def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
+    """The set that ``scripts/prepare_text.py --out root/name`` made.
+
+    Raises:
+        DataError: if it is not there, unfinished or damaged.
+    """
+    folder = Path(root) / name
+    source = "--dataset allenai/c4 --config en" if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
+    command = f"`python scripts/prepare_text.py --name {name} {source} --out {folder}`"
+    if not (folder / MANIFEST).exists():
+        state = "is unfinished" if (folder / "journal.json").exists() else "is not there"
+        raise DataError(
+            f"the text set {name} in {folder} {state} (no {MANIFEST}): make it, or go on where it was cut, with "
+            f"{command}, name another place with data.root=FOLDER, or use the embedded text with data=pydocs"
+        )
+    return open_text(folder, sequence, f"remove {folder} and make it again with {command}", name=name, verify=verify)
+
+
+def c4(root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
+    """C4 (English) as ``scripts/prepare_text.py`` leaves it in ``root/c4``."""
+    return prepared_text("c4", root, sequence, verify)
+
+
+class Chunk(NamedTuple):
+    texts: list[str]
+    position: dict[str, Any]  # where the source goes on behind them; JSON
+
+
+class TextSource(Protocol):
+    """Documents in a fixed order, from any position on; empty ones are left out."""
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when work goes on after a cut."""
+
+    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
+        """Documents behind ``position`` (``None``: all), about CHUNK characters at a time."""
+
+    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was read up to ``position``, for the manifest."""
+
+
+class Files:
+    """Local files: .jsonl (.json), an object a line; .txt, documents between lines ``<|endoftext|>``; also with .gz.
+
+    Raises:
+        DataError: if a pattern fits no file, or a file is none of these.
+    """
+
+    def __init__(self, patterns: Sequence[str], text_field: str = "text") -> None:
+        names: set[str] = set()
+        for pattern in patterns:
+            if not (found := glob.glob(pattern, recursive=True)):
+                raise DataError(f"no file fits {pattern!r}: give paths or patterns of {', '.join(SUFFIXES)} files")
+            names.update(found)
+        self.paths, self.text_field = [Path(name) for name in sorted(names)], text_field
+        for path in self.paths:
+            if not path.name.endswith(SUFFIXES):
+                raise DataError(f"{path} is none of {', '.join(SUFFIXES)}: convert it, or narrow the pattern")
+
+    def settings(self) -> dict[str, Any]:
+        return {"files": [f"{p.name} ({p.stat().st_size} bytes)" for p in self.paths], "text_field": self.text_field}
+
+    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
+        position = position or {"file": 0, "record": 0}
+        texts: list[str] = []
+        size = 0
+        for index in range(position["file"], len(self.paths)):
+            done = position["record"] if index == position["file"] else 0
+            for number, record in enumerate(_records(self.paths[index]), 1):
+                if number <= done:
+                    continue
+                text = self._text(record, self.paths[index], number)
+                if text.strip():
+                    texts.append(text)
+                    size += len(text)
+                if size >= CHUNK:
+                    yield Chunk(texts, {"file": index, "record": number})
+                    texts, size = [], 0
+        yield Chunk(texts, {"file": len(self.paths), "record": 0})
+
+    def _text(self, record: str, path: Path, number: int) -> str:
+        if not _is_json(path) or not record.strip():
+            return record
+        try:
+            fields = json.loads(record)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, is not JSON ({error}): mend the line, or leave it out") from error
+        return _field(fields, self.text_field, f"{path}, line {number},")
+
+    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+        read = self.paths[: position["file"] + (position["record"] > 0)]
+        return [{"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in read]
+
+
+class Streamed:
+    """A data set of the Hugging Face hub, or a local folder in one of its formats, streamed with ``datasets``."""
+
+    def __init__(
+        self, dataset: str, config: str | None, split: str, text_field: str = "text", revision: str | None = None
+    ) -> None:
+        self.source = {"dataset": dataset, "config": config, "split": split, "revision": revision}
+        self.text_field = text_field
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.source, "text_field": self.text_field}
+
+    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
+        from datasets import load_dataset
+
+        number, texts, size = position["record"] if position else 0, list[str](), 0
+        name, config, split, revision = self.source.values()
+        try:
+            stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+            if position:
+                stream.load_state_dict(position["state"])
+            for number, fields in enumerate(stream, number + 1):
+                text = _field(fields, self.text_field, f"{name}, record {number},")
+                if text.strip():
+                    texts.append(text)
+                    size += len(text)
+                if size >= CHUNK:
+                    yield Chunk(texts, {"record": number, "state": stream.state_dict()})
+                    texts, size = [], 0
+            yield Chunk(texts, {"record": number, "state": stream.state_dict()})
+        except DataError:
+            raise
+        except Exception as error:  # of whatever library fetches
+            raise DataError(
+                f"{name} could not be read behind record {number:,} ({' '.join(str(error).split())[:200]}): give the same "
+                "command again when it can be reached, or take local files with --files PATTERN"
+            ) from error
+
+    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**self.source, "records": position["record"]}]
+
+
+def _field(fields: Any, text_field: str, where: str) -> str:
+    text = fields.get(text_field) if isinstance(fields, dict) else None
+    if not isinstance(text, str):
+        known = f"fields {', '.join(fields)}" if isinstance(fields, dict) else f"a {type(fields).__name__}"
+        raise DataError(f"{where} has no text under {text_field!r}, but {known[:200]}: name another with --text-field")
+    return text
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+
+
+def _records(path: Path) -> Iterator[str]:
+    """The lines of a JSON file, the documents of a text file."""
+    number = 0
+    try:
+        file: IO[str] = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        with file:
+            for number, record in enumerate(file if _is_json(path) else _documents(file), 1):
+                yield record
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read behind record {number:,} ({error}): replace it or leave it out, and start again in "
+            "an empty folder"
+        ) from error
+
+
+def _documents(file: IO[str]) -> Iterator[str]:
+    lines: list[str] = []
+    size = 0
+    while line := file.readline(LONGEST):
+        if line.strip() == SEPARATOR or size >= LONGEST:
+            yield "".join(lines)
+            lines, size = [], 0
+        if line.strip() != SEPARATOR:
+            lines.append(line)
+            size += len(line)
+    yield "".join(lines)

@@ -1,0 +1,82 @@
+"""What a run keeps an eye on: running means for the log, and losses that jump or are no numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+STOP_ON = ("nonfinite", "spike", "never")
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite, or has jumped where ``stop_on`` forbids it."""
+
+
+@dataclass
+class Means:
+    """Running means of what is logged; in Python floats, so that a checkpoint keeps them to the last bit."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, **values: float | Tensor | None) -> None:
+        for name, value in values.items():
+            if value is not None and math.isfinite(number := float(value)):
+                self.sums[name] = self.sums.get(name, 0.0) + number
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def row(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+@dataclass
+class LossWatch:
+    """Names steps whose loss is not finite, or more than ``factor`` times its running mean (0: no such watch)."""
+
+    factor: float
+    stop_on: str
+    smoothed: float = 0.0
+    seen: int = 0
+    spikes: int = 0
+    nonfinite: int = 0
+
+    warm_up, memory = 20, 0.98
+
+    def event(self, loss: float, step: int) -> str | None:
+        """``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1).
+
+        Raises:
+            Diverged: if ``stop_on`` says that such a step ends the run.
+        """
+        if not math.isfinite(loss):
+            self.nonfinite += 1
+            if self.stop_on != "never":
+                raise Diverged(f"the loss is {loss} at step {step}")
+            return "nonfinite"
+        mean = self.smoothed / (1 - self.memory**self.seen) if self.seen else loss
+        spiked = self.factor > 0 and self.seen >= self.warm_up and loss > self.factor * mean
+        self.smoothed = self.memory * self.smoothed + (1 - self.memory) * loss
+        self.seen += 1
+        if not spiked:
+            return None
+        self.spikes += 1
+        if self.stop_on == "spike":
+            raise Diverged(
+                f"the loss jumped to {loss:.4g} at step {step}, more than {self.factor:g} times its mean {mean:.4g}"
+            )
+        return "spike"
+
+    def row(self) -> dict[str, float]:
+        """Counts for a logged row, where there is anything to count."""
+        return {name: count for name, count in (("spikes", self.spikes), ("nonfinite", self.nonfinite)) if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

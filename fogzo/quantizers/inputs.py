@@ -1,0 +1,103 @@
+"""Quantized activations: a module in front of a layer, which rounds the layer's input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo.quantizers.base import Quantizer
+
+NAME = "input_quantizer"  # of the submodule that a quantized layer gets
+
+
+class InputQuantizer(nn.Module):
+    """Rounds inputs of shape (..., channels), or (N, channels, ...) for convolutions; straight-through gradient.
+
+    A quantizer with a fitted step (LSQ) has that step from construction on, but refuses to work until
+    :func:`fit_activations` has seen real inputs; the state dict says whether it has, so a resumed run never fits again.
+    """
+
+    def __init__(self, prototype: Quantizer, channels: int, channel_dim: int) -> None:
+        super().__init__()
+        self.quantizer = prototype.for_inputs(channels)
+        self.channel_dim = channel_dim
+        self.fitted = self.quantizer.follows_inputs
+        self.observed: list[Tensor] | None = None  # mean |x| of each input, while fitting
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observed is not None:
+            self.observed.append(x.detach().float().abs().mean())
+            return x
+        if not self.fitted:
+            raise RuntimeError(
+                "activation quantizers have no step yet: call fogzo.fit_activations(model, forward) first"
+            )
+        x = x if x.dtype == torch.float64 else x.float()  # codes are decided in fp32, whatever autocast says
+        if not self.quantizer.follows_inputs:
+            quantized: Tensor = self.quantizer(x)
+            return quantized
+        rows = x.movedim(self.channel_dim, -1)
+        quantized = self.quantizer(rows.reshape(-1, rows.shape[-1]))
+        return quantized.view(rows.shape).movedim(-1, self.channel_dim)
+
+    def fit(self) -> None:
+        """Take the step from the inputs observed: as LSQ fits weights, with their mean |x|."""
+        if not self.observed:
+            raise ValueError(
+                "a quantized layer was not reached by the passes that fit activations: run the whole model in forward()"
+            )
+        mean = torch.stack(self.observed).mean()
+        if not bool(mean > 0):
+            raise ValueError(
+                "a quantized layer sees nothing but zeros: leave it out (skip=), or fit to other first batches"
+            )
+        twin = copy.deepcopy(self.quantizer)
+        twin.fit(mean)
+        self.quantizer.load_state_dict(twin.state_dict())  # in place: an optimizer may hold the step already
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.fitted)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.fitted = bool(state)
+
+
+def quantize_inputs(layer: nn.Module, prototype: Quantizer) -> None:
+    """Put an :class:`InputQuantizer` in front of ``layer``, an ``nn.Linear`` or convolution, by a forward pre-hook."""
+    channels, dim = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
+    layer.add_module(NAME, InputQuantizer(prototype, int(channels), dim))  # type: ignore[arg-type]
+    layer.register_forward_pre_hook(_quantize_first)
+
+
+def _quantize_first(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (layer.get_submodule(NAME)(args[0]), *args[1:])
+
+
+@torch.no_grad()
+def fit_activations(model: nn.Module, forward: Callable[[], object]) -> nn.Module:
+    """Fit the steps of ``model``'s activation quantizers to the inputs that ``forward()`` sends through it.
+
+    Call it once, before training, with a few batches, the same on all ranks:
+    ``fit_activations(model, lambda: model(x))``.  Meanwhile activations pass unrounded.  What is loaded from a state
+    dict later counts instead.  Returns ``model``.
+
+    Raises:
+        ValueError: if a quantized layer is not reached, or sees nothing but zeros.
+    """
+    inputs = [module for module in model.modules() if isinstance(module, InputQuantizer) and not module.fitted]
+    try:
+        for module in inputs:
+            module.observed = []
+        if inputs:
+            forward()
+        for module in inputs:
+            module.fit()
+            module.fitted = True
+    finally:
+        for module in inputs:
+            module.observed = None
+    return model

@@ -1,0 +1,122 @@
+"""Build the 100-class subset of ImageNet out of the full one:
+
+    python scripts/prepare_imagenet100.py --imagenet FOLDER [--out data/imagenet100]
+
+FOLDER holds train/ and val/, each with a folder of images a class (named by WordNet id).  Makes absolute links to the
+class folders, or copies with --copy; takes seconds, and a second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from fogzo.data.base import DataError
+from fogzo.data.classes import class_folders, class_list, class_list_sha256, image_files
+
+PARTS = ("train", "val")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0].rstrip(":"))
+    parser.add_argument("--imagenet", type=Path, required=True, metavar="FOLDER", help="holds train/ and val/")
+    parser.add_argument("--out", type=Path, default=Path("data/imagenet100"), help="default: %(default)s")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="WordNet ids, one a line; default: CMC's list")
+    parser.add_argument("--copy", action="store_true", help="copy the images, instead of linking to their folders")
+    options = parser.parse_args()
+    try:
+        names = read_classes(options.classes) if options.classes else class_list()
+        counts = prepare(options.imagenet, options.out, names, copy=options.copy)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from error
+    for part in PARTS:
+        print(f"{options.out / part}: {len(names)} classes, {counts[part]} images")
+    print(f"class list: {options.classes or 'imagenet100_cmc'}, SHA-256 {class_list_sha256(names)}")
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """The ids in ``file``, separated by white space; raises ``DataError`` for none, or for one that stands twice."""
+    try:
+        names = tuple(file.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} cannot be read as a list of classes ({error}): give a text with an id a line"
+        ) from error
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or not names:
+        what = f"{twice[0]} more than once" if twice else "no classes"
+        raise DataError(f"{file} holds {what}: give a text with an id a line, each once")
+    if paths := [name for name in names if Path(name).name != name]:
+        raise DataError(f"{file} holds {paths[0]}, which is no name of a folder: give a text with an id a line")
+    return names
+
+
+def prepare(imagenet: Path, out: Path, names: Sequence[str], *, copy: bool = False) -> dict[str, int]:
+    """Make ``out``/train and ``out``/val with the folders ``names`` of ``imagenet``; counts of their images.
+
+    All is checked before anything is written.
+
+    Raises:
+        DataError: if ``imagenet`` lacks a class, or ``out`` holds something else or cannot be written.
+    """
+    counts = {}
+    for part in PARTS:
+        check_source(imagenet / part, names)
+        counts[part] = sum(len(image_files(imagenet / part / name)) for name in names)
+    todo = [(part, name) for part in PARTS for name in to_make(imagenet / part, out / part, names)]
+    try:
+        for part, name in todo:
+            make((imagenet / part / name).resolve(), out / part / name, copy=copy)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error}): choose another folder with --out") from error
+    return counts
+
+
+def check_source(folder: Path, names: Sequence[str]) -> None:
+    """Raises ``DataError``, in one sentence, if ``folder`` lacks one of the class folders ``names``."""
+    if missing := sorted(set(names) - set(class_folders(folder))):
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{folder} lacks {len(missing)} of the {len(names)} classes ({shown}): give the folder of the full "
+            "ImageNet with --imagenet"
+        )
+
+
+def to_make(source: Path, target: Path, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that ``target`` lacks; raises ``DataError`` if it holds anything but these folders."""
+    if not target.exists():
+        if target.is_symlink() or (target.parent.exists() and not target.parent.is_dir()):
+            raise DataError(f"{target} cannot be made where something else is: choose another folder with --out")
+        return list(names)
+    if not target.is_dir():
+        raise DataError(f"{target} is no folder: remove it, or choose another folder with --out")
+    way_out = "remove it, or choose another folder with --out"
+    for entry in sorted(target.iterdir()):
+        if entry.name.startswith("."):
+            continue  # a copy that was cut short; other hidden files do no harm
+        if entry.name not in names:
+            raise DataError(f"{entry} is none of the {len(names)} classes: {way_out}")
+        wanted = source / entry.name
+        same = entry.exists() and (entry.samefile(wanted) or image_files(entry) == image_files(wanted))
+        if not same:
+            raise DataError(f"{entry} is neither a link to {wanted.resolve()} nor a copy of it: {way_out}")
+    return [name for name in names if not (target / name).exists()]
+
+
+def make(source: Path, target: Path, *, copy: bool) -> None:
+    """A link from ``target`` to ``source``, or a copy that is there only when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        target.symlink_to(source, target_is_directory=True)
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    shutil.copytree(source, partial)
+    partial.rename(target)
+
+
+if __name__ == "__main__":
+    main()

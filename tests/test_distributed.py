@@ -1,0 +1,97 @@
+"""Two gloo processes compute what one does, step by step; and they notice when they no longer do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fogzo.distributed import share
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+# estimator, quantizer, model, micro-batches, what ranks share
+CASES = [
+    ("ste", "fixed", "plain", 1, "data"),
+    ("fogzo", "fixed", "plain", 1, "data"),
+    ("nspsa", "fixed", "plain", 1, "data"),
+    ("fogzo", "lsq", "plain", 2, "data"),
+    ("fogzo", "lsq", "norm", 1, "data"),
+    ("nspsa", "fixed", "norm", 1, "probes"),
+    *(
+        pytest.param(case, marks=pytest.mark.slow)
+        for case in (
+            ("ste", "fixed", "plain", 2, "data"),
+            ("ste", "fixed", "norm", 1, "data"),
+            ("fogzo_batched", "fixed", "plain", 1, "data"),
+            ("fogzo", "fixed", "plain", 1, "probes"),
+            ("fogzo_batched", "lsq", "plain", 1, "probes"),
+        )
+    ),
+]
+
+
+def start(ranks, out, estimator, quantizer, model, micro_batches, parallel, disagree="no"):
+    out.mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    arguments = [estimator, quantizer, model, str(micro_batches), parallel, disagree, str(out)]
+    return subprocess.run(
+        [*(launcher if ranks > 1 else [sys.executable]), str(SCRIPT), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def differences(one, other):
+    """The largest difference of weights and of losses, in units of their size, of each step."""
+    for mine, its in zip(one["rows"], other["rows"], strict=True):
+        weights = max(
+            float(
+                (mine["state"][name].double() - its["state"][name].double()).abs().max() / value.abs().max().clamp(1e-9)
+            )
+            for name, value in its["state"].items()
+            if value.is_floating_point()
+        )
+        yield weights, abs(mine["loss"] - its["loss"]) / abs(its["loss"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_two_processes_equal_one(case, tmp_path):
+    for ranks in (1, 2):
+        done = start(ranks, tmp_path / str(ranks), *case)
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole = torch.load(tmp_path / "1" / "0.pt")
+    first, second = (torch.load(tmp_path / "2" / f"{rank}.pt") for rank in (0, 1))
+    for mine, its in zip(first["rows"], second["rows"], strict=True):  # to the last bit
+        assert all(torch.equal(value, its["state"][name]) for name, value in mine["state"].items())
+    worst = [max(values) for values in zip(*differences(first, whole), strict=True)]
+    print(f"{'-'.join(map(str, case))}: weights {worst[0]:.1e}, loss {worst[1]:.1e}")
+    assert max(worst) < 2e-5
+    assert first["ledger"]["forwards"] == whole["ledger"]["forwards"]
+    assert first["ledger"]["backwards"] == whole["ledger"]["backwards"]
+    assert first["metrics"] == second["metrics"]
+    for name, value in whole["metrics"].items():
+        assert first["metrics"][name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["weights", "noise"])
+def test_ranks_that_no_longer_agree_stop_with_a_message(what, tmp_path):
+    done = start(2, tmp_path / "out", "fogzo", "fixed", "plain", 1, "data", what)
+    assert done.returncode != 0
+    assert "rank 1 differs from rank 0 in the weights, guides or noise of the probes" in done.stderr
+
+
+def test_more_ranks_than_samples_are_refused(tmp_path):
+    done = start(5, tmp_path / "out", "nspsa", "fixed", "plain", 1, "probes")
+    assert done.returncode != 0
+    assert "4 samples cannot be spread over 5 ranks: raise samples" in done.stderr
+
+
+@pytest.mark.parametrize(("total", "ranks"), [(7, 2), (3, 3), (10, 4)])
+def test_shares_are_in_order_whole_and_nearly_equal(total, ranks):
+    shares = [share(total, rank, ranks) for rank in range(ranks)]
+    assert [i for part in shares for i in part] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
