@@ -50,7 +50,7 @@ def build(cfg: DictConfig) -> Trainer:
     data: Data = instantiate(cfg.data).to(device)
     check_fit(model, data)
     settings = Settings(steps=total_steps(cfg, len(data.train)), **settings_of)
-    task = task_of(data)
+    task = task_of(data, cfg.evaluation_tokens)
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
     compiled = torch.compile(model) if cfg.compile else None
@@ -176,6 +176,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"logger.mode={cfg.logger.mode!r} is not known: choose offline or online (online needs an account)"
         )
+    check_whole(cfg.evaluation_tokens, name="evaluation_tokens")
     for name in ("seed", "threads"):
         check_whole(cfg[name], name=name, lowest=0)
     for name in ("steps", "epochs"):

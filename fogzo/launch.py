@@ -14,6 +14,7 @@ from fogzo.build import build, choose_device, reporters
 from fogzo.compute import peak_memory_bytes
 from fogzo.distributed import barrier, check_same, gather, process_group
 from fogzo.monitor import Diverged
+from fogzo.plan import plan
 from fogzo.provenance import provenance
 from fogzo.quantize import quantized_weights
 from fogzo.runs import RunFolder, identity
@@ -35,6 +36,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         Interrupted: after a stop signal, with a checkpoint saved.
         Diverged: when a loss is not finite.
     """
+    if cfg.plan:
+        print(plan(cfg), flush=True)
+        return {}
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:

@@ -38,7 +38,13 @@ PRESENTATION = (
 )
 # Keys that came after the first records, with the value that means what was done before there was the key: at that
 # value they are left out of a run's identity, so that old records are still found
-ADDED = {"activations.name": "none", "parallel": "data", "spike_factor": 3.0, "stop_on": "nonfinite"}
+ADDED = {
+    "activations.name": "none",
+    "parallel": "data",
+    "evaluation_tokens": 131072,
+    "spike_factor": 3.0,
+    "stop_on": "nonfinite",
+}
 
 
 class RunError(ValueError):

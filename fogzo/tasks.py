@@ -29,10 +29,11 @@ class Task(ABC):
     metric: str
     higher_is_better: bool
 
-    def __init__(self, data: Data, evaluation_batch: int, train_examples: int) -> None:
+    def __init__(self, data: Data, evaluation_batch: int, train_examples: int, test_examples: int) -> None:
         self.data = data
         self.evaluation_batch = evaluation_batch
-        self.train_examples = train_examples  # of the training split, for train_loss: evenly spread, in a fixed order
+        # how much of the splits is evaluated: evenly spread, in a fixed order
+        self.train_examples, self.test_examples = train_examples, test_examples
 
     @abstractmethod
     def loss(self, model: Network, batch: Batch) -> Tensor:
@@ -48,13 +49,13 @@ class Task(ABC):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics over a part of the training split and the whole test split; exact for any number of ranks."""
+        """Metrics over the test split and a part of the training split; exact for any number of ranks."""
         was_training = model.training
         model.eval()
         try:
             with parametrize.cached():  # quantize once, not once a batch
                 train = self._totals(model, self.data.train, self.train_examples)
-                test = self._totals(model, self.data.test, len(self.data.test))
+                test = self._totals(model, self.data.test, self.test_examples)
         finally:
             model.train(was_training)
         return self.metrics(train, test)
@@ -78,7 +79,7 @@ class Classification(Task):
     metric, higher_is_better = "accuracy", True
 
     def __init__(self, data: Data, evaluation_batch: int = 2000, train_examples: int = 10_000) -> None:
-        super().__init__(data, evaluation_batch, train_examples)
+        super().__init__(data, evaluation_batch, train_examples, len(data.test))
 
     def loss(self, model: Network, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -99,17 +100,14 @@ class Classification(Task):
 
 
 class LanguageModelling(Task):
-    """Next-token cross-entropy, in nats a token, and perplexity of the test split."""
+    """Next-token cross-entropy, in nats a token, and perplexity of (a part of) the test split."""
 
     metric, higher_is_better = "perplexity", False
 
-    def __init__(self, data: TextData, evaluation_batch: int = 0, train_examples: int = 0) -> None:
-        tokens = data.sequence
-        super().__init__(
-            data,
-            evaluation_batch or max(1, 2**26 // (tokens * data.vocabulary)),  # 256 MB of logits
-            train_examples or max(1, 2**16 // tokens),
-        )
+    def __init__(self, data: TextData, evaluation_tokens: int = 2**17, evaluation_batch: int = 0) -> None:
+        self.windows = max(1, evaluation_tokens // data.sequence)
+        batch = evaluation_batch or max(1, 2**25 // (data.sequence * data.vocabulary))  # 128 MB of logits
+        super().__init__(data, batch, train_examples=max(1, self.windows // 2), test_examples=self.windows)
 
     def loss(self, model: Network, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -128,9 +126,13 @@ class LanguageModelling(Task):
         return {"train_loss": train[0] / train[1], "test_loss": test_loss, "perplexity": perplexity}
 
 
-def task_of(data: Data) -> Task:
-    """The task that a data set is for."""
-    return LanguageModelling(data) if isinstance(data, TextData) else Classification(data, *_sizes(data))
+def task_of(data: Data, evaluation_tokens: int = 2**17) -> Task:
+    """The task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split."""
+    return (
+        LanguageModelling(data, evaluation_tokens)
+        if isinstance(data, TextData)
+        else Classification(data, *_sizes(data))
+    )
 
 
 def _sizes(data: Data) -> tuple[int]:

@@ -19,10 +19,10 @@ import torch
 import yaml
 from PIL import Image
 
-from fogzo.data.augment import Mixing, evaluation_transform, posterize, training_transform
+from fogzo.data.augment import Mixing, evaluation_transform, own_cores, posterize, training_transform
 from fogzo.data.base import DataError, Selection
 from fogzo.data.classes import class_list, class_list_sha256
-from fogzo.data.imagefolder import folder_data, imagenet1k, imagenet100, own_cores
+from fogzo.data.imagefolder import folder_data, imagenet1k, imagenet100
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("n001", "n002", "n003")

@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import fogzo
@@ -91,5 +90,4 @@ def main():
 
 if __name__ == "__main__":
     warnings.simplefilter("error", RuntimeWarning)
-    assert F is not None
     main()

@@ -2,10 +2,12 @@
 
 from fogzo.data.base import Batch, Data, DataError, Selection, Split
 from fogzo.data.feed import Feed
+from fogzo.data.imagefolder import imagenet1k, imagenet100
 from fogzo.data.images import ImageData, TensorSplit
 from fogzo.data.mnist5k import mnist5k
 from fogzo.data.order import DataOrder
-from fogzo.data.text import TextData, TokenSplit
+from fogzo.data.pydocs import pydocs
+from fogzo.data.text import TextData, TokenSplit, c4
 from fogzo.data.torchvision_sets import fashion_mnist, mnist
 
 __all__ = [
@@ -20,7 +22,11 @@ __all__ = [
     "TensorSplit",
     "TextData",
     "TokenSplit",
+    "c4",
     "fashion_mnist",
+    "imagenet1k",
+    "imagenet100",
     "mnist",
     "mnist5k",
+    "pydocs",
 ]

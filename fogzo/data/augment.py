@@ -6,20 +6,22 @@ timm and torchvision draw from the global generators of Python, NumPy and torch.
 
 from __future__ import annotations
 
+import atexit
 import math
+import multiprocessing
+import os
 import random
 import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fogzo.data.base import Batch, DataError
 
@@ -193,44 +195,36 @@ def read_image(path: str, transform: Transform) -> Tensor:
     return transform(image)
 
 
-class Job(NamedTuple):
-    """One batch for a worker process."""
-
-    paths: list[str]
-    targets: list[int]
-    seeds: list[int]
-
-
-class Reader(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """Turns a job into a batch.  It knows no list of files, so starting a process copies none."""
-
-    def __init__(self, transform: Transform) -> None:
-        self.transform = transform
-
-    def __getitem__(self, job: Job) -> tuple[Tensor, Tensor] | DataError:
-        images = []
-        with generators_kept():
-            for path, seed in zip(job.paths, job.seeds, strict=True):
-                seed_generators(seed)
-                try:
-                    images.append(read_image(path, self.transform))
-                except DataError as error:
-                    return error  # raised by the main process: on its way through torch it would get a traceback inside
-        return torch.stack(images), torch.tensor(job.targets)
+def read_augmented(paths: Sequence[str], seeds: Sequence[int], transform: Transform) -> Tensor:
+    """``transform`` of each image with the generators at its seed: float32, (B, 3, S, S)."""
+    images = []
+    with generators_kept():
+        for path, seed in zip(paths, seeds, strict=True):
+            seed_generators(seed)
+            images.append(read_image(path, transform))
+    return torch.stack(images)
 
 
-def unchanged(batch: Any) -> Any:
-    """For torch's ``collate_fn``, which must be a function that worker processes can import."""
-    return batch
+def own_cores() -> int:
+    """Cores that this process may use; several processes that torchrun started on a machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def start_worker(number: int) -> None:
-    """Signals that stop a run reach all its processes; the main one still wants its batch, finishes and ends these."""
+def start_reader() -> None:
+    """Set up a process that reads images for another one."""
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="PIL")  # some of ImageNet's files have odd EXIF data
-    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    # Signals that stop a run may reach all of its processes; the main one wants its batch still, and ends this one.
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # As forked processes leave: torch's threads make a started one abort when it tidies up (seen with torch 2.14).
+    atexit.register(os._exit, 0)
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the first may be everybody's, the second is meant for this process
 
-    signal.signal(signal.SIGTERM, terminate)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

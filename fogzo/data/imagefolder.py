@@ -5,36 +5,38 @@ Nothing is cached on disk; the folders are listed once, at the start, and images
 
 from __future__ import annotations
 
-import hashlib
-import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fogzo.data.augment import (
-    Job,
     Mixing,
-    Reader,
     check_augmentation,
     evaluation_transform,
+    own_cores,
+    read_augmented,
     read_image,
-    start_worker,
+    start_reader,
     training_transform,
-    unchanged,
 )
 from fogzo.data.base import Batch, DataError, Selection, Split
-from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, image_files
+from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, tree_files, tree_sha256
 from fogzo.seeding import derive_seed
 
 PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
+CHUNK = 32  # images that a process reads at a time
+AHEAD = 3  # batches under way, the one that is asked for included
 MINI = "or take data that need no preparation (scale=mini, data=fashion_mnist or data=mnist5k)"
 
 
@@ -43,8 +45,8 @@ class FolderSplit(Split):
     """``files`` (N), relative to ``folder``, and their ``targets``, int64, (N,), on the CPU whatever the device.
 
     ``workers`` processes decode and augment training batches ahead (0: the main process does it when asked), and as
-    many threads decode evaluation batches.  Whole batches travel, two ahead for each worker: memory for that, in
-    bytes, is 24 · workers · batch size · image_size².
+    many threads decode evaluation batches.  What lies ready takes up to 36 · batch size · image_size² bytes, and the
+    same in /dev/shm.
     """
 
     folder: Path
@@ -79,45 +81,76 @@ class FolderSplit(Split):
             DataError: for an image that cannot be read.
             ValueError: for an odd batch where images are mixed in pairs.
         """
-        firsts: list[int] = []  # positions that seed the mixing of the batches that are under way
+        read = partial(read_augmented, transform=training_transform(self.augmentation, self.image_size))
+        pin = self.device.type == "cuda"
+        for job, inputs in read_ahead(read, self._jobs(selections, seed), self.workers, pin=pin):
+            batch = inputs.to(self.device, non_blocking=True), job.targets.to(self.device, non_blocking=True)
+            yield self.mixing(*batch, job.mixing_seed) if self.mixing is not None else batch
 
-        def jobs() -> Iterator[Job]:
-            for selection in selections:
-                if self.mixing is not None:
-                    self.mixing.check_batch(len(selection.indices))
-                positions: list[int] = selection.positions.tolist()
-                firsts.append(positions[0])
-                seeds = [derive_seed("augment", seed, position) for position in positions]
-                yield Job(self._paths(selection.indices), self.targets[selection.indices].tolist(), seeds)
-
-        for batch in self._loader(jobs()):
-            if isinstance(batch, DataError):
-                raise batch
-            inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
-            first = firsts.pop(0)
+    def _jobs(self, selections: Iterable[Selection], seed: int) -> Iterator[Job]:
+        for indices, positions in selections:
             if self.mixing is not None:
-                inputs, targets = self.mixing(inputs, targets, derive_seed("mixing", seed, first))
-            yield inputs, targets
-
-    def _loader(self, jobs: Iterator[Job]) -> DataLoader[tuple[Tensor, Tensor] | DataError]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
-            return DataLoader(
-                Reader(training_transform(self.augmentation, self.image_size)),
-                sampler=jobs,
-                batch_size=None,  # a job is a batch already
-                collate_fn=unchanged,
-                num_workers=self.workers,
-                prefetch_factor=2 if self.workers else None,
-                worker_init_fn=start_worker,
-                pin_memory=self.device.type == "cuda",
-                # a forked process would inherit our signal handlers, and threads' locks as they happen to be
-                multiprocessing_context="spawn" if self.workers else None,
-                generator=torch.Generator(),  # else torch would draw a seed for its workers from the global one
+                self.mixing.check_batch(len(indices))
+            seeds = [derive_seed("augment", seed, position) for position in positions.tolist()]
+            yield Job(
+                self._paths(indices), seeds, self.targets[indices], derive_seed("mixing", seed, int(positions[0]))
             )
 
     def _paths(self, indices: Tensor) -> list[str]:
         return [f"{self.folder}/{self.files[index]}" for index in indices.tolist()]
+
+
+class Job(NamedTuple):
+    """What is to be read for one batch."""
+
+    paths: list[str]
+    seeds: list[int]  # of the images' augmentation
+    targets: Tensor
+    mixing_seed: int
+
+
+def read_ahead(
+    read: Callable[[Sequence[str], Sequence[int]], Tensor], jobs: Iterator[Job], workers: int, *, pin: bool
+) -> Iterator[tuple[Job, Tensor]]:
+    """Each job with its images, in order; ``workers`` processes are up to ``AHEAD`` batches ahead.
+
+    Not torch's DataLoader, which ends the run when a stop signal takes one of its workers along, in whatever line the
+    main process happens to be; and which gives whole batches to workers, so that the first takes ``workers`` times as
+    long.  Processes start anew (spawn): forked ones could inherit locks that another thread holds.
+
+    Raises:
+        DataError: if an image cannot be read, or a process is gone.
+    """
+    if not workers:
+        yield from ((job, read(job.paths, job.seeds)) for job in jobs)
+        return
+    processes = ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_reader)
+    joiner = ThreadPoolExecutor(1)
+    waiting: deque[tuple[Job, Future[Tensor]]] = deque()
+    try:
+        while True:
+            for job in islice(jobs, AHEAD - len(waiting)):
+                size = min(CHUNK, math.ceil(len(job.paths) / workers))
+                starts = range(0, len(job.paths), size)
+                parts = [processes.submit(read, job.paths[i : i + size], job.seeds[i : i + size]) for i in starts]
+                waiting.append((job, joiner.submit(_join, parts, pin)))
+            if not waiting:
+                return
+            job, inputs = waiting.popleft()
+            yield job, inputs.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that reads images was killed, perhaps for lack of memory: lower data.workers or batch_size"
+        ) from error
+    finally:
+        processes.shutdown(cancel_futures=True)
+        joiner.shutdown(cancel_futures=True)
+
+
+def _join(parts: Sequence[Future[Tensor]], pin: bool) -> Tensor:
+    read = [part.result() for part in parts]
+    whole = torch.empty(sum(map(len, read)), *read[0].shape[1:], pin_memory=pin)
+    return torch.cat(read, out=whole)
 
 
 @dataclass(frozen=True)
@@ -204,8 +237,8 @@ def folder_data(
     elif wanted is not None and len(classes) != wanted:
         raise DataError(f"{folder / 'train'} has {len(classes)} class folders where {name} has {wanted}: {way_out}")
     check_classes(class_folders(folder / "val"), classes, folder / "val", way_out)
-    train_files, train_targets, train_sizes = _images(folder / "train", classes)
-    test_files, test_targets, test_sizes = _images(folder / "val", classes)
+    train_files, train_targets, train_sizes = tree_files(folder / "train", classes)
+    test_files, test_targets, test_sizes = tree_files(folder / "val", classes)
     mixer = Mixing.of(mixing, len(classes))
     workers = own_cores() if workers is None else workers
     return FolderData(
@@ -213,32 +246,7 @@ def folder_data(
         train=FolderSplit(folder / "train", train_files, train_targets, image_size, augmentation, mixer, workers),
         test=FolderSplit(folder / "val", test_files, test_targets, image_size, augmentation, None, workers),
         classes=len(classes),
-        sha256=_files_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)}),
+        sha256=tree_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)}),
         class_list=wanted if isinstance(wanted, str) else "all",
         class_list_sha256=class_list_sha256(class_list(wanted) if isinstance(wanted, str) else classes),
     )
-
-
-def _images(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor, list[int]]:
-    """Paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
-    names, sizes, counts = [], [], []
-    for class_name in classes:
-        found = image_files(folder / class_name)
-        names += [f"{class_name}/{name}" for name, _ in found]
-        sizes += [size for _, size in found]
-        counts.append(len(found))
-    return names, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)), sizes
-
-
-def _files_sha256(parts: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
-    sha = hashlib.sha256()
-    for part, listed in parts.items():
-        for name, size in zip(*listed, strict=True):
-            sha.update(f"{part}/{name} {size}\n".encode())
-    return sha.hexdigest()
-
-
-def own_cores() -> int:
-    """Cores that this process may use; several processes that torchrun started on a machine share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

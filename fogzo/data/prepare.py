@@ -217,8 +217,8 @@ def prepare(job: Job, folder: Path, workers: int = 1) -> str:
             return f"{folder} is finished: {_summary(folder)} ({rate})"
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room or name another folder "
-            "with --out; the same command goes on from the last complete shard"
+            f"{error.filename or folder} cannot be read or written ({error.strerror or error}): make room, and the "
+            "same command goes on from the last complete shard, or name another folder with --out"
         ) from error
     except BrokenProcessPool as error:
         raise DataError(
@@ -302,7 +302,8 @@ def _run(job: Job, folder: Path, journal: dict[str, Any], workers: int) -> tuple
     writers = {s: ShardWriter(folder, s, dtype, job.shard_tokens, journal["splits"][s]) for s in SPLITS}
     start = done = sum(writer.tokens for writer in writers.values())
     complete, reported = sum(len(writer.shards) for writer in writers.values()), begun
-    chunks = job.source.chunks(journal["position"])
+    reached = 0 < job.max_tokens <= done  # cut behind the last document
+    chunks = iter(()) if reached else job.source.chunks(journal["position"])
     try:
         with closing(_encoded(chunks, encoder, arguments, workers)) as results:
             for position, (tokens, lengths, testing) in results:

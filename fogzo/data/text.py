@@ -198,7 +198,7 @@ class Files:
     def __init__(self, patterns: Sequence[str], text_field: str = "text") -> None:
         names: set[str] = set()
         for pattern in patterns:
-            if not (found := glob.glob(pattern, recursive=True)):
+            if not (found := glob.glob(pattern, recursive=True)):  # noqa: PTH207  (pathlib's refuses absolute patterns)
                 raise DataError(f"no file fits {pattern!r}: give paths or patterns of {', '.join(SUFFIXES)} files")
             names.update(found)
         self.paths, self.text_field = [Path(name) for name in sorted(names)], text_field
@@ -256,13 +256,16 @@ class Streamed:
     def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
         from datasets import load_dataset
 
-        number, texts, size = position["record"] if position else 0, list[str](), 0
+        number = position["record"] if position else 0
+        texts: list[str] = []
+        size = 0
         name, config, split, revision = self.source.values()
         try:
             stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
             if position:
                 stream.load_state_dict(position["state"])
-            for number, fields in enumerate(stream, number + 1):
+            for fields in stream:
+                number += 1
                 text = _field(fields, self.text_field, f"{name}, record {number},")
                 if text.strip():
                     texts.append(text)
@@ -275,8 +278,8 @@ class Streamed:
             raise
         except Exception as error:  # of whatever library fetches
             raise DataError(
-                f"{name} could not be read behind record {number:,} ({' '.join(str(error).split())[:200]}): give the same "
-                "command again when it can be reached, or take local files with --files PATTERN"
+                f"{name} could not be read behind record {number:,} ({' '.join(str(error).split())[:200]}): give the "
+                "same command again when it can be reached, or take local files with --files PATTERN"
             ) from error
 
     def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
@@ -299,15 +302,19 @@ def _records(path: Path) -> Iterator[str]:
     """The lines of a JSON file, the documents of a text file."""
     number = 0
     try:
-        file: IO[str] = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with file:
-            for number, record in enumerate(file if _is_json(path) else _documents(file), 1):
+        with _open(path) as file:
+            for record in file if _is_json(path) else _documents(file):
                 yield record
+                number += 1
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read behind record {number:,} ({error}): replace it or leave it out, and start again in "
             "an empty folder"
         ) from error
+
+
+def _open(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def _documents(file: IO[str]) -> Iterator[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from fogzo.data.base import DataError
 
@@ -85,3 +88,23 @@ def image_files(folder: Path) -> list[tuple[str, int]]:
     if empty := [name for name, size in found if size == 0]:
         raise DataError(f"{folder / empty[0]} is empty: fetch that file again")
     return found
+
+
+def tree_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor, list[int]]:
+    """Paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
+    names, sizes, counts = [], [], []
+    for class_name in classes:
+        found = image_files(folder / class_name)
+        names += [f"{class_name}/{name}" for name, _ in found]
+        sizes += [size for _, size in found]
+        counts.append(len(found))
+    return names, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)), sizes
+
+
+def tree_sha256(parts: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
+    """SHA-256 over paths and sizes in bytes of the images of each part: train, val."""
+    sha = hashlib.sha256()
+    for part, listed in parts.items():
+        for name, size in zip(*listed, strict=True):
+            sha.update(f"{part}/{name} {size}\n".encode())
+    return sha.hexdigest()

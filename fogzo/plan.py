@@ -1,0 +1,228 @@
+"""What a run would be, before it is: sizes, layers, noise, cost and memory, without touching data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fogzo.build import build_estimator, build_model, check_values, total_steps
+from fogzo.compute import measure_flops
+from fogzo.quantize import QuantizedWeight, quantized_weights
+from fogzo.quantizers import QuEST
+from fogzo.settings import Settings
+
+# Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
+EXAMPLES = {
+    "mnist5k": 4_000,
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+    "imagenet100": 126_689,
+    "imagenet1k": 1_281_167,
+}
+SIZES = {
+    "mnist5k": (1, 28),
+    "mnist": (1, 28),
+    "fashion_mnist": (1, 28),
+    "imagenet100": (3, 224),
+    "imagenet1k": (3, 224),
+}
+ROWS = 12  # of the table of layers, before it is folded
+
+
+class Cost(NamedTuple):
+    """Of one example."""
+
+    forward: float  # FLOPs
+    backward: float
+    saved: int  # bytes that the forward pass keeps for the backward pass
+
+
+def plan(cfg: DictConfig) -> str:
+    """The plan of the run that ``cfg`` describes, as text for people.
+
+    Raises:
+        ValueError: as the run would, for what can be known without data.
+    """
+    check_values(cfg)
+    model = build_model(cfg)
+    weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
+    estimator = build_estimator(cfg, weights, steps=1)
+    steps = total_steps(cfg, EXAMPLES.get(cfg.data.name, 0))
+    settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
+    optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
+    probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
+    crossings = expected_crossings(cfg, weights)
+    cost = measure(model, cfg)  # last: it leaves a model without values
+    forwards, backwards = passes(cfg, settings)
+    flops = settings.batch_size * (forwards * cost.forward + backwards * cost.backward)
+    memory = memory_bytes(model, weights if probing else [], cost, settings, optimizer_states)
+    return "\n".join(
+        [
+            f"scale:       {cfg.scale}",
+            f"model:       {cfg.model.name}: {_parameters(model)}",
+            *_layers(weights, cfg),
+            *_noise(weights, cfg),
+            f"training:    {_amount(cfg, settings)}",
+            f"compute:     {flops:.3g} FLOPs: {forwards:,} forward and {backwards:,} backward passes, without evaluation",
+            f"time:        {flops / cfg.sustained_flops / 3600:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s "
+            "(sustained_flops=... sets it)",
+            f"memory:      about {memory / 2**30:.2f} GiB: weights, gradients, optimizer, probes, and a micro-batch of "
+            f"{settings.batch_size // settings.micro_batches}",
+            *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
+        ]
+    )
+
+
+def passes(cfg: DictConfig, settings: Settings) -> tuple[int, int]:
+    """Forward and backward passes over whole batches in the whole run."""
+    steps, name = settings.steps, cfg.estimator.name
+    samples = cfg.estimator.get("samples", 1)
+    if name in ("ste", "ste_longer", "noisy_ste"):
+        return steps, steps
+    if name == "nspsa":
+        backward = cfg.model.name != "mlp"  # every other model has float parameters, with a first-order gradient
+        return steps * (2 * samples + backward), steps * backward
+    probed = steps - round(cfg.estimator.get("ste_share", 0.0) * steps)
+    pairs = 1 if cfg.estimator.get("beta_min") == 1 else samples
+    return steps + 2 * pairs * probed, steps
+
+
+def memory_bytes(
+    model: nn.Module, probed: list[QuantizedWeight], cost: Cost, settings: Settings, optimizer_states: int
+) -> float:
+    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations."""
+    parameters = sum(p.numel() for p in model.parameters())
+    kept = sum(weight.latent.numel() for weight in probed)
+    activations = cost.saved * settings.batch_size / settings.micro_batches
+    return 4.0 * (parameters * (2 + optimizer_states) + kept) + activations * (
+        0.6 if settings.precision == "bf16" else 1
+    )
+
+
+def measure(model: nn.Module, cfg: DictConfig) -> Cost:
+    """Costs of one example, from shapes alone: the model is moved to the meta device, and is of no use afterwards."""
+    model = model.to("meta").train()
+    loss = example_loss(model, cfg)
+    for module in model.modules():
+        if isinstance(module, InputQuantizer):
+            module.fitted = True  # only shapes matter here
+    # two examples: in training mode batch norm refuses a single one where nothing is left of an image but one pixel
+    forward, backward = measure_flops(loss)
+    saved: dict[int, int] = {}
+    owned = {id(p.untyped_storage()._cdata) for p in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage._cdata) not in owned:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = loss()
+    del kept
+    return Cost(forward / 2, backward / 2, sum(saved.values()) // 2)
+
+
+def example_loss(model: nn.Module, cfg: DictConfig) -> Callable[[], Tensor]:
+    """The loss of two made-up examples of the data set's shape."""
+    if cfg.data.name in SIZES:
+        channels, size = SIZES[cfg.data.name]
+        size = cfg.data.get("image_size", size)
+        images = torch.empty(2, channels, size, size, device="meta")
+        targets = torch.empty(2, dtype=torch.int64, device="meta")
+        return lambda: F.cross_entropy(model(images), targets)
+    length = cfg.data.sequence
+    tokens = torch.empty(2, length, dtype=torch.int64, device="meta")
+    # given whole, as transformers would look at values to make it
+    mask = torch.empty(2, 1, length, length, dtype=torch.bool, device="meta")
+
+    def loss() -> Tensor:
+        logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    return loss
+
+
+def noise_to_guide(beta: float, coordinates: int) -> float:
+    """√((1-β) d/β): how much longer the noise of a probe is than its guide (paper.md, section 2)."""
+    return math.sqrt((1 - beta) * coordinates / beta) if beta > 0 else math.inf
+
+
+def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
+    """About how many codes differ between the two probes of a pair at β_min, for weights spread evenly over cells.
+
+    A coordinate moved from x - δ to x + δ (code units) crosses a boundary with probability 2δ.
+    """
+    beta = cfg.estimator.get("beta_min")
+    if beta is None or not weights:
+        return None
+    d = sum(weight.latent.numel() for weight in weights)
+    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise; the guide's share is spread over all
+    deviation = math.sqrt((1 - beta) + beta / d)
+    return sum(2 * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
+
+
+def warnings_of(
+    cfg: DictConfig, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
+) -> Iterator[str]:
+    """What will not work, or not as hoped."""
+    if crossings is not None and crossings < 10:
+        yield (
+            f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
+            "chance; raise estimator.epsilon, or lower estimator.beta_min"
+        )
+    for weight in weights:
+        if isinstance(weight.quantizer, QuEST) and (block := weight.quantizer.block.shape[0]) < 16:
+            yield f"{weight.name}: its width allows Hadamard blocks of {block} only: choose one that 16 divides"
+    if (examples := EXAMPLES.get(cfg.data.name)) and examples % settings.batch_size:
+        yield (
+            f"batch_size={settings.batch_size} does not divide the {examples:,} training examples: batches run across "
+            "the borders of epochs (nothing is dropped)"
+        )
+    if cfg.estimator.name == "nspsa" and weights:
+        d = sum(weight.latent.numel() for weight in weights)
+        if cfg.estimator.samples < d / 100:
+            yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def _parameters(model: nn.Module) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    config = getattr(model, "config", None)
+    if config is None:
+        return f"{total:,} parameters"
+    embedding = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" in n or n.startswith("lm_head"))
+    return f"{total:,} parameters, {total - embedding:,} without embedding and head"
+
+
+def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
+    if not weights:
+        yield "layers:      none quantized"
+        return
+    d = sum(weight.latent.numel() for weight in weights)
+    yield f"layers:      {len(weights)} tensors quantized, d = {d:,} perturbed coordinates"
+    inputs = "" if cfg.activations.name == "none" else f", inputs {cfg.activations.name} {cfg.activations.bits} bits"
+    for weight in weights if len(weights) <= ROWS else weights[: ROWS - 2]:
+        shape, bits = "x".join(map(str, weight.latent.shape)), weight.quantizer.bits
+        yield f"             {weight.name:44s} {shape:>16s}  {cfg.quantizer.name} {bits} bits{inputs}"
+    if len(weights) > ROWS:
+        yield f"             ... and {len(weights) - ROWS + 2} more like these"
+
+
+def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
+    beta = cfg.estimator.get("beta_min")
+    if weights and beta is not None:
+        d = sum(weight.latent.numel() for weight in weights)
+        ratio = noise_to_guide(beta, d)
+        yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g})"
+
+
+def _amount(cfg: DictConfig, settings: Settings) -> str:
+    examples = settings.steps * settings.batch_size
+    text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
+    return text + (f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else "")
