@@ -15,6 +15,7 @@ from fogzo.build import build_estimator, build_model, check_values, total_steps
 from fogzo.compute import measure_flops
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
+from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
 
 # Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
@@ -69,7 +70,7 @@ def plan(cfg: DictConfig) -> str:
             *_layers(weights, cfg),
             *_noise(weights, cfg),
             f"training:    {_amount(cfg, settings)}",
-            f"compute:     {flops:.3g} FLOPs: {forwards:,} forward and {backwards:,} backward passes, without evaluation",
+            f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
             f"time:        {flops / cfg.sustained_flops / 3600:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s "
             "(sustained_flops=... sets it)",
             f"memory:      about {memory / 2**30:.2f} GiB: weights, gradients, optimizer, probes, and a micro-batch of "
