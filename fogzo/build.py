@@ -20,6 +20,7 @@ from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
+from fogzo.quantizers.inputs import unrounded
 from fogzo.replay import frozen_statistics
 from fogzo.reporters import Progress, Reporter
 from fogzo.seeding import derive_seed
@@ -50,6 +51,8 @@ def build(cfg: DictConfig) -> Trainer:
     data: Data = instantiate(cfg.data).to(device)
     check_fit(model, data)
     settings = Settings(steps=total_steps(cfg, len(data.train)), **settings_of)
+    if (mixing := getattr(data.train, "mixing", None)) is not None:
+        mixing.check_batch(settings.batch_size // (world()[1] if settings.parallel == "data" else 1))
     task = task_of(data, cfg.evaluation_tokens)
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
@@ -131,12 +134,12 @@ def check_fit(model: nn.Module, data: Data) -> None:
     """
     config = getattr(model, "config", None)  # transformers' models have one
     if isinstance(data, TextData) != (config is not None):
-        kind, wanted = ("text", "llama_*") if isinstance(data, TextData) else ("images", "an image model")
-        raise ValueError(f"data={data.name} holds {kind}, and this model does not take them: choose model={wanted}")
+        kind, wanted = ("text", "a llama") if isinstance(data, TextData) else ("images", "a resnet, deit or mlp")
+        raise ValueError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
     if config is None:
         images, _ = data.test.batch(torch.arange(1))
         try:
-            with torch.no_grad(), frozen_statistics(model.eval()):
+            with torch.no_grad(), unrounded(model), frozen_statistics(model.eval()):
                 outputs = model(images).shape[-1]
         except (RuntimeError, AssertionError) as error:
             raise ValueError(

@@ -41,9 +41,25 @@ def keep_last(path: Path, step: int, count: int) -> None:
     try:
         older.hardlink_to(path)
     except OSError:  # a file system without hard links
-        atomic_write(older, path.read_bytes())
-    for extra in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))[:-count]:
+        try:
+            atomic_write(older, path.read_bytes())
+        except OSError as error:
+            raise RunError(
+                f"{older} cannot be written ({error.strerror or error}); the newest checkpoint is whole in {path}: "
+                "make room, and run again"
+            ) from error
+    for extra in _older(path)[:-count]:
         extra.unlink()
+
+
+def drop_older(path: Path) -> None:
+    """Remove the kept checkpoints of an attempt that was given up: this one begins anew."""
+    for extra in _older(path):
+        extra.unlink()
+
+
+def _older(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
 
 
 def weights(model: nn.Module) -> bytes:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
-from fogzo.quantizers.inputs import quantize_inputs
+from fogzo.quantizers.inputs import check_inputs, quantize_inputs
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -97,6 +97,8 @@ def quantize_model(
             name = f"{layer_name}.{tensor_name}".lstrip(".")
             if parametrize.is_parametrized(layer, tensor_name):
                 raise ValueError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
+            if activations is not None:
+                check_inputs(layer, layer_name)
             latent = getattr(layer, tensor_name)
             if latent is not None:
                 found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners[id(latent)])))

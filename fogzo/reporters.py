@@ -46,19 +46,23 @@ class Progress:
     def row(self, row: Row) -> None:
         if "accuracy" in row:
             self.metric = f", accuracy {row['accuracy']:.1f} %"
+        elif "perplexity" in row:
+            self.metric = f", perplexity {row['perplexity']:.1f}"
         if self.bar is None:
             shown = (
                 "loss",
                 "train_loss",
                 "test_loss",
                 "accuracy",
+                "perplexity",
                 "agreement",
                 "zero_probes",
                 "forward_equivalents",
                 "seconds",
             )
             values = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
-            print(f"step {row['step']}/{self.steps}  {values}", flush=True)
+            event = f"{row['event']}: " if "event" in row else ""
+            print(f"step {row['step']}/{self.steps}  {event}{values}", flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -125,11 +125,16 @@ class Trainer:
         estimate = self.estimator.estimate(partial(self.closure, batch), step=step)
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        # with stop_on=never a step without a finite loss changes nothing, on any rank
-        if self.settings.stop_on != "never" or bool(gather(estimate.loss).isfinite().all()):
+        # with stop_on=never a step without finite loss and gradients changes nothing, on any rank
+        if self.settings.stop_on != "never" or self._finite(estimate):
             self.optimizer.step()
         self.ledger.examples += self.settings.batch_size
         return estimate
+
+    def _finite(self, estimate: Estimate) -> bool:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        total = torch.stack(torch._foreach_norm(grads)).sum() + estimate.loss
+        return bool(gather(total).isfinite().all())
 
     def closure(self, batch: Batch, *, backward: bool) -> Tensor:
         """The loss of one batch at the current weights, in micro-batches; charges the ledger for what it does.
@@ -182,7 +187,8 @@ class Trainer:
         Raises:
             Diverged: if a weight is not finite; the checkpoint before stays.
         """
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not all(bool(tensor.isfinite().all()) for tensor in floating):
             raise Diverged(f"weights are not finite after step {self.step}")
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
@@ -201,6 +207,7 @@ class Trainer:
         if not path.exists():
             if self.folder is not None:
                 self.folder.truncate_metrics(0)
+                checkpoint.drop_older(path)
             return False
         state = checkpoint.load(path)
         if set(self.state_dict()) - set(state) or state["run"] != identity(folder.config):

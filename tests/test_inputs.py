@@ -20,12 +20,12 @@ ACTIVATIONS = {
 }
 each_kind = pytest.mark.parametrize("kind", ACTIVATIONS)
 
-# a layer, its input's shape (batch first), how many features an example has, and the entries of a row side by side
+# a layer, its input's shape, and how many features one example of it has
 LAYERS = {
     "linear": (lambda: nn.Linear(16, 3), (5, 16), 16),
     "linear on tokens": (lambda: nn.Linear(16, 3), (5, 7, 16), 7 * 16),
     "conv1d": (lambda: nn.Conv1d(16, 3, 3), (5, 16, 7), 7 * 16),
-    "conv2d": (lambda: nn.Conv2d(16, 3, 3, groups=1), (5, 16, 4, 6), 24 * 16),
+    "conv2d": (lambda: nn.Conv2d(16, 3, 3), (5, 16, 4, 6), 24 * 16),
 }
 
 
@@ -138,7 +138,8 @@ def test_lsq_has_the_published_gradients_scaled_by_the_features_of_one_example(n
     v = (x / s).detach()
     below, above = v < lo, v > hi
     assert min(below.sum(), above.sum(), (~below & ~above).sum()) > 5
-    assert torch.equal(got[0], upstream.masked_fill(below | above, 0))  # the gradient is masked outside the range
+    assert not got[0][below | above].any()
+    torch.testing.assert_close(got[0], upstream.masked_fill(below | above, 0))
     branches = torch.where(below, lo, torch.where(above, hi, v.round() - v))
     torch.testing.assert_close(got[1], (branches * upstream).sum() / math.sqrt(features * hi))
 
@@ -151,7 +152,7 @@ def test_rounding_what_lsq_has_rounded_changes_nothing():
     layer, inputs = of_one_layer(lambda: nn.Linear(16, 3), fogzo.LSQ(3))
     x = torch.randn(50, 16)
     fogzo.fit_activations(layer, lambda: layer(x))
-    once = inputs(x)
+    once = inputs(4 * x)
     assert torch.equal(inputs(once), once)
     assert len(once.unique()) == 8
 
@@ -191,12 +192,12 @@ def test_quest_does_to_each_token_what_it_does_to_a_row_of_weights(name, width, 
         assert torch.equal(inputs(x), got)
 
 
-def test_a_quest_token_does_not_depend_on_its_neighbours_and_a_token_of_zeros_stays_zero_in_the_mean():
+def test_a_quest_token_does_not_depend_on_its_neighbours_and_a_token_of_zeros_stays_about_zero():
     _, inputs = of_one_layer(lambda: nn.Linear(64, 3), fogzo.QuEST(4))
     x = torch.randn(2, 5, 64)
     whole = inputs(x)
     torch.testing.assert_close(inputs(x[1:, 2:3]), whole[1:, 2:3])
-    torch.testing.assert_close(inputs(1000 * x), 1000 * whole)  # α is each token's own
+    torch.testing.assert_close(inputs(1024 * x), 1024 * whole)  # α is each token's own
     nothing = torch.zeros(2, 64, requires_grad=True)
     rounded = inputs(nothing)
     assert rounded.abs().max() < 1e-6
@@ -341,7 +342,7 @@ def test_quantizers_without_a_form_for_activations_are_refused_and_the_model_is_
         (lambda model, x: model[0](x), "not reached by the passes"),
         (lambda model, x: None, "not reached by the passes"),
         (lambda model, x: model(0 * x), "nothing but zeros"),
-        (lambda model, x: model(x / 0 * 0), "nothing but zeros|finite|nan"),
+        (lambda model, x: model(x / 0), "inf|nothing but zeros"),  # the second layer sees NaN
     ],
 )
 def test_passes_that_no_step_can_be_fitted_to_are_refused_and_can_be_repeated(forward, message):

@@ -1,4 +1,4 @@
-"""Text: windows and targets, shards and what is said of damaged ones, preparing that survives cuts, the embedded corpus."""
+"""Text: windows and targets, shards and what damaged ones say, preparing that survives cuts, the embedded corpus."""
 
 import gzip
 import json
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from fogzo.data import prepare as prepare_module
-from fogzo.data import pydocs as pydocs_module
 from fogzo.data.base import DataError
 from fogzo.data.prepare import Job, encode, end_of_text, in_test, prepare, train_tokenizer, vocabulary_of
 from fogzo.data.pydocs import Source, docstrings, documents, installed_sources, pydocs
@@ -87,7 +86,7 @@ def write_set(folder, *, vocabulary=300, train=100, test=30, shard_tokens=40):
 
 @pytest.mark.parametrize(("vocabulary", "bytes_each"), [(65_536, 2), (65_537, 4)])
 def test_the_vocabulary_decides_the_type_and_every_token_comes_back(vocabulary, bytes_each, tmp_path):
-    folder = write_set(tmp_path, vocabulary=vocabulary, train=vocabulary, shard_tokens=50_000)
+    folder = write_set(tmp_path, vocabulary=vocabulary, train=vocabulary, test=vocabulary, shard_tokens=50_000)
     assert (folder / "train-00000.bin").stat().st_size == 50_000 * bytes_each
     data = open_text(folder, vocabulary - 1, "mend it")
     inputs, targets = data.train.batch(torch.tensor([0]))
@@ -218,7 +217,9 @@ def test_a_sequence_longer_than_a_split_is_refused(tmp_path):
 
 
 def test_an_absent_set_names_folder_command_and_the_embedded_one(tmp_path):
-    command = "python scripts/prepare_text.py --name c4 --dataset allenai/c4 --config en --out"
+    command = (
+        "python scripts/prepare_text.py --name c4 --dataset allenai/c4 --config en --max-tokens 3_100_000_000 --out"
+    )
     with refused_with(f"{tmp_path}/c4 is not there", f"{command} {tmp_path}/c4", "data.root=", "data=pydocs"):
         c4(tmp_path, 512)
     (tmp_path / "mine").mkdir()
@@ -270,7 +271,7 @@ def jsonl(path, texts, field="text"):
 
 def words(seed, count):
     rng = np.random.default_rng(seed)
-    vocabulary = ["alpha", "beta", "gamma", "delta", "naïve", "漢字", "\n", "x = 1"]
+    vocabulary = [*(f"{i * i:x}{'aeiou'[i % 5]}" for i in range(3, 300)), "naïve", "漢字", "\n", "x = 1"]
     return [" ".join(rng.choice(vocabulary, int(length))) + f" {seed}" for length in rng.integers(1, 60, count)]
 
 
@@ -355,7 +356,7 @@ def test_whatever_cuts_it_a_rerun_ends_with_the_bytes_of_an_uncut_run(max_tokens
     monkeypatch.setattr(prepare_module, "atomic_write", cut_save)
     monkeypatch.setattr("fogzo.data.shards.atomic_write", cut_save)  # the manifest's
     for folder, cuts in (("often", [2, 5, 9, 4, 30, 30, 26, 40, 55]), ("late", [10**9])):
-        for cut in cuts:
+        for cut in cuts:  # noqa: B007  (the patches above read it)
             calls.clear()
             try:
                 prepare(job_of(corpus, max_tokens=max_tokens), tmp_path / folder)
@@ -400,7 +401,7 @@ def script(*arguments, **options):
 
 def test_the_script_survives_kill_9_and_leaves_no_workers(tmp_path):
     for i in range(4):
-        jsonl(tmp_path / f"part-{i}.jsonl.gz", [f"{i} " + text * 40 for text in words(i, 1500)])
+        jsonl(tmp_path / f"part-{i}.jsonl.gz", [f"{i} " + text * 40 for text in words(i, 120)])
     arguments = ["--name", "tiny", "--files", f"{tmp_path}/*.jsonl.gz", "--tokenizer", "train:300", "--workers", "2"]
     arguments += ["--training-megabytes", "0.1", "--shard-tokens", "20000", "--test-share", "0.05", "--out"]
     killed = script(*arguments, tmp_path / "killed", start_new_session=True)
@@ -431,7 +432,7 @@ def test_other_values_into_the_same_folder_are_refused_with_the_difference(corpu
         with refused_with(str(tmp_path / "tiny"), f"{key}: ", f"→ {value}"):
             prepare(job_of(corpus, **{key: value}), tmp_path / "tiny")
     jsonl(corpus / "part-3.jsonl", ["more"])
-    with refused_with("files: ", "→ [", "part-3.jsonl"):
+    with refused_with("files: [] → ['part-3.jsonl (29 bytes)']"):
         prepare(job_of(corpus), tmp_path / "tiny")
     assert content_of(tmp_path / "tiny") == before
 
@@ -451,9 +452,9 @@ def test_text_files_hold_documents_between_separators(tmp_path, monkeypatch):
     source = Files([f"{tmp_path}/*.txt*"])
     (chunk,) = source.chunks(None)
     assert chunk.texts == ["one\ntwo\n", "three", "line\n" * 10]
-    monkeypatch.setattr("fogzo.data.text.LONGEST", 12)
+    monkeypatch.setattr("fogzo.data.text.LONGEST", 16)
     (chunk,) = source.chunks(None)
-    assert chunk.texts == ["one\ntwo\n", "three", *["line\n" * 3] * 3, "line\n"]
+    assert chunk.texts == ["one\ntwo\n", "three", *["line\n" * 4] * 2, "line\n" * 2]
 
 
 def test_a_source_goes_on_from_any_of_its_positions(corpus, tmp_path):
@@ -681,7 +682,7 @@ def test_the_corpus_is_prepared_once_and_found_again(sources, tmp_path, monkeypa
         ("extra", "1.2", "docstrings"),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(pydocs_module, "documents", None)  # not read again
+        patch.setattr(sys.modules[documents.__module__], "documents", None)  # not read again
         again = pydocs(tmp_path / "data", 8, 300, sources)
     assert again.sha256 == first.sha256
     assert capsys.readouterr().out == ""
@@ -699,9 +700,9 @@ def test_a_changed_environment_makes_a_set_of_its_own(sources, tmp_path):
     with (sources[1].root / "m0.py").open("a") as file:
         file.write("\ndef new():\n    '''New in 1.3.'''\n")
     changed = pydocs(tmp_path, 16, 300, [sources[0], sources[1]._replace(version="1.3")])
-    larger = pydocs(tmp_path, 16, 320, sources[:1])
+    larger = pydocs(tmp_path, 16, 320, sources)
     assert len({first.sha256, changed.sha256, larger.sha256}) == 3
-    assert (changed.sources[1]["version"], larger.vocabulary, len(larger.sources)) == ("1.3", 320, 1)
+    assert (changed.sources[1]["version"], larger.sources[1]["version"], larger.vocabulary) == ("1.3", "1.2", 320)
     assert len(list((tmp_path / "pydocs").glob("*-3?0"))) == 3
 
 
@@ -769,7 +770,7 @@ def test_this_installation_has_the_sources_and_a_part_of_them_is_learnable(tmp_p
     assert data.vocabulary == 1000
     assert data.train.tokens > 50_000
     tokens = data.train.batch(torch.arange(len(data.train)))[1].flatten()
-    assert (torch.bincount(tokens, minlength=1000) > 0).float().mean() > 0.9  # the vocabulary is used
+    assert (torch.bincount(tokens, minlength=1000) > 0).float().mean() > 0.8  # the vocabulary is used
 
 
 def test_tokenizers_and_datasets_load_only_where_they_are_needed():
@@ -778,8 +779,9 @@ def test_tokenizers_and_datasets_load_only_where_they_are_needed():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_answered_with_the_way_on(tmp_path):
-    jsonl(tmp_path / "part.jsonl.gz", [text * 400 for text in words(0, 3000)])
+    jsonl(tmp_path / "part.jsonl.gz", [text * 40 for text in words(0, 1500)])
     arguments = ["--name", "x", "--files", tmp_path / "part.jsonl.gz", "--tokenizer", "train:300", "--workers", "2"]
     process = script(*arguments, "--shard-tokens", "20000", "--out", tmp_path / "out", start_new_session=True)
     deadline = time.monotonic() + 60

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import atexit
 import math
-import multiprocessing
 import os
 import random
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ from torch import Tensor
 from fogzo.data.base import Batch, DataError
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from PIL.Image import Image
 
     Transform = Callable[[Image], Tensor]
@@ -211,20 +212,19 @@ def own_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def start_reader() -> None:
-    """Set up a process that reads images for another one."""
+def start_reader(lifeline: Connection) -> None:
+    """Set up a process that reads images for another one, until that closes its end of ``lifeline`` or dies."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="PIL")  # some of ImageNet's files have odd EXIF data
     # Signals that stop a run may reach all of its processes; the main one wants its batch still, and ends this one.
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     # As forked processes leave: torch's threads make a started one abort when it tidies up (seen with torch 2.14).
     atexit.register(os._exit, 0)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(lifeline: Connection) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv()
+    os._exit(0)

@@ -124,7 +124,9 @@ def read_ahead(
     if not workers:
         yield from ((job, read(job.paths, job.seeds)) for job in jobs)
         return
-    processes = ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_reader)
+    context = get_context("spawn")
+    theirs, lifeline = context.Pipe(duplex=False)
+    processes = ProcessPoolExecutor(workers, context, initializer=start_reader, initargs=(theirs,))
     joiner = ThreadPoolExecutor(1)
     waiting: deque[tuple[Job, Future[Tensor]]] = deque()
     try:
@@ -139,12 +141,13 @@ def read_ahead(
             job, inputs = waiting.popleft()
             yield job, inputs.result()
     except BrokenProcessPool as error:
+        lifeline.close()  # ends the other processes, which ignore the pool's SIGTERM
         raise DataError(
             "a process that reads images was killed, perhaps for lack of memory: lower data.workers or batch_size"
         ) from error
     finally:
         processes.shutdown(cancel_futures=True)
-        joiner.shutdown(cancel_futures=True)
+        joiner.shutdown()  # its tasks end now, as what they wait for is cancelled
 
 
 def _join(parts: Sequence[Future[Tensor]], pin: bool) -> Tensor:
@@ -167,21 +170,15 @@ class FolderData:
     sha256: str  # of the sorted (relative path, size) of all images
     class_list: str  # which classes: the name of a shipped list, or "all"
     class_list_sha256: str
+    repeats: int = 1  # times that an image is shown in a row, augmented anew each time
 
     def to(self, device: torch.device) -> FolderData:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, Any]:
         """What a run's record keeps of its data."""
-        return {
-            "name": self.name,
-            "train": len(self.train),
-            "test": len(self.test),
-            "classes": self.classes,
-            "sha256": self.sha256,
-            "class_list": self.class_list,
-            "class_list_sha256": self.class_list_sha256,
-        }
+        kept = ("name", "classes", "sha256", "class_list", "class_list_sha256")
+        return {key: getattr(self, key) for key in kept} | {"train": len(self.train), "test": len(self.test)}
 
 
 def imagenet100(root: str | Path = "data", **options: Any) -> FolderData:
@@ -210,6 +207,7 @@ def folder_data(
     image_size: int = 224,
     augmentation: str = "none",
     mixing: bool | Mapping[str, float] = False,
+    repeats: int = 1,
     workers: int | None = None,
 ) -> FolderData:
     """The tree of images in ``folder``, checked.
@@ -218,6 +216,7 @@ def folder_data(
         wanted: the name of a shipped list of classes, or a number of classes; ``None``: whatever is there.
         image_size: height and width in pixels, of training and evaluation.
         augmentation: ``deit``, ``resnet`` or ``none``, of training images; also chooses the interpolation.
+        repeats: times that training shows an image in a row (DeiT's repeated augmentation: 3).
         mixing: whether training mixes images; a mapping overrides some of :class:`Mixing`'s values.
         workers: processes that read ahead; ``None``: one for each core that this process may use.
 
@@ -225,7 +224,7 @@ def folder_data(
         DataError: if the folder is missing or not as it must be; an image that cannot be decoded says so when read.
         ValueError: for options that are not possible.
     """
-    for key, value, lowest in (("image_size", image_size, 8), ("workers", workers, 0)):
+    for key, value, lowest in (("image_size", image_size, 8), ("workers", workers, 0), ("repeats", repeats, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
             raise ValueError(f"data.{key}={value!r} is not possible: give a whole number from {lowest}")
     check_augmentation(augmentation)
@@ -249,4 +248,5 @@ def folder_data(
         sha256=tree_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)}),
         class_list=wanted if isinstance(wanted, str) else "all",
         class_list_sha256=class_list_sha256(class_list(wanted) if isinstance(wanted, str) else classes),
+        repeats=repeats,
     )

@@ -25,6 +25,8 @@ class DataOrder:
             raise ValueError(
                 f"batch_size={batch_size} is not possible with {examples} training examples: give 1 to {examples}"
             )
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"repeats={repeats!r} is not possible: give a whole number of at least 1")
         self.examples, self.batch_size, self.seed, self.repeats = examples, batch_size, seed, repeats
         self._permutations: dict[int, Tensor] = {}  # of the epochs that the last batch touched
 

@@ -241,10 +241,18 @@ def _open_journal(job: Job, folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): remove {folder}, and start again") from error
     new = settings | {"format": FORMAT}
-    if changes := [f"{key}: {old.get(key)} → {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
-        shown = "; ".join(change if len(change) < 200 else f"{change[:200]}..." for change in changes)
-        raise DataError(f"{folder} was begun with other values ({shown}): give those again, or name another --out")
+    changes = [_change(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
+    if changes:
+        raise DataError(
+            f"{folder} was begun with other values ({'; '.join(changes)}): give those again, or name another --out"
+        )
     return journal
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, list) and isinstance(new, list):  # of files: show those that differ
+        old, new = [file for file in old if file not in new], [file for file in new if file not in old]
+    return f"{key}: {str(old)[:100]} → {str(new)[:100]}"
 
 
 def _save(folder: Path, journal: Mapping[str, Any]) -> None:

@@ -154,7 +154,8 @@ def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, ver
         DataError: if it is not there, unfinished or damaged.
     """
     folder = Path(root) / name
-    source = "--dataset allenai/c4 --config en" if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
+    streamed = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"  # the tokens of the 95M model's recipe
+    source = streamed if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
     command = f"`python scripts/prepare_text.py --name {name} {source} --out {folder}`"
     if not (folder / MANIFEST).exists():
         state = "is unfinished" if (folder / "journal.json").exists() else "is not there"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fogzo.quantizers.base import Quantizer
 
@@ -51,9 +53,10 @@ class InputQuantizer(nn.Module):
                 "a quantized layer was not reached by the passes that fit activations: run the whole model in forward()"
             )
         mean = torch.stack(self.observed).mean()
-        if not bool(mean > 0):
+        if not bool(mean.isfinite() & (mean > 0)):
             raise ValueError(
-                "a quantized layer sees nothing but zeros: leave it out (skip=), or fit to other first batches"
+                f"a quantized layer sees inputs with mean |x| = {float(mean)}, to which no step can be fitted: leave "
+                "it out (skip=), or fit to other batches"
             )
         twin = copy.deepcopy(self.quantizer)
         twin.fit(mean)
@@ -69,12 +72,46 @@ class InputQuantizer(nn.Module):
 def quantize_inputs(layer: nn.Module, prototype: Quantizer) -> None:
     """Put an :class:`InputQuantizer` in front of ``layer``, an ``nn.Linear`` or convolution, by a forward pre-hook."""
     channels, dim = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
-    layer.add_module(NAME, InputQuantizer(prototype, int(channels), dim))  # type: ignore[arg-type]
-    layer.register_forward_pre_hook(_quantize_first)
+    weight = next(layer.parameters())
+    quantizer = InputQuantizer(prototype, int(channels), dim)  # type: ignore[arg-type]
+    layer.add_module(NAME, quantizer.to(device=weight.device, dtype=weight.dtype))
+    layer.register_forward_pre_hook(_quantize_first, with_kwargs=True)
 
 
-def _quantize_first(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (layer.get_submodule(NAME)(args[0]), *args[1:])
+def check_inputs(layer: nn.Module, name: str) -> None:
+    """Refuse a layer whose inputs a pre-hook cannot round, or that rounds them already.
+
+    Raises:
+        ValueError: naming the layer, and the way out.
+    """
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        raise ValueError(  # noqa: TRY004 -- what is wrong is the choice of layers
+            f"{name} is called by torch without its hooks, so its inputs cannot be quantized: skip it"
+        )
+    if hasattr(layer, NAME):
+        raise ValueError(f"{name} quantizes its inputs already: start from a plain model, or skip this layer")
+
+
+def _quantize_first(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    quantizer = layer.get_submodule(NAME)
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, kwargs | {"input": quantizer(kwargs["input"])}
+
+
+@contextmanager
+def unrounded(model: nn.Module) -> Iterator[list[InputQuantizer]]:
+    """Within: activations that have no fitted step yet pass as they are, and are observed."""
+    inputs = [module for module in model.modules() if isinstance(module, InputQuantizer) and not module.fitted]
+    for module in inputs:
+        module.observed = []
+    try:
+        yield inputs
+    finally:
+        for module in inputs:
+            module.observed = None
 
 
 @torch.no_grad()
@@ -88,16 +125,11 @@ def fit_activations(model: nn.Module, forward: Callable[[], object]) -> nn.Modul
     Raises:
         ValueError: if a quantized layer is not reached, or sees nothing but zeros.
     """
-    inputs = [module for module in model.modules() if isinstance(module, InputQuantizer) and not module.fitted]
-    try:
-        for module in inputs:
-            module.observed = []
+    with unrounded(model) as inputs:
         if inputs:
             forward()
         for module in inputs:
             module.fit()
-            module.fitted = True
-    finally:
         for module in inputs:
-            module.observed = None
+            module.fitted = True
     return model
