@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fogzo.data.base import DataError
 from fogzo.data.prepare import Job, prepare
-from fogzo.data.text import Files, Streamed, TextSource
+from fogzo.data.sources import Files, Streamed, TextSource
 
 
 def parse() -> argparse.Namespace:

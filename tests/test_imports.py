@@ -129,7 +129,7 @@ def test_nobody_imports_the_commands():
 def test_only_build_knows_hydra(name):
     knows = {module.split(".")[0] for module in imports(FILES[name])} & HYDRA
     # build instantiates; launch only resolves the config into a record
-    assert knows <= {"fogzo.build": HYDRA, "fogzo.launch": {"omegaconf"}}.get(name, set())
+    assert knows <= {"fogzo.build": HYDRA, "fogzo.launch": {"omegaconf"}, "fogzo.plan": {"omegaconf"}}.get(name, set())
 
 
 def test_the_commands_know_hydra_and_reach_the_rest_through_build():

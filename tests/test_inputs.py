@@ -341,8 +341,8 @@ def test_quantizers_without_a_form_for_activations_are_refused_and_the_model_is_
     [
         (lambda model, x: model[0](x), "not reached by the passes"),
         (lambda model, x: None, "not reached by the passes"),
-        (lambda model, x: model(0 * x), "nothing but zeros"),
-        (lambda model, x: model(x / 0), "inf|nothing but zeros"),  # the second layer sees NaN
+        (lambda model, x: model(0 * x), "to which no step can be fitted"),
+        (lambda model, x: model(x / 0), "to which no step can be fitted"),  # the second layer sees NaN
     ],
 )
 def test_passes_that_no_step_can_be_fitted_to_are_refused_and_can_be_repeated(forward, message):

@@ -16,10 +16,12 @@ import torch
 
 from fogzo.data import prepare as prepare_module
 from fogzo.data.base import DataError
-from fogzo.data.prepare import Job, encode, end_of_text, in_test, prepare, train_tokenizer, vocabulary_of
+from fogzo.data.prepare import Job, prepare
 from fogzo.data.pydocs import Source, docstrings, documents, installed_sources, pydocs
 from fogzo.data.shards import Manifest, ShardWriter, SplitManifest, atomic_write, sha256_of, token_dtype
-from fogzo.data.text import Files, Streamed, TokenSplit, c4, open_text, prepared_text
+from fogzo.data.sources import Files, Streamed
+from fogzo.data.text import TokenSplit, c4, open_text, prepared_text
+from fogzo.data.tokenizing import encode, end_of_text, in_test, load_tokenizer, train_tokenizer, vocabulary_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -278,7 +280,7 @@ def words(seed, count):
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """Three files of 300 documents; small chunks, so that many of them pass."""
-    monkeypatch.setattr("fogzo.data.text.CHUNK", 2000)
+    monkeypatch.setattr("fogzo.data.sources.CHUNK", 2000)
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(3):
@@ -299,7 +301,7 @@ def test_prepared_text_is_the_documents_in_order_split_by_their_hash(corpus, tmp
     message = prepare(job_of(corpus), tmp_path / "tiny")
     data = prepared_text("tiny", tmp_path, 16)
     manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text())
-    tokenizer = prepare_module.load_tokenizer(str(tmp_path / "tiny" / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tiny" / "tokenizer.json"))
     texts = [text for i in range(3) for text in words(i, 300)]
     for split, testing in (("train", False), ("test", True)):
         expected = [text for text in texts if in_test(text, 0.1) == testing]
@@ -452,7 +454,7 @@ def test_text_files_hold_documents_between_separators(tmp_path, monkeypatch):
     source = Files([f"{tmp_path}/*.txt*"])
     (chunk,) = source.chunks(None)
     assert chunk.texts == ["one\ntwo\n", "three", "line\n" * 10]
-    monkeypatch.setattr("fogzo.data.text.LONGEST", 16)
+    monkeypatch.setattr("fogzo.data.sources.LONGEST", 16)
     (chunk,) = source.chunks(None)
     assert chunk.texts == ["one\ntwo\n", "three", *["line\n" * 4] * 2, "line\n" * 2]
 

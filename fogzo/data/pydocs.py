@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fogzo.data.base import DataError
-from fogzo.data.prepare import check_vocabulary, encode, end_of_text, in_test, locked, train_tokenizer, vocabulary_of
+from fogzo.data.prepare import locked
 from fogzo.data.shards import (
     FORMAT,
     MANIFEST,
@@ -45,6 +45,7 @@ from fogzo.data.shards import (
     token_dtype,
 )
 from fogzo.data.text import TextData, open_text
+from fogzo.data.tokenizing import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")
 FOLDERS = {"scikit-learn": "sklearn"}  # where the package is not called as its distribution
