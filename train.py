@@ -7,6 +7,7 @@ python train.py -m experiment=mlp_compute                all cells of one figure
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
@@ -45,7 +46,8 @@ def main(cfg: DictConfig) -> None:
     except ValueError as error:
         if sweeping:  # the other jobs go on; Hydra reports this one at the end
             raise CompactHydraException(f"error: {error}") from None
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would say the same
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 

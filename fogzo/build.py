@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,9 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
     """``model`` for backward passes of several ranks; batch-norm statistics are the same everywhere already."""
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    reduced = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():  # broadcast_buffers=False is deprecated in favour of what does not replace it yet
+        warnings.simplefilter("ignore", FutureWarning)
+        reduced = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     compiled: nn.parallel.DistributedDataParallel = torch.compile(reduced) if cfg.compile else reduced  # type: ignore[assignment]
     return compiled
 

@@ -12,15 +12,18 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.utils
+from hydra import compose, initialize_config_dir
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fogzo
-from fogzo.build import measure_ledger
+from fogzo.build import build, measure_ledger
 from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData, mnist5k
 from fogzo.estimators import Estimator
@@ -33,16 +36,77 @@ from fogzo.trainer import Trainer
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repetitions: checks that it runs, not how fast")
-    rounds = 3 if parser.parse_args().quick else 40
-    data = mnist5k()
+    parser.add_argument("--only", choices=("method", "models"), help="one half of the figures")
+    arguments = parser.parse_args()
+    rounds = 3 if arguments.quick else 40
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads unless said otherwise, {rounds} rounds or more\n"
     )
+    if arguments.only != "models":
+        method(mnist5k(), rounds)
+    if arguments.only != "method":
+        models(max(rounds // 4, 2))
+
+
+def method(data: ImageData, rounds: int) -> None:
+    """Figures of the method, on the MLP and a small ViT."""
     for make, name, batch, limit, threads in ((quantized_mlp, "MLP", 1024, 1.70, 1), (vit, "ViT 6x192", 64, 1.65, 0)):
         step_ratio(make, name, batch, limit, threads, data, rounds if name != "MLP" else 5 * rounds)
     memory(data)
     batched_probes(data, max(rounds // 8, 1))
     trainer_overhead(data, rounds)
+
+
+def models(rounds: int) -> None:
+    """Figures of the mini recipes: FOGZO, compiled and W2A2 steps, and what data loading takes."""
+    for name in ("deit_tiny", "resnet18", "llama_mini"):
+        ste, own = (of_recipe(f"model={name}", f"estimator={estimator}") for estimator in ("ste", "fogzo"))
+        ratio, (before, after) = step_times(ste, own, rounds)
+        forward, backward = ste.ledger.forward_flops, ste.ledger.backward_flops
+        print(
+            f"FOGZO n=1 / STE step, {name}, mini recipe: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   "
+            f"limit 1.70x, FLOP limit {(3 * forward + backward) / (forward + backward):.2f}x"
+        )
+        print(f"  data loading: {100 * loading(ste, rounds) / before:.2f} % of an STE step   limit 5 %")
+    for estimator in ("ste", "fogzo"):
+        eager, compiled = (
+            of_recipe("model=llama_mini", f"estimator={estimator}", f"compile={on}") for on in (False, True)
+        )
+        for step in range(3):
+            compiled.train_step(step)
+        compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        ratio, (before, after) = step_times(eager, compiled, rounds)
+        again = torch._dynamo.utils.counters["stats"]["unique_graphs"] - compilations
+        print(
+            f"compiled / eager step, llama_mini, {estimator}: {ratio:.2f}x ({after:.0f} / {before:.0f} ms), "
+            f"{again} recompilations after step 3   limit 1.00x, 0"
+        )
+    plain, quest = (
+        of_recipe("model=llama_mini", "estimator=ste", f"quantizer={quantizer}", f"activations={quantizer}")
+        for quantizer in ("none", "quest")
+    )
+    ratio, (before, after) = step_times(plain, quest, rounds)
+    print(f"W2A2 QuEST / full-precision step, llama_mini: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   limit 2.0x")
+
+
+def of_recipe(*overrides: str) -> Trainer:
+    """A trainer from the configs, as train.py makes it, without a folder."""
+    configs = Path(__file__).resolve().parent.parent / "configs"
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return build(compose("train", list(overrides)))
+
+
+def step_times(one: Trainer, other: Trainer, rounds: int) -> tuple[float, tuple[float, float]]:
+    """Median ratio other / one of their steps, and the median milliseconds of each."""
+    times = alternate([partial(one.train_step, 0), partial(other.train_step, 0)], rounds)
+    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+    return ratio, (statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3)
+
+
+def loading(one: Trainer, rounds: int) -> float:
+    """Milliseconds that a step waits for its batch."""
+    (times,) = alternate([partial(one.feed.batch, 0)], 10 * rounds)
+    return statistics.median(times) * 1e3
 
 
 def step_ratio(

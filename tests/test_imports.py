@@ -161,7 +161,7 @@ def test_help_and_import_load_nothing_heavy():
     light = {"__future__", "importlib", "typing"}
     assert loaded_by("fogzo") <= {"fogzo", *light}
     at_the_top = imports(ROOT / "train.py", deferred=False)
-    assert {module.split(".")[0] for module in at_the_top} <= {"__future__", "sys", "hydra", "omegaconf"}
+    assert {module.split(".")[0] for module in at_the_top} <= {"__future__", "os", "sys", "hydra", "omegaconf"}
     for file in FILES.values():
         heavy = {"torchvision", "timm", "transformers", "datasets", "wandb", "mlxtend", "scipy"}
         assert not {module.split(".")[0] for module in imports(file, deferred=False)} & heavy, file
