@@ -116,11 +116,11 @@ def measure(model: nn.Module, cfg: DictConfig) -> Cost:
     # two examples: in training mode batch norm refuses a single one where nothing is left of an image but one pixel
     forward, backward = measure_flops(loss)
     saved: dict[int, int] = {}
-    owned = {id(p.untyped_storage()._cdata) for p in model.parameters()}
+    owned = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if id(storage._cdata) not in owned:
+        if storage._cdata not in owned:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -166,7 +166,8 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
     d = sum(weight.latent.numel() for weight in weights)
     # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise; the guide's share is spread over all
     deviation = math.sqrt((1 - beta) + beta / d)
-    return sum(2 * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
+    epsilon = cfg.estimator.get("epsilon", 1.0)
+    return sum(2 * epsilon * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
 
 
 def warnings_of(

@@ -162,9 +162,9 @@ def test_text_is_no_food_for_an_image_model_nor_images_for_a_language_model(buil
     import fogzo.data
 
     monkeypatch.setattr(fogzo.data, "pydocs", lambda **options: text_data())
-    with pytest.raises(ValueError, match="data=words holds text, .*: choose a llama for model="):
+    with pytest.raises(ValueError, match=r"data=words holds text, .*: choose a llama for model="):
         build_trainer("data=pydocs")
-    with pytest.raises(ValueError, match="data=mnist5k holds images, .*: choose a resnet, deit or mlp"):
+    with pytest.raises(ValueError, match=r"data=mnist5k holds images, .*: choose a resnet, deit or mlp"):
         build_trainer("model=llama_mini", "data=mnist5k")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def hadamard(size: int) -> Tensor:
 
 def _rotated(w: Tensor, block: Tensor) -> Tensor:
     # autocast would decide the codes from a bf16 product, which makes the flips of a small probe random
-    with torch.autocast(w.device.type, enabled=False):
+    with nullcontext() if w.is_meta else torch.autocast(w.device.type, enabled=False):
         return torch.matmul(w.reshape(-1, block.shape[0]), block).view(w.shape)
 
 

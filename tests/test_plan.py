@@ -1,0 +1,97 @@
+"""What plan=true prints is what the run then does, and it needs no data."""
+
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from test_configs import CONFIGS
+
+from fogzo.build import build
+from fogzo.plan import expected_crossings, noise_to_guide, plan
+from fogzo.quantize import quantized_weights
+
+
+def config(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", ["threads=1", *overrides])
+
+
+def number(text, pattern):
+    return float(re.search(pattern, text).group(1).replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "estimator=ste",
+        "estimator=fogzo",
+        "estimator=fogzo estimator.samples=3 estimator.beta_schedule=constant",
+        "estimator=slope",
+        "estimator=nspsa estimator.samples=4",
+        "estimator=phased estimator.ste_share=0.5",
+        "estimator=rescaled_ste",
+        "estimator=noisy_ste quantizer=lsq activations=lsq",
+        "estimator=fogzo model=resnet_mini batch_size=16",
+        "estimator=nspsa model=resnet_mini batch_size=16 micro_batches=2",
+    ],
+)
+def test_the_planned_passes_and_flops_are_those_of_the_run(overrides):
+    cfg = config("steps=4", "batch_size=10", *overrides.split())
+    trainer = build(cfg)
+    trainer.task.evaluate = lambda model: {"accuracy": 0.0}
+    trainer.fit()
+    text = plan(cfg)
+    done = trainer.ledger.row()
+    if "samples=3" in overrides or "phased" not in overrides:  # β = 1 in the first step needs one pair only
+        assert number(text, r"FLOPs in ([\d,]+) forward") == pytest.approx(done["forwards"], abs=4)
+    assert number(text, r"and ([\d,]+) backward") == done["backwards"]
+    per_pass = done["flops"] / (
+        done["forwards"] * trainer.ledger.forward_flops + done["backwards"] * trainer.ledger.backward_flops
+    )
+    assert per_pass == pytest.approx(cfg.batch_size)
+    if "samples=3" not in overrides:
+        assert number(text, r"compute: +([\d.e+]+) FLOPs") == pytest.approx(done["flops"], rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["deit_tiny", "resnet50", "llama_9m"])
+def test_a_plan_at_paper_scale_needs_no_data(model, tmp_path):
+    text = plan(config(f"model={model}", "scale=paper", f"data.root={tmp_path}", "sustained_flops=1e12"))
+    assert "scale:       paper" in text
+    flops, hours = number(text, r"compute: +([\d.e+]+) FLOPs"), number(text, r"time: +([\d.e+]+) hours at 1e\+12")
+    assert hours == pytest.approx(flops / 1e12 / 3600, rel=0.01)
+    assert number(text, r"memory: +about ([\d.]+) GiB") > 1  # of activations above all
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ratio_of_noise_to_guide_is_the_papers():
+    assert noise_to_guide(0.999, 7960) == pytest.approx(2.82, abs=0.01)
+    assert noise_to_guide(1 - 1e-9, 30_000_000) == pytest.approx(0.173, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warning"),
+    [
+        ("estimator.beta_min=1 estimator.epsilon=1e-3 model=deit_mini", None),
+        ("estimator=nspsa", "n-SPSA with 1 samples for 7,960 coordinates: its estimate is nearly all noise"),
+        ("batch_size=300", "batch_size=300 does not divide the 4,000 training examples"),
+        ("quantizer=quest", "head.weight: its width allows Hadamard blocks of 2 only"),
+        ("quantizer=none estimator=ste", None),
+    ],
+)
+def test_it_warns_of_what_will_not_work(overrides, warning):
+    text = plan(config(*overrides.split()))
+    assert warning in text if warning else "n-SPSA with" not in text
+
+
+def test_a_probe_that_crosses_next_to_nothing_is_warned_of():
+    cfg = config("estimator.beta_min=0.9999999999")
+    trainer = build(cfg)
+    weights = quantized_weights(trainer.model)
+    assert expected_crossings(cfg, weights) < expected_crossings(config(), weights)
+    tiny = config(
+        "estimator.beta_min=1", "estimator.beta_schedule=constant", "model.inputs=784", "estimator.epsilon=0.001"
+    )
+    assert "codes differ between the probes of a pair" in plan(tiny)
+    assert "codes differ" not in plan(config())
