@@ -166,7 +166,7 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
     d = sum(weight.latent.numel() for weight in weights)
     # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise; the guide's share is spread over all
     deviation = math.sqrt((1 - beta) + beta / d)
-    epsilon = cfg.estimator.get("epsilon", 1.0)
+    epsilon = float(cfg.estimator.get("epsilon", 1.0))
     return sum(2 * epsilon * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
 
 

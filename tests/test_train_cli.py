@@ -123,6 +123,27 @@ def test_a_run_killed_again_and_again_ends_where_the_unkilled_one_ends(estimator
     assert_same_result(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=resnet_mini", "estimator=fogzo", "batch_size=16"),
+        ("model=deit_mini", "estimator=ste", "quantizer=lsq", "activations=lsq", "batch_size=16"),
+        ("model=llama_mini", "estimator=fogzo", "quantizer=quest", "activations=quest", "batch_size=2", "data.root=data"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_family_stopped_at_random_ends_where_the_whole_run_ends(overrides, number, tmp_path):
+    overrides = (*overrides, "steps=60", "evaluate_every=0", "evaluation_tokens=1024", "log_every=5")
+    run_to_the_end(tmp_path / "whole", *overrides)
+    for at in sorted(random.sample(range(5, 50), 2)):
+        code, _ = interrupt(number, at, tmp_path / "run", *overrides)
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 138)
+    run_to_the_end(tmp_path / "run", *overrides)
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The same run with W&B, stopped by SIGTERM and started again: (folder, code, complaint, output, W&B ids)."""
