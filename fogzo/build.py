@@ -22,7 +22,7 @@ from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
 from fogzo.quantizers.inputs import unrounded
-from fogzo.replay import frozen_statistics
+from fogzo.replay import frozen_statistics, tracking_norms
 from fogzo.reporters import Progress, Reporter
 from fogzo.seeding import derive_seed
 from fogzo.settings import Settings
@@ -52,6 +52,12 @@ def build(cfg: DictConfig) -> Trainer:
     data: Data = instantiate(cfg.data).to(device)
     check_fit(model, data)
     settings = Settings(steps=total_steps(cfg, len(data.train)), **settings_of)
+    parts = settings.micro_batches * (world()[1] if settings.parallel == "data" else 1)  # that a batch comes in
+    if parts > settings.micro_batches and cfg.estimator.get("probe_batch") and tracking_norms(model):
+        raise ValueError(
+            f"estimator.probe_batch={cfg.estimator.probe_batch} needs batch norm within one process: set it to 0, or "
+            "parallel=probes"
+        )
     if (mixing := getattr(data.train, "mixing", None)) is not None:
         mixing.check_batch(settings.batch_size // (world()[1] if settings.parallel == "data" else 1))
     task = task_of(data, cfg.evaluation_tokens)
@@ -64,7 +70,7 @@ def build(cfg: DictConfig) -> Trainer:
         estimator=build_estimator(cfg, weights, settings.steps),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule, steps=settings.steps),
-        ledger=measure_ledger(model, task, settings.batch_size // settings.micro_batches),
+        ledger=measure_ledger(model, task, settings.batch_size // parts),
         settings=settings,
         compiled=compiled,
         reduced=average_gradients(model, cfg) if world()[1] > 1 and settings.parallel == "data" else None,
@@ -195,10 +201,11 @@ def check_values(cfg: DictConfig) -> None:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and filters; none for vectors (biases, norms) and quantization steps."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name what their recipes leave out
+    parameters = [(name in exempt, p) for name, p in model.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for left_out, p in parameters if p.dim() > 1 and not left_out], "weight_decay": weight_decay},
+        {"params": [p for left_out, p in parameters if p.dim() <= 1 or left_out], "weight_decay": 0.0},
     ]
 
 
@@ -222,7 +229,13 @@ def measure_ledger(model: nn.Module, task: Task, examples: int) -> ComputeLedger
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the first accelerator, else the CPU."""
+    if name.startswith("cuda:") and announced()[2] > 1:
+        raise ValueError(
+            f"device={name} is one GPU for {announced()[2]} processes: choose device=cuda, one GPU for each"
+        )
     if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
+        if announced()[1] >= (count := torch.cuda.device_count()):
+            raise ValueError(f"there are more processes on this machine than its {count} GPUs: start fewer")
         torch.cuda.set_device(announced()[1])  # one GPU a rank
         return torch.device("cuda", announced()[1])
     if name == "auto":

@@ -88,6 +88,14 @@ def check_same(values: Tensor, what: str) -> None:
         )
 
 
+def same_gradients(model: nn.Module) -> None:
+    """Give all ranks rank 0's gradients, where each has computed the whole batch: the last bits may differ on GPUs."""
+    if world()[1] > 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                dist.broadcast(parameter.grad, 0)
+
+
 def share(total: int, rank: int, ranks: int) -> range:
     """Rank's part of ``range(total)``, in runs of nearly equal length."""
     return range(total * rank // ranks, total * (rank + 1) // ranks)
@@ -119,9 +127,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         ranks = world()[1]
         if ranks == 1 or not self.training:
             return super().forward(input)
+        x = input if input.dtype == torch.float64 else input.float()  # under autocast it comes in bf16
         dims = [0, 2, 3]
-        mean: Tensor = _SumOverRanks.apply(input.mean(dims)) / ranks
-        centred = input - mean[:, None, None]
+        mean: Tensor = _SumOverRanks.apply(x.mean(dims)) / ranks
+        centred = x - mean[:, None, None]
         variance: Tensor = _SumOverRanks.apply(centred.square().mean(dims)) / ranks
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
@@ -131,7 +140,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean, self.momentum or 0.1)
                 self.running_var.lerp_(variance * (count / (count - 1)), self.momentum or 0.1)
         normalised = centred * (variance + self.eps).rsqrt()[:, None, None]
-        return normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        return (normalised * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:

@@ -46,29 +46,28 @@ class LossWatch:
 
     warm_up, memory = 20, 0.98
 
-    def event(self, loss: float, step: int) -> str | None:
-        """``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1).
+    def event(self, loss: float, step: int) -> tuple[str | None, Diverged | None]:
+        """``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1), and what ends the run, if any.
 
-        Raises:
-            Diverged: if ``stop_on`` says that such a step ends the run.
+        The error is handed back instead of raised, so that the step is logged first.
         """
         if not math.isfinite(loss):
             self.nonfinite += 1
-            if self.stop_on != "never":
-                raise Diverged(f"the loss is {loss} at step {step}")
-            return "nonfinite"
+            stop = Diverged(f"the loss is {loss} at step {step}") if self.stop_on != "never" else None
+            return "nonfinite", stop
         mean = self.smoothed / (1 - self.memory**self.seen) if self.seen else loss
         spiked = self.factor > 0 and self.seen >= self.warm_up and loss > self.factor * mean
         self.smoothed = self.memory * self.smoothed + (1 - self.memory) * loss
         self.seen += 1
         if not spiked:
-            return None
+            return None, None
         self.spikes += 1
+        stop = None
         if self.stop_on == "spike":
-            raise Diverged(
+            stop = Diverged(
                 f"the loss jumped to {loss:.4g} at step {step}, more than {self.factor:g} times its mean {mean:.4g}"
             )
-        return "spike"
+        return "spike", stop
 
     def row(self) -> dict[str, float]:
         """Counts for a logged row, where there is anything to count."""

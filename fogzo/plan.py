@@ -59,8 +59,10 @@ def plan(cfg: DictConfig) -> str:
     optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
     probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
     crossings = expected_crossings(cfg, weights)
+    latents = {id(weight.latent) for weight in weights}
+    floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
     cost = measure(model, cfg)  # last: it leaves a model without values
-    forwards, backwards = passes(cfg, settings)
+    forwards, backwards = passes(cfg, settings, floats)
     flops = settings.batch_size * (forwards * cost.forward + backwards * cost.backward)
     memory = memory_bytes(model, weights if probing else [], cost, settings, optimizer_states)
     return "\n".join(
@@ -80,15 +82,17 @@ def plan(cfg: DictConfig) -> str:
     )
 
 
-def passes(cfg: DictConfig, settings: Settings) -> tuple[int, int]:
-    """Forward and backward passes over whole batches in the whole run."""
+def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]:
+    """Forward and backward passes over whole batches in the whole run.
+
+    ``floats``: there are parameters that are not quantized, which keep their first-order gradient.
+    """
     steps, name = settings.steps, cfg.estimator.name
     samples = cfg.estimator.get("samples", 1)
     if name in ("ste", "ste_longer", "noisy_ste"):
         return steps, steps
     if name == "nspsa":
-        backward = cfg.model.name != "mlp"  # every other model has float parameters, with a first-order gradient
-        return steps * (2 * samples + backward), steps * backward
+        return steps * (2 * samples + floats), steps * floats
     probed = steps - round(cfg.estimator.get("ste_share", 0.0) * steps)
     pairs = 1 if cfg.estimator.get("beta_min") == 1 else samples
     return steps + 2 * pairs * probed, steps

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fogzo import checkpoint
 from fogzo.compute import ComputeLedger
 from fogzo.data import Batch, DataOrder, Feed
-from fogzo.distributed import gather, share, world
+from fogzo.distributed import barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
 from fogzo.monitor import Diverged, LossWatch, Means
 from fogzo.reporters import Reporter
@@ -193,6 +193,7 @@ class Trainer:
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
             checkpoint.keep_last(self.folder.checkpoint_file, self.step, self.settings.keep_checkpoints)
+        barrier()  # a rank that left now would have torchrun end the one that writes
 
     def resume(self, folder: RunFolder | None = None) -> bool:
         """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
@@ -243,8 +244,11 @@ class Trainer:
     def _observe(self, estimate: Estimate) -> float:
         """Note what the step saw.  Returns the loss over all ranks."""
         loss, _ = self._over_ranks(float(estimate.loss))
-        if (event := self.watch.event(loss, self.step)) is not None:
+        event, stop = self.watch.event(loss, self.step)
+        if event is not None:
             self._write({"step": self.step, "event": event, "loss": loss if math.isfinite(loss) else None})
+        if stop is not None:
+            raise stop
         seen = {"agreement": estimate.agreement, "zero_probes": estimate.zero_probes, "guide_norm": estimate.guide_norm}
         for means in (self.since_row, self.whole_run):
             means.add(loss=loss, beta=estimate.beta, **seen)

@@ -87,7 +87,7 @@ def test_ranks_that_no_longer_agree_stop_with_a_message(what, tmp_path):
 def test_more_ranks_than_samples_are_refused(tmp_path):
     done = start(5, tmp_path / "out", "nspsa", "fixed", "plain", 1, "probes")
     assert done.returncode != 0
-    assert "4 samples cannot be spread over 5 ranks: raise samples" in done.stderr
+    assert "samples=4 cannot be spread over 5 ranks: raise samples" in done.stderr
 
 
 @pytest.mark.parametrize(("total", "ranks"), [(7, 2), (3, 3), (10, 4)])

@@ -30,6 +30,7 @@ def number(text, pattern):
         "estimator=fogzo estimator.samples=3 estimator.beta_schedule=constant",
         "estimator=slope",
         "estimator=nspsa estimator.samples=4",
+        "estimator=nspsa quantizer=lsq",
         "estimator=phased estimator.ste_share=0.5",
         "estimator=rescaled_ste",
         "estimator=noisy_ste quantizer=lsq activations=lsq",

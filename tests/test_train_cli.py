@@ -130,7 +130,7 @@ def test_a_run_killed_again_and_again_ends_where_the_unkilled_one_ends(estimator
     [
         ("model=resnet_mini", "estimator=fogzo", "batch_size=16"),
         ("model=deit_mini", "estimator=ste", "quantizer=lsq", "activations=lsq", "batch_size=16"),
-        ("model=llama_mini", "estimator=fogzo", "quantizer=quest", "activations=quest", "batch_size=2", "data.root=data"),
+        ("model=llama_mini", "estimator=fogzo", "quantizer=quest", "activations=quest", "batch_size=2"),
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fogzo.distributed import same_gradients, world
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
 from fogzo.estimators.probes import Probes, add_weighted, slopes_of
 from fogzo.perturb import Noise
@@ -84,6 +85,11 @@ class FOGZO(Estimator):
         self.epsilon = epsilon
         self.probe_batch = check_whole(probe_batch, name="probe_batch", lowest=0)
         self.spread = spread
+        if spread and self.samples < world()[1]:
+            raise ValueError(
+                f"samples={samples} cannot be spread over {world()[1]} ranks: raise samples, start fewer processes, or "
+                "let them share the batch (parallel=data)"
+            )
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         beta = check_beta(self.beta(step)) if callable(self.beta) else self.beta
@@ -92,6 +98,8 @@ class FOGZO(Estimator):
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
         loss = self._first_order(closure, beta)
+        if self.spread:
+            same_gradients(self.weights[0].model)
         with torch.no_grad():
             units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
             grads = [_gradient(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fogzo.distributed import gather, same_mean, share, world
+from fogzo.distributed import check_same, gather, same_mean, share, world
 from fogzo.estimators.base import Closure
 from fogzo.perturb import Displacement
 from fogzo.quantize import QuantizedWeight
@@ -115,7 +115,8 @@ class Probes:
                 checksum = self._checksum(us) if checksum is None else checksum
                 latents = [weight.latent.detach() for weight in self.weights]
                 stacked = [_pairs(latent, u, unit) for latent, u, unit in zip(latents, us, self.units, strict=True)]
-                evaluations = 2 * len(part) * n // len(own)
+                done = 2 * (part.start - own.start)
+                evaluations = (done + 2 * len(part)) * n // len(own) - done * n // len(own)
                 with _evaluations(evaluations):
                     pairs = torch.func.vmap(self._loss_at, randomness="same")(*stacked).view(-1, 2)
                 losses.append(pairs)
@@ -130,14 +131,8 @@ class Probes:
     def _own(self, n: int) -> range:
         """The samples that this rank evaluates: all of them, or its share."""
         rank, ranks = world()
-        if not self.spread or ranks == 1:
-            return range(n)
-        if n < ranks:
-            raise ValueError(
-                f"{n} sample{'s' if n > 1 else ''} cannot be spread over {ranks} ranks: raise samples, start fewer "
-                "processes, or let them share the batch (parallel=data)"
-            )
-        return share(n, rank, ranks)
+        # at β = 1 there is one pair, which every rank may as well evaluate
+        return share(n, rank, ranks) if self.spread and n >= ranks else range(n)
 
     def _over_ranks(self, losses: Tensor, n: int, checksum: Tensor | None) -> Tensor:
         """All losses, shape (n, 2): averaged where ranks share the batch, collected where they share the probes."""
@@ -146,6 +141,10 @@ class Probes:
             return losses
         if not self.spread:
             return same_mean(losses, checksum)
+        total = torch.stack(torch._foreach_norm([weight.latent.detach() for weight in self.weights])).double().sum()
+        check_same(gather(total), "the weights that it trains")
+        if n < ranks:
+            return losses
         padded = losses.new_zeros(-(-n // ranks), 2)
         padded[: len(losses)] = losses
         rows = gather(padded)
