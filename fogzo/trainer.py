@@ -53,7 +53,7 @@ class Trainer:
         repeats: int = 1,
     ) -> None:
         self.model, self.task, self.estimator, self.optimizer = model, task, estimator, optimizer
-        self.forward, self.reduced = compiled or model, reduced
+        self.forward, self.reduced = model if compiled is None else compiled, reduced
         self.schedule, self.ledger, self.settings = schedule, ledger, settings
         self.folder, self.reporters = folder, reporters
         self.device = next(model.parameters()).device
