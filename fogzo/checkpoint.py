@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogzo.runs import RunError, atomic_write, one_line
+from fogzo.files import atomic_write
+from fogzo.runs import RunError, one_line
 
 FORMAT = 1
 

@@ -53,7 +53,11 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
         barrier()
         trainer.resume(RunFolder.view(path, record))
         same_start(trainer)
-        return _summary(record, trainer, trainer.fit())
+        try:
+            return _summary(record, trainer, trainer.fit())
+        except Diverged:
+            barrier()  # until rank 0 has written so: torchrun ends the others when one leaves
+            raise
     code = provenance()  # before training: the files may change while it goes on
     folder = RunFolder(path, record)
     try:
@@ -69,6 +73,7 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
             metrics = trainer.fit()
         except Diverged as error:
             folder.finish(_summary(record, trainer, {}) | code | {"status": "diverged", "message": str(error)})
+            barrier()
             raise Diverged(f"{error}: lower optimizer.lr or change the config; {_last_good(path)}") from None
         folder.keep("model.pt", checkpoint.weights(trainer.model))
         summary = _summary(record, trainer, metrics) | code

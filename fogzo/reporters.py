@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fogzo.runs import atomic_write, one_line
+from fogzo.files import atomic_write
+from fogzo.runs import one_line
 
 Row = Mapping[str, Any]
 

@@ -12,7 +12,6 @@ No torch here: tables are made from these files alone.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from fogzo.files import atomic_write
 
 # Keys that change where a run lies or what it shows, and not one bit of its result
 PRESENTATION = (
@@ -237,21 +238,6 @@ class RunFolder:
         """Let other processes in."""
         if hasattr(self, "_lock_file"):
             self._lock_file.close()  # the empty file stays: removing it would race with the next holder
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write all of ``data`` or nothing: a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def one_line(error: Exception) -> str:

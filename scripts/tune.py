@@ -19,8 +19,8 @@ import yaml
 from hydra import compose, initialize
 from omegaconf import OmegaConf
 
+from fogzo.files import atomic_write
 from fogzo.results import load_runs
-from fogzo.runs import atomic_write
 
 
 def main() -> None:

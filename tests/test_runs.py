@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from fogzo import checkpoint
+from fogzo.files import atomic_write
 from fogzo.results import by_cell, load_runs
-from fogzo.runs import PRESENTATION, RunError, RunFolder, atomic_write, differences, identity
+from fogzo.runs import PRESENTATION, RunError, RunFolder, differences, identity
 
 CONFIG = {
     "seed": 0,

@@ -26,7 +26,6 @@ from fogzo.data.shards import (
     Manifest,
     ShardWriter,
     SplitManifest,
-    atomic_write,
     read_manifest,
     sha256_of,
     token_dtype,
@@ -41,6 +40,7 @@ from fogzo.data.tokenizing import (
     load_tokenizer,
     train_tokenizer,
 )
+from fogzo.files import atomic_write
 
 JOURNAL = "journal.json"
 REPORT_SECONDS = 10.0

@@ -40,12 +40,12 @@ from fogzo.data.shards import (
     TOKENIZER,
     Manifest,
     ShardWriter,
-    atomic_write,
     sha256_of,
     token_dtype,
 )
 from fogzo.data.text import TextData, open_text
 from fogzo.data.tokenizing import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
+from fogzo.files import atomic_write
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")
 FOLDERS = {"scikit-learn": "sklearn"}  # where the package is not called as its distribution

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fogzo.data.base import DataError
+from fogzo.files import atomic_write
 
 FORMAT = "fogzo-tokens-1"
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
@@ -232,18 +233,3 @@ class ShardWriter:
     def close(self) -> None:
         with suppress(OSError):  # a full disk shows again when buffers are flushed
             self._file.close()
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write all of ``data`` or nothing: a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
