@@ -108,14 +108,16 @@ class FOGZO(Estimator):
             n = self.samples if beta < 1 else 1
 
             def directions(samples: range) -> Iterator[Tensor]:  # u_i, weight by weight
-                zs = noise.draw(samples) if beta < 1 else (torch.zeros_like(g).unsqueeze(0) for g in grads)
-                for g, z in zip(grads, zs, strict=True):
+                for g, z in zip(grads, noise.draw(samples), strict=True):
                     u = z.mul_(math.sqrt(1 - beta))
                     yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
             probes = Probes(closure, self.weights, units, random_state, loss is not None, self.spread)
-            if self.probe_batch:
-                losses, sums = probes.together(directions, n, self.probe_batch)
+            if n == 1:
+                losses = self._one_pair(probes, grads, noise, beta)
+            elif self.probe_batch:
+                sums = [torch.zeros_like(g) for g in grads]
+                losses = probes.together(directions, n, self.probe_batch, sums)
                 torch._foreach_copy_(grads, sums)
                 torch._foreach_div_(grads, float(n))
             else:
@@ -123,7 +125,7 @@ class FOGZO(Estimator):
                 # G = 1/n Σ slope_i·u_i: ĝ's part in place, and the noise drawn once more instead of being kept
                 slopes = slopes_of(losses)
                 torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
-                for i in range(n if beta < 1 else 0):
+                for i in range(n):
                     add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / n * slopes[i : i + 1])
             torch._foreach_div_(grads, units)
         return Estimate(
@@ -135,6 +137,19 @@ class FOGZO(Estimator):
             zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
         )
+
+    def _one_pair(self, probes: Probes, grads: list[Tensor], noise: Noise, beta: float) -> Tensor:
+        """The case n = 1: u takes ĝ's place in ``.grad``, where it becomes G; the noise is drawn once."""
+        torch._foreach_mul_(grads, math.sqrt(beta))
+        if beta < 1:
+            add_weighted(grads, noise.draw(range(1)), torch.tensor([math.sqrt(1 - beta)], dtype=grads[0].dtype))
+
+        def direction(samples: range) -> Iterator[Tensor]:
+            return (g.unsqueeze(0) for g in grads)
+
+        losses = probes.together(direction, 1, 1) if self.probe_batch else probes.one_by_one(direction, 1)
+        torch._foreach_mul_(grads, slopes_of(losses)[0].to(grads[0]))
+        return losses
 
     def _first_order(self, closure: Closure, beta: float) -> Tensor | None:
         """The forward (and backward) pass at the undisplaced weights, as far as anything needs it."""

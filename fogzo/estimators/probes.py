@@ -62,7 +62,7 @@ def add_weighted(sums: Iterable[Tensor], stacks: Iterable[Tensor], factors: Tens
     for total, stack in zip(sums, stacks, strict=True):
         with torch.autocast(total.device.type, enabled=False):  # around a whole step, it would round products to bf16
             if len(stack) == 1:
-                total.add_(stack[0] * factors[0])
+                total.addcmul_(stack[0], factors[0].to(total))
             else:
                 total.add_(torch.mv(stack.flatten(1).mT, factors.to(stack)).view_as(total))
 
@@ -99,34 +99,33 @@ class Probes:
                 losses.append(self._loss(len(losses), n, len(own)))
         return self._over_ranks(torch.stack(losses).view(-1, 2), n, checksum)
 
-    def together(self, directions: Directions, n: int, chunk: int) -> tuple[Tensor, list[Tensor]]:
+    def together(self, directions: Directions, n: int, chunk: int, sums: Sequence[Tensor] | None = None) -> Tensor:
         """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights.
 
-        Also Σ_i slope_i·u_i of each weight, while the directions are at hand.
+        Adds Σ_i slope_i·u_i of each weight to ``sums``, while the directions are at hand.
         """
         own = self._own(n)
         losses = []
-        sums = [torch.zeros_like(weight.latent) for weight in self.weights]
         checksum = None
         at_hand = world()[1] == 1  # with more ranks, slopes are known only after the exchange
+        latents = [weight.latent.detach() for weight in self.weights]
         with self._undisturbed():
             for part in chunks(own.start, own.stop, chunk):
                 us = list(directions(part))
                 checksum = self._checksum(us) if checksum is None else checksum
-                latents = [weight.latent.detach() for weight in self.weights]
                 stacked = [_pairs(latent, u, unit) for latent, u, unit in zip(latents, us, self.units, strict=True)]
                 done = 2 * (part.start - own.start)
                 evaluations = (done + 2 * len(part)) * n // len(own) - done * n // len(own)
                 with _evaluations(evaluations):
                     pairs = torch.func.vmap(self._loss_at, randomness="same")(*stacked).view(-1, 2)
                 losses.append(pairs)
-                if at_hand:
+                if at_hand and sums is not None:
                     add_weighted(sums, us, slopes_of(pairs))
         together = self._over_ranks(torch.cat(losses), n, checksum)
-        if not at_hand:
+        if not at_hand and sums is not None:
             for part in chunks(0, n, chunk):
                 add_weighted(sums, directions(part), slopes_of(together[part.start : part.stop]))
-        return together, sums
+        return together
 
     def _own(self, n: int) -> range:
         """The samples that this rank evaluates: all of them, or its share."""
