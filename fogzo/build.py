@@ -60,7 +60,7 @@ def build(cfg: DictConfig) -> Trainer:
         )
     if (mixing := getattr(data.train, "mixing", None)) is not None:
         mixing.check_batch(settings.batch_size // (world()[1] if settings.parallel == "data" else 1))
-    task = task_of(data, cfg.evaluation_tokens)
+    task = task_of(data, cfg.evaluation_tokens, cfg.evaluation_examples)
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
     compiled = torch.compile(model) if cfg.compile else None
@@ -189,6 +189,8 @@ def check_values(cfg: DictConfig) -> None:
             f"logger.mode={cfg.logger.mode!r} is not known: choose offline or online (online needs an account)"
         )
     check_whole(cfg.evaluation_tokens, name="evaluation_tokens")
+    if cfg.evaluation_examples is not None:
+        check_whole(cfg.evaluation_examples, name="evaluation_examples")
     for name in ("seed", "threads"):
         check_whole(cfg[name], name=name, lowest=0)
     for name in ("steps", "epochs"):

@@ -43,6 +43,7 @@ ADDED = {
     "activations.name": "none",
     "parallel": "data",
     "evaluation_tokens": 131072,
+    "evaluation_examples": None,
     "spike_factor": 3.0,
     "stop_on": "nonfinite",
 }

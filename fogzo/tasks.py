@@ -78,8 +78,10 @@ class Classification(Task):
 
     metric, higher_is_better = "accuracy", True
 
-    def __init__(self, data: Data, evaluation_batch: int = 2000, train_examples: int = 10_000) -> None:
-        super().__init__(data, evaluation_batch, train_examples, len(data.test))
+    def __init__(self, data: Data, evaluation_batch: int = 2000, evaluation_examples: int | None = None) -> None:
+        """``evaluation_examples`` of either split; ``None``: 10,000 of the training split, and the whole test split."""
+        train, test = evaluation_examples or 10_000, evaluation_examples or len(data.test)
+        super().__init__(data, evaluation_batch, train, test)
 
     def loss(self, model: Network, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -126,16 +128,17 @@ class LanguageModelling(Task):
         return {"train_loss": train[0] / train[1], "test_loss": test_loss, "perplexity": perplexity}
 
 
-def task_of(data: Data, evaluation_tokens: int = 2**17) -> Task:
-    """The task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split."""
+def task_of(data: Data, evaluation_tokens: int = 2**17, evaluation_examples: int | None = None) -> Task:
+    """The task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split, images on
+    ``evaluation_examples`` of either split (``None``: see :class:`Classification`)."""
     return (
         LanguageModelling(data, evaluation_tokens)
         if isinstance(data, TextData)
-        else Classification(data, *_sizes(data))
+        else Classification(data, _images_at_a_time(data), evaluation_examples)
     )
 
 
-def _sizes(data: Data) -> tuple[int]:
+def _images_at_a_time(data: Data) -> int:
     """Images of an evaluation batch: 2,000 of 28 pixels, fewer of larger ones."""
     values = data.test.batch(torch.arange(1))[0].numel()
-    return (max(1, min(2000, 40_000_000 // values)),)
+    return max(1, min(2000, 40_000_000 // values))

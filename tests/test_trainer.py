@@ -12,14 +12,14 @@ from torch import nn
 import fogzo
 from fogzo import checkpoint
 from fogzo.compute import ComputeLedger
-from fogzo.data import ImageData, TensorSplit
+from fogzo.data import ImageData, TensorSplit, mnist5k
 from fogzo.models import mlp
 from fogzo.monitor import Diverged
 from fogzo.runs import RunError, RunFolder
 from fogzo.schedules import LearningRate
 from fogzo.settings import Settings
 from fogzo.signals import Interrupted
-from fogzo.tasks import Classification
+from fogzo.tasks import Classification, task_of
 from fogzo.trainer import Trainer
 
 QUANTIZERS = {
@@ -296,3 +296,15 @@ def test_evaluation_leaves_the_training_state_untouched(open_run):
     often, seldom = make(folder=open_run("often"), evaluate_every=1), make(folder=open_run("seldom"))
     assert often.fit() == seldom.fit()
     assert_same_state(often.state_dict()["model"], seldom.state_dict()["model"])
+
+
+@pytest.mark.parametrize(("examples", "train", "test"), [(None, 4_000, 1_000), (100, 100, 100), (2_000, 2_000, 1_000)])
+def test_as_many_images_are_evaluated_as_asked_for(examples, train, test, monkeypatch):
+    data = mnist5k()
+    task = task_of(data, evaluation_examples=examples)
+    seen = []
+    take = TensorSplit.batch
+    monkeypatch.setattr(TensorSplit, "batch", lambda split, indices: (seen.append(indices), take(split, indices))[1])
+    task.evaluate(mlp())
+    training, tested = (sorted(i for part in seen[:-1] for i in part.tolist()), seen[-1].tolist())
+    assert (len(set(training)), len(set(tested))) == (train, test)
