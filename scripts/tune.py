@@ -58,15 +58,17 @@ def choose(experiment: dict[str, Any], results_dir: Path) -> dict[str, Any]:
         for run in runs:
             if run.summary["cell"] == cell:
                 metric = run.summary.get(tuning["metric"])
-                values = {key: _value(run.config, key) for key in tuning["grid"]}
+                values = {key: _value(run.config, key) for key in tuning["search"]}
                 tried.append((math.inf if metric is None else metric, values))
-        expected = math.prod(len(values) for values in tuning["grid"].values())
+        expected = math.prod(len(values) for values in tuning["search"].values())
         if len(tried) != expected:
             sys.exit(
                 f"error: {cell} has {len(tried)} tuning runs, expected {expected}: remove stale folders, run again"
             )
         _, best = min(tried, key=lambda point: point[0])
-        edges = [key for key, value in best.items() if value in (min(tuning["grid"][key]), max(tuning["grid"][key]))]
+        edges = [
+            key for key, value in best.items() if value in (min(tuning["search"][key]), max(tuning["search"][key]))
+        ]
         tried.sort(key=lambda point: list(point[1].values()))
         record = [{"values": values, tuning["metric"]: metric} for metric, values in tried]
         # copies: YAML would show a shared dict as an anchor
