@@ -74,6 +74,10 @@ def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield prefix + key, value
 
 
+class InUseError(RunError):
+    """Another process is at work in a run folder."""
+
+
 class RunFolder:
     """One run's folder, held by one process at a time.
 
@@ -232,7 +236,7 @@ class RunFolder:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock_file.close()
-            raise RunError(f"another process is at work in {self.path}: wait for it, or change the config") from error
+            raise InUseError(f"another process is at work in {self.path}: wait for it, or change the config") from error
 
     def close(self) -> None:
         """Let other processes in."""
