@@ -47,6 +47,9 @@ ADDED = {
     "stop_on": "nonfinite",
 }
 
+# What a process may leave behind that is killed before there is a config.yaml
+FIRST_FILES = (".lock", ".writable", ".writable.tmp", "config.yaml.tmp")
+
 
 class RunError(ValueError):
     """A run folder can't be used; the message names it, says why, and what to do."""
@@ -194,7 +197,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file, but a run needs a folder: remove it, or choose another run_dir")
         if not self.config_file.exists():
-            if any(file.name != ".lock" for file in self.path.iterdir()):
+            if any(file.name not in FIRST_FILES for file in self.path.iterdir()):
                 raise RunError(
                     f"{self.path} holds files but no config.yaml, so it is no run folder: choose another run_dir"
                 )

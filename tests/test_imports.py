@@ -45,9 +45,10 @@ LEAVES = {
     "figures": {"results"},
     "tables": {"results"},
     "tuning": {"sweep"},
+    "records": {"results", "runs", "sweep"},
     "tasks": {"data", "distributed"},
 }
-LIGHT = ("runs", "results", "sweep", "tables", "tuning")  # for these torch must not load
+LIGHT = ("runs", "results", "sweep", "tables", "tuning", "records")  # for these torch must not load
 HYDRA = {"hydra", "omegaconf"}
 
 
