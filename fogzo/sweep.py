@@ -26,6 +26,7 @@ class Cell:
         overrides: ``KEY=VALUE``, each key once; without what is tuned.
         search: the values that tuning may try, for each key.
         tuned_as: a cell from which the values of keys come that this one does not search itself.
+        metric: key of ``summary.json`` that the cell is compared by, its setting's or the experiment's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Cell:
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tuned_as: str | None = None
+    metric: str | None = None
 
 
 def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
@@ -50,7 +52,7 @@ def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
         return {
             name: Cell(
                 name, "", name, cell["label"], _last_of_each(common + cell["overrides"]),
-                {**search, **(cell.get("search") or {})}, cell.get("tuned_as"),
+                {**search, **(cell.get("search") or {})}, cell.get("tuned_as"), experiment.get("metric"),
             )
             for name, cell in experiment["cells"].items()
         }  # fmt: skip
@@ -72,6 +74,7 @@ def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
                 overrides=_last_of_each(common + (of_setting.get("overrides") or []) + of_method["overrides"]),
                 search={key: values.get(key, default) for key, default in searched.items()},
                 tuned_as=f"{setting}.{as_method}" if as_method else None,
+                metric=of_setting.get("metric", experiment.get("metric")),
             )
     return cells
 
