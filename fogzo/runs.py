@@ -48,6 +48,9 @@ ADDED = {
     "stop_on": "nonfinite",
 }
 
+# What a process may leave behind that is killed before there is a config.yaml
+FIRST_FILES = (".lock", ".writable", ".writable.tmp", "config.yaml.tmp")
+
 
 class RunError(ValueError):
     """A run folder can't be used; the message names it, says why, and what to do."""
@@ -73,6 +76,10 @@ def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield from _result_keys(value, f"{prefix}{key}.")
         elif prefix + key not in ADDED or ADDED[prefix + key] != value:
             yield prefix + key, value
+
+
+class InUseError(RunError):
+    """Another process is at work in a run folder."""
 
 
 class RunFolder:
@@ -191,7 +198,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file, but a run needs a folder: remove it, or choose another run_dir")
         if not self.config_file.exists():
-            if any(file.name != ".lock" for file in self.path.iterdir()):
+            if any(file.name not in FIRST_FILES for file in self.path.iterdir()):
                 raise RunError(
                     f"{self.path} holds files but no config.yaml, so it is no run folder: choose another run_dir"
                 )
@@ -233,7 +240,7 @@ class RunFolder:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock_file.close()
-            raise RunError(f"another process is at work in {self.path}: wait for it, or change the config") from error
+            raise InUseError(f"another process is at work in {self.path}: wait for it, or change the config") from error
 
     def close(self) -> None:
         """Let other processes in."""

@@ -1,64 +1,208 @@
-"""An experiment's grid as lists of command-line overrides: each job is a command that can also be typed."""
+"""An experiment's cells, and its grid as lists of command-line overrides: each job is a command that can also be typed.
+
+An experiment file (``configs/experiment/NAME.yaml``) gives either ``settings`` (what is trained) and ``methods`` (what
+is compared), whose products are the cells ``SETTING.METHOD``, or ``cells`` themselves.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One place of an experiment's table, filled by a run for each seed.
+
+    Attributes:
+        name: ``SETTING.METHOD``, or the key in ``cells``.
+        setting: "" where the experiment lists its ``cells``.
+        method: the key in ``methods``; the cell's name where the experiment lists its ``cells``.
+        overrides: ``KEY=VALUE``, each key once; without what is tuned.
+        search: the values that tuning may try, for each key.
+        tuned_as: a cell from which the values of keys come that this one does not search itself.
+        metric: key of ``summary.json`` that the cell is compared by, its setting's or the experiment's.
+    """
+
+    name: str
+    setting: str
+    method: str
+    label: str
+    overrides: tuple[str, ...] = ()
+    search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tuned_as: str | None = None
+    metric: str | None = None
+
+
+def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
+    """The cells of an experiment by name, in the order of its table.
+
+    Raises:
+        ValueError: for a method, a searched key or a ``tuned_as`` that the experiment does not have.
+    """
+    common = [f"scale={experiment['scale']}"] if "scale" in experiment else []
+    common += experiment.get("overrides") or []
+    search = experiment.get("tuning", {}).get("search") or {}
+    if "cells" in experiment:
+        return {
+            name: Cell(
+                name, "", name, cell["label"], _last_of_each(common + cell["overrides"]),
+                {**search, **(cell.get("search") or {})}, cell.get("tuned_as"), experiment.get("metric"),
+            )
+            for name, cell in experiment["cells"].items()
+        }  # fmt: skip
+    methods = experiment["methods"]
+    cells = {}
+    for setting, of_setting in experiment["settings"].items():
+        values = of_setting.get("search") or {}
+        chosen = of_setting.get("methods") or list(methods)
+        _check_setting(experiment, setting, values, chosen)
+        for method in chosen:
+            of_method = methods[method]
+            searched = {**search, **(of_method.get("search") or {})}
+            as_method = of_method.get("tuned_as")
+            cells[f"{setting}.{method}"] = Cell(
+                name=f"{setting}.{method}",
+                setting=setting,
+                method=method,
+                label=of_method["label"],
+                overrides=_last_of_each(common + (of_setting.get("overrides") or []) + of_method["overrides"]),
+                search={key: values.get(key, default) for key, default in searched.items()},
+                tuned_as=f"{setting}.{as_method}" if as_method else None,
+                metric=of_setting.get("metric", experiment.get("metric")),
+            )
+    return cells
+
+
+def _check_setting(experiment: Mapping[str, Any], setting: str, values: Iterable[str], chosen: Sequence[str]) -> None:
+    where, methods = f"experiment {experiment['name']}, setting {setting}", experiment["methods"]
+    for method in chosen:
+        if method not in methods:
+            raise ValueError(f"{where}: method {method} is not known: choose from {', '.join(methods)}")
+        model = methods[method].get("tuned_as")
+        if model and model not in chosen:
+            raise ValueError(f"{where}: {method} is tuned as {model}, which the setting lacks: add it to its methods")
+    known = set(experiment["tuning"].get("search") or {}).union(*(methods[m].get("search") or {} for m in chosen))
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: {key} is searched by none of its methods: add it to tuning.search or a method")
+
+
 def expand(experiment: Mapping[str, Any], phase: str, given: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over the experiment.
 
     ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point
-    of ``tuning.grid`` on the tuning seed, which the other seeds exclude.
+    of its search on the tuning seed, which the other seeds exclude.  ``cell=`` or ``setting=`` in ``given`` chooses.
 
     Raises:
-        ValueError: for an unknown phase or cell, a tuning seed among the seeds, and cells that were not tuned yet.
+        ValueError: for an unknown phase, cell or setting, a tuning seed among the seeds, and cells that were not tuned
+            yet.
     """
-    keys = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in given}
-    cells: Mapping[str, Any] = experiment["cells"]
-    chosen_cell = keys.get("cell")
-    if chosen_cell is not None and chosen_cell not in cells:
-        raise ValueError(
-            f"cell={chosen_cell} is not in experiment {experiment['name']}: choose one of {', '.join(cells)}"
-        )
-    names = list(cells) if chosen_cell is None else [chosen_cell]
-    tuning = experiment["tuning"]
-    if tuning["seed"] in experiment["seeds"]:
-        raise ValueError(f"experiment {experiment['name']} tunes on seed {tuning['seed']}, which its table reports too")
+    if phase not in ("confirm", "tune"):
+        raise ValueError(f"phase={phase} is not known: choose confirm or tune")
+    keys = {key_of(override): override.partition("=")[2] for override in given}
+    check_seeds(experiment)
+    cells = cells_of(experiment)
     jobs = []
-    for name in names:
-        if phase == "tune":
-            points = [
-                dict(zip(tuning["grid"], values, strict=True)) for values in itertools.product(*tuning["grid"].values())
-            ]
-            seeds = [tuning["seed"]]
-        elif phase == "confirm":
-            points, seeds = [tuned(experiment, name)], list(experiment["seeds"])
-        else:
-            raise ValueError(f"phase={phase} is not known: choose confirm or tune")
-        for point, seed in itertools.product(points, seeds):
-            own = [f"cell={name}", *cells[name]["overrides"], *(f"{key}={value}" for key, value in point.items())]
+    for cell in choose_cells(experiment, cells, cell=keys.get("cell"), setting=keys.get("setting")):
+        for point, seed in _runs_of(experiment, cell, phase, keys):
+            own = [*cell.overrides, *(f"{key}={value}" for key, value in point.items())]
             if phase == "tune":
-                own += tuning.get("overrides", [])
-            jobs.append(
-                [o for o in [*own, f"seed={seed}"] if o.partition("=")[0] == "cell" or o.partition("=")[0] not in keys]
-            )
+                own += experiment["tuning"].get("overrides") or []
+            own = [override for override in [*own, f"seed={seed}"] if key_of(override) not in keys]
+            jobs.append([f"cell={cell.name}", *_last_of_each(own)])
     return [list(job) for job in dict.fromkeys(map(tuple, jobs))]  # once each, where `given` made some alike
 
 
-def tuned(experiment: Mapping[str, Any], cell: str) -> dict[str, Any]:
-    """The values that tuning chose for ``cell``, from the experiment's data file."""
+def _runs_of(
+    experiment: Mapping[str, Any], cell: Cell, phase: str, given: Iterable[str]
+) -> Iterable[tuple[dict[str, Any], int]]:
+    """Values of the tuned keys and the seed, of every run of ``cell``."""
+    tuning = experiment["tuning"]
+    if phase == "tune":
+        borrowed = borrowed_values(experiment, cell)
+        return [(borrowed | point, tuning["seed"]) for point in points_of(cell)]
+    needed = not set(cell.search) <= set(given)  # on the command line they take the place of tuning
+    values = tuned_values(experiment, cell) if needed else {}
+    return [(values, seed) for seed in experiment["seeds"]]
+
+
+def choose_cells(
+    experiment: Mapping[str, Any], cells: Mapping[str, Cell], *, cell: str | None = None, setting: str | None = None
+) -> list[Cell]:
+    """All cells, or the one of a name, or those of a setting.
+
+    Raises:
+        ValueError: if the experiment has no such cell or setting.
+    """
+    settings = list(dict.fromkeys(one.setting for one in cells.values() if one.setting))
+    for what, name, known in (("cell", cell, list(cells)), ("setting", setting, settings)):
+        if name is not None and name not in known:
+            raise ValueError(
+                f"{what}={name} is not in experiment {experiment['name']}: choose one of {', '.join(known) or 'none'}"
+            )
+    return [one for one in cells.values() if cell in (None, one.name) and setting in (None, one.setting)]
+
+
+def check_seeds(experiment: Mapping[str, Any]) -> None:
+    """Refuse an experiment whose tuning seed is among the seeds that its table reports."""
+    seed = experiment["tuning"]["seed"]
+    if seed in experiment["seeds"]:
+        raise ValueError(f"experiment {experiment['name']} tunes on seed {seed}, which its table reports too")
+
+
+def points_of(cell: Cell) -> list[dict[str, Any]]:
+    """Every point of what tuning may try for ``cell``; the last key varies fastest."""
+    return [dict(zip(cell.search, values, strict=True)) for values in itertools.product(*cell.search.values())]
+
+
+def tuned_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """The values that tuning chose for ``cell``, with those that it borrows.
+
+    Raises:
+        ValueError: if the cell, or the one that it borrows from, was not tuned yet.
+    """
+    return borrowed_values(experiment, cell) | _chosen(experiment, cell.name, cell.search)
+
+
+def borrowed_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """What ``cell`` takes over from the tuned cell ``tuned_as``: the keys that it does not search itself."""
+    if cell.tuned_as is None:
+        return {}
+    model = cells_of(experiment)[cell.tuned_as]
+    values = _chosen(experiment, model.name, model.search)
+    return {key: value for key, value in values.items() if key not in cell.search}
+
+
+def read_tuned(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the experiment's data file of tuned values, by cell; empty if there is none yet."""
     path = Path(experiment["tuning"]["chosen"])
-    chosen = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _chosen(experiment: Mapping[str, Any], cell: str, search: Mapping[str, Any]) -> dict[str, Any]:
+    if not search:
+        return {}
+    chosen = read_tuned(experiment)
     if cell not in chosen:
         raise ValueError(
-            f"{path} holds no tuned values for {cell}: first run "
+            f"{experiment['tuning']['chosen']} holds no tuned values for {cell}: first run "
             f"`python scripts/tune.py experiment={experiment['name']}`"
         )
     values: dict[str, Any] = chosen[cell]["values"]
     return values
+
+
+def key_of(override: str) -> str:
+    """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _last_of_each(overrides: Iterable[str]) -> tuple[str, ...]:
+    """One override a key, the last one given: Hydra refuses a group that is chosen twice."""
+    return tuple({key_of(override): override for override in overrides}.values())

@@ -45,5 +45,5 @@ class ExperimentSweeper(BasicSweeper):
 
 
 def _without(job: list[str], cell: list[str]) -> list[str]:
-    taken = {override.partition("=")[0] for override in cell}
+    taken = {*(override.partition("=")[0] for override in cell), "setting"}  # which has chosen the cells already
     return [override for override in job if override.partition("=")[0] not in taken]

@@ -35,7 +35,7 @@ def render(experiment: dict[str, Any], results: Path) -> None:
     cells = by_cell(runs, experiment["cells"], experiment["seeds"])
     tuned_file = ROOT / experiment["tuning"]["chosen"]
     tuned = yaml.safe_load(tuned_file.read_text(encoding="utf-8")) if tuned_file.exists() else {}
-    paper = yaml.safe_load((ROOT / experiment["paper"]).read_text(encoding="utf-8"))
+    paper = yaml.safe_load((results / "paper" / f"{experiment['table']}.yaml").read_text(encoding="utf-8"))
     table = compute_table(experiment, cells, tuned, paper)
     equal_loss = equal_loss_table(experiment, cells)
     (results / "tables").mkdir(exist_ok=True)

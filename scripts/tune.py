@@ -1,84 +1,229 @@
-"""Tune every cell of an experiment over the same grid, on its tuning seed:
+"""Search the learning rate, and β_min where there is one, of all cells of an experiment, each with as many trials:
 
-    python scripts/tune.py experiment=NAME [KEY=VALUE ...]
+    python scripts/tune.py experiment=NAME [--jobs N] [--trials N] [cell=NAME | setting=NAME] [KEY=VALUE ...]
 
-Runs the grid (runs that are done are skipped), takes the value with the lowest tuning metric for each cell, and writes
-them, with all that was tried, to the experiment's data file.  Says so where the best value lies on the grid's edge.
+What is searched stands in the experiment's file.  Trials are runs on the tuning seed, which the table's seeds exclude;
+finished ones are never run again, and after a kill the same command goes on.  When a cell is done, its best values and
+all that was tried go into the experiment's data file, from which `python train.py -m experiment=NAME` reads them.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import fcntl
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import yaml
-from hydra import compose, initialize
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from fogzo import workers
 from fogzo.files import atomic_write
-from fogzo.results import load_runs
+from fogzo.sweep import (
+    Cell,
+    borrowed_values,
+    cells_of,
+    check_seeds,
+    choose_cells,
+    expand,
+    key_of,
+    points_of,
+    read_tuned,
+)
+from fogzo.tuning import CellSearch, open_journal
+
+# what is given on the command line and changes no trial's outcome
+ELSEWHERE = ("experiment", "experiment.tuning.chosen", "results_dir", "cell", "setting", "device")
 
 
 def main() -> None:
-    root = Path(__file__).resolve().parent.parent
-    os.chdir(root)  # as train.py: results_dir and the file of chosen values are relative to the project
-    overrides = sys.argv[1:]
-    with initialize(version_base="1.3", config_path="../configs"):
-        config: Any = OmegaConf.to_container(
-            compose("train", [o for o in overrides if not o.startswith(("hydra/", "hydra."))])
-        )
+    os.chdir(Path(__file__).resolve().parent.parent)  # as train.py: paths of the config are relative to the project
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes (default: all cores)")
+    parser.add_argument("--trials", type=int, help="trials of each cell (default: the experiment's)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, and any of train.py's")
+    arguments = parser.parse_intermixed_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        tune(arguments.overrides, arguments.jobs, arguments.trials)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from there")
+
+
+def tune(given: Sequence[str], jobs: int, trials: int | None) -> None:
+    """Run all trials that are missing, and write the chosen values of each cell."""
+    experiment, results_dir = read_experiment(given)
+    check_seeds(experiment)
+    chosen_by = {key_of(override): override.partition("=")[2] for override in given}
+    cells = cells_of(experiment)
+    names = chosen_by["cell"].split(",") if "cell" in chosen_by else [None]
+    chosen = [
+        cell
+        for name in names
+        for cell in choose_cells(experiment, cells, cell=name, setting=chosen_by.get("setting"))
+        if cell.search
+    ]
+    kept = [override for override in given if key_of(override) not in ("cell", "setting")]
+    folder = results_dir / "runs" / f"{experiment['name']}_tuning"
+    with alone(folder):
+        Tuning(experiment, chosen, folder, kept, trials or experiment["tuning"]["trials"]).run(jobs)
+
+
+def read_experiment(given: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The experiment that the command names, and where its results go."""
+    known = [override for override in given if not override.startswith(("hydra/", "hydra.", "cell=", "setting="))]
+    try:
+        with initialize_config_dir(str(workers.CONFIGS), version_base="1.3"):
+            config: Any = OmegaConf.to_container(compose("train", known))
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())) from None
     if not config.get("experiment"):
-        sys.exit("error: say what to tune, such as `python scripts/tune.py experiment=mlp_compute`")
-    experiment = config["experiment"]
-    subprocess.run([sys.executable, "train.py", "-m", "phase=tune", *overrides], check=True)
-    tuning = experiment["tuning"]
-    chosen = choose(experiment, Path(config["results_dir"]))
-    text = (
-        f"# Written by `python scripts/tune.py experiment={experiment['name']}`: the values of each cell with the\n"
-        f"# lowest {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
-        + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
-    )
-    path = Path(tuning["chosen"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text.encode())
-    print(f"written: {path}")
+        raise ValueError("say what to tune, such as `python scripts/tune.py experiment=mlp_compute`")
+    return config["experiment"], Path(config["results_dir"])
 
 
-def choose(experiment: dict[str, Any], results_dir: Path) -> dict[str, Any]:
-    """For each cell the point of the grid with the lowest metric; diverged runs count as infinite."""
-    tuning = experiment["tuning"]
-    runs = load_runs(results_dir / "runs" / f"{experiment['name']}_tuning")
-    chosen: dict[str, Any] = {}
-    for cell in experiment["cells"]:
-        tried: list[tuple[float, dict[str, Any]]] = []
-        for run in runs:
-            if run.summary["cell"] == cell:
-                metric = run.summary.get(tuning["metric"])
-                values = {key: _value(run.config, key) for key in tuning["grid"]}
-                tried.append((math.inf if metric is None else metric, values))
-        expected = math.prod(len(values) for values in tuning["grid"].values())
-        if len(tried) != expected:
-            sys.exit(
-                f"error: {cell} has {len(tried)} tuning runs, expected {expected}: remove stale folders, run again"
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the experiment's tuning, which one process at a time may carry on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tuning.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process is tuning in {folder}: wait for it, or stop it and use --jobs") from None
+        yield
+
+
+class Tuning:
+    """The searches of many cells, with as many trials at a time as there are workers.
+
+    A cell's trials follow one another, each proposed from those before it: what comes out does not depend on the number
+    of workers.  A cell that borrows values waits for the one that it borrows from.
+    """
+
+    def __init__(
+        self, experiment: dict[str, Any], cells: Sequence[Cell], folder: Path, given: Sequence[str], trials: int
+    ) -> None:
+        self.experiment, self.given = experiment, list(given)
+        self.changed = [override for override in given if key_of(override) not in ELSEWHERE]
+        self.waiting = list(cells)
+        self.storage = open_journal(folder / "journal.log")
+        self.trials = trials
+        self.total = sum(min(trials, len(points_of(cell))) for cell in cells)
+        self.done, self.started = 0, time.monotonic()
+        self.running: dict[Future[Any], tuple[CellSearch, int, dict[str, Any], float]] = {}
+        self.open_cells: set[str] = {cell.name for cell in cells}
+
+    def run(self, jobs: int) -> None:
+        with workers.pool(jobs) as pool:
+            try:
+                while self.waiting or self.running:
+                    self._begin_cells(pool, jobs)
+                    ready, _ = wait(self.running, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        self._end_trial(future, pool)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _begin_cells(self, pool: ProcessPoolExecutor, jobs: int) -> None:
+        for cell in list(self.waiting):
+            if len(self.running) >= jobs:
+                return
+            if cell.tuned_as in self.open_cells:
+                continue
+            self.waiting.remove(cell)
+            borrowed = borrowed_values(self.experiment, cell)
+            search = self._search(cell, [f"{key}={value}" for key, value in borrowed.items()])
+            finished = sum(trial.state.is_finished() for trial in search.study.get_trials(deepcopy=False))
+            self.done += finished
+            if finished:
+                print(f"{cell.name}: {finished} of {search.trials} trials were done before", flush=True)
+            self._next_trial(search, pool)
+
+    def _search(self, cell: Cell, borrowed: Sequence[str]) -> CellSearch:
+        tuning = self.experiment["tuning"]
+        depends_on = [f"seed={tuning['seed']}", *(tuning.get("overrides") or []), *borrowed, *self.changed]
+        return CellSearch(cell, trials=self.trials, metric=tuning["metric"], storage=self.storage, given=depends_on)
+
+    def _next_trial(self, search: CellSearch, pool: ProcessPoolExecutor) -> None:
+        trial = search.next_trial()
+        if trial is None:
+            self._end_cell(search)
+            return
+        number, point = trial
+        self.running[pool.submit(workers.run, self._job(search.cell, point))] = (
+            search,
+            number,
+            point,
+            time.monotonic(),
+        )
+
+    def _job(self, cell: Cell, point: dict[str, Any]) -> list[str]:
+        """As `python train.py -m phase=tune experiment=NAME cell=...` with the point's values would run it."""
+        own = [*self.given, "phase=tune", f"cell={cell.name}", *(f"{key}={value}" for key, value in point.items())]
+        (job,) = expand(self.experiment, "tune", own)
+        return [*job, *(override for override in own if key_of(override) != "cell")]
+
+    def _end_trial(self, future: Future[Any], pool: ProcessPoolExecutor) -> None:
+        search, number, point, began = self.running.pop(future)
+        value = search.tell(number, future.result())
+        self.done += 1
+        print(
+            f"[{self.done}/{self.total}] {search.cell.name}  {_shown(point)}  {search.metric} {value:.5g}  "
+            f"{time.monotonic() - began:.0f} s  (all: {(time.monotonic() - self.started) / 60:.1f} min)",
+            flush=True,
+        )
+        self._next_trial(search, pool)
+
+    def _end_cell(self, search: CellSearch) -> None:
+        self.open_cells.discard(search.cell.name)
+        entry = search.outcome()
+        if entry is None:
+            raise ValueError(
+                f"every trial of {search.cell.name} has diverged: give tuning.search smaller values of "
+                f"{', '.join(search.cell.search)}"
             )
-        _, best = min(tried, key=lambda point: point[0])
-        edges = [key for key, value in best.items() if value in (min(tuning["grid"][key]), max(tuning["grid"][key]))]
-        tried.sort(key=lambda point: list(point[1].values()))
-        record = [{"values": values, tuning["metric"]: metric} for metric, values in tried]
-        # copies: YAML would show a shared dict as an anchor
-        chosen[cell] = {"values": dict(best), "on_edge_of_grid": edges, "tried": record}
-        print(f"{cell}: {best}" + (f"  (on the edge of the grid: {', '.join(edges)})" if edges else ""))
-    return chosen
+        if borrowed := borrowed_values(self.experiment, search.cell):
+            entry["borrowed"] = borrowed
+        if self.changed:
+            entry["given"] = self.changed
+        self._write(search.cell.name, entry)
+        edges = entry["on_edge_of_grid"]
+        print(
+            f"{search.cell.name}: {_shown(entry['values'])}"
+            + (f"  (on the edge of the values: {', '.join(edges)})" if edges else ""),
+            flush=True,
+        )
+
+    def _write(self, cell: str, entry: dict[str, Any]) -> None:
+        tuning, path = self.experiment["tuning"], Path(self.experiment["tuning"]["chosen"])
+        entries = read_tuned(self.experiment) | {cell: entry}
+        order = {name: place for place, name in enumerate(cells_of(self.experiment))}
+        entries = dict(sorted(entries.items(), key=lambda item: order.get(item[0], len(order))))
+        best = "highest" if tuning["metric"] == "accuracy" else "lowest"
+        text = (
+            f"# Written by `python scripts/tune.py experiment={self.experiment['name']}`: the values of each cell\n"
+            f"# with the {best} {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
+            + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text.encode())
 
 
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+def _shown(point: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in point.items())
 
 
 if __name__ == "__main__":

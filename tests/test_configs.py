@@ -22,7 +22,7 @@ from fogzo.launch import plain_record, run_path
 from fogzo.runs import RunFolder
 from fogzo.schedules import LearningRate, LinearBeta
 from fogzo.settings import Settings
-from fogzo.sweep import expand
+from fogzo.sweep import cells_of, expand, points_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = (
@@ -161,13 +161,13 @@ def test_the_ledgers_flops_are_those_that_torch_counts_in_a_step(quantizer, batc
 @pytest.mark.parametrize("name", CHOICES["experiment"])
 def test_every_cell_of_an_experiment_composes_to_a_run_of_its_own(name, phase, tmp_path):
     experiment = OmegaConf.to_container(composed(f"experiment={name}").experiment)
-    grid = experiment["tuning"]["grid"]
-    chosen = {cell: {"values": {key: values[0] for key, values in grid.items()}} for cell in experiment["cells"]}
+    cells = cells_of(experiment)
+    chosen = {cell.name: {"values": {key: values[0] for key, values in cell.search.items()}} for cell in cells.values()}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     experiment["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
     jobs = expand(experiment, phase, [])
-    runs_of_a_cell = math.prod(map(len, grid.values())) if phase == "tune" else len(experiment["seeds"])
-    assert len(jobs) == len(experiment["cells"]) * runs_of_a_cell
+    points = sum(len(points_of(cell)) for cell in cells.values())
+    assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment["seeds"]))
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}.values()
     paths = set()
     for job in first_of_each_cell:
@@ -177,7 +177,7 @@ def test_every_cell_of_an_experiment_composes_to_a_run_of_its_own(name, phase, t
         assert (record["seed"] == experiment["tuning"]["seed"]) == (phase == "tune")
         paths.add(run_path(cfg, record))
         assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
-    assert len({path.name.rpartition("-")[2] for path in paths}) == len(experiment["cells"])
+    assert len({path.name.rpartition("-")[2] for path in paths}) == len(cells)
 
 
 @pytest.mark.parametrize(

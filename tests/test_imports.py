@@ -22,6 +22,7 @@ LAYERS = (
     "build",
     "plan",
     "launch",
+    "workers",
 )
 # what each leaf needs of the others ("compute tasks data models runs are leaves; results knows only runs")
 LEAVES = {
@@ -43,9 +44,11 @@ LEAVES = {
     "results": {"runs"},
     "figures": {"results"},
     "tables": {"results"},
+    "tuning": {"sweep"},
+    "records": {"results", "runs", "sweep"},
     "tasks": {"data", "distributed"},
 }
-LIGHT = ("runs", "results", "sweep", "tables")  # for these torch must not load
+LIGHT = ("runs", "results", "sweep", "tables", "tuning", "records")  # for these torch must not load
 HYDRA = {"hydra", "omegaconf"}
 
 
@@ -129,8 +132,12 @@ def test_nobody_imports_the_commands():
 @pytest.mark.parametrize("name", MODULES)
 def test_only_build_knows_hydra(name):
     knows = {module.split(".")[0] for module in imports(FILES[name])} & HYDRA
-    # build instantiates; launch only resolves the config into a record
-    assert knows <= {"fogzo.build": HYDRA, "fogzo.launch": {"omegaconf"}, "fogzo.plan": {"omegaconf"}}.get(name, set())
+    assert knows <= {
+        "fogzo.build": HYDRA,
+        "fogzo.workers": {"hydra"},
+        "fogzo.launch": {"omegaconf"},
+        "fogzo.plan": {"omegaconf"},
+    }.get(name, set())
 
 
 def test_the_commands_know_hydra_and_reach_the_rest_through_build():

@@ -1,0 +1,151 @@
+"""Which record fills which cell of an experiment, and which no longer does: nothing stale is used in silence.
+
+A record is stale when its config is not the one that its folder is named after, or when the experiment's file, or the
+file of tuned values, has changed since.  No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fogzo.results import Run, load_runs
+from fogzo.runs import RunError, identity, one_line
+from fogzo.sweep import Cell, borrowed_values, cells_of, key_of, points_of, read_tuned, tuned_values
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one experiment.
+
+    Attributes:
+        runs: what fills each cell, by seed; finished or diverged.
+        unfinished: runs that have begun and are not over, by cell and seed.
+        stale: records that are not to be used, and why.
+    """
+
+    runs: Mapping[str, Mapping[int, Run]]
+    unfinished: Mapping[str, Mapping[int, Path]]
+    stale: Mapping[Path, str]
+
+
+def records_of(experiment: Mapping[str, Any], results_dir: Path) -> Records:
+    """Every record below ``results_dir/runs/NAME``, sorted into cells.
+
+    Raises:
+        RunError: if a record cannot be read, or two records that are not stale claim one cell and seed.
+    """
+    cells, folder = cells_of(experiment), results_dir / "runs" / experiment["name"]
+    values = {name: known_values(experiment, cell) for name, cell in cells.items()}
+    runs: dict[str, dict[int, Run]] = {name: {} for name in cells}
+    unfinished: dict[str, dict[int, Path]] = {name: {} for name in cells}
+    stale = {}
+    for run in [*load_runs(folder), *_begun(folder)]:
+        reason = staleness(run, experiment, cells, values)
+        if reason is not None:
+            stale[run.path] = reason
+            continue
+        cell, seed = run.config["cell"], run.config["seed"]
+        if not run.summary:
+            unfinished[cell][seed] = run.path
+            continue
+        if seed in runs[cell]:
+            other = runs[cell][seed].path
+            raise RunError(f"{run.path} and {other} both claim cell {cell}, seed {seed}: remove the one that is wrong")
+        runs[cell][seed] = run
+    return Records(runs, unfinished, stale)
+
+
+def staleness(
+    run: Run, experiment: Mapping[str, Any], cells: Mapping[str, Cell], values: Mapping[str, Mapping[str, Any] | None]
+) -> str | None:
+    """Why ``run`` may not stand for the cell that it names; ``None``: it may.
+
+    Args:
+        cells: ``cells_of(experiment)``.
+        values: ``known_values`` of each cell.
+    """
+    config, name = run.config, run.path.name
+    cell, seed = str(config.get("cell")), config.get("seed")
+    if name.rpartition("-")[2] != identity(config):
+        return f"its config gives the hash {identity(config)}, not the one in its name: it was changed by hand"
+    if run.summary and (str(run.summary.get("cell")), run.summary.get("seed")) != (cell, seed):
+        return "its summary names another cell or seed than its config"
+    if config.get("experiment") != experiment["name"] or config.get("phase") != "confirm":
+        return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
+    if cell not in cells:
+        return f"the experiment has no cell {cell}"
+    if seed not in experiment["seeds"]:
+        return f"seed {seed} is not among the experiment's"
+    wrong = [override for override in cells[cell].overrides if not _holds(config, override)]
+    tuned = values[cell]
+    if tuned is None:
+        return "its cell has no tuned values"
+    wrong += [f"{key}={value}" for key, value in tuned.items() if _found(config, key) != value]
+    return f"it was not run with {', '.join(wrong)}, as the experiment now says" if wrong else None
+
+
+def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
+    """The tuned values of a cell; ``None`` if it was not tuned yet."""
+    try:
+        return tuned_values(experiment, cell)
+    except ValueError:
+        return None
+
+
+def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
+    """Why the tuned values of ``cell`` are not those that the experiment's file asks for; ``None``: they are."""
+    if not cell.search:
+        return None
+    entry = read_tuned(experiment).get(cell.name)
+    if entry is None:
+        return "untuned"
+    trials = min(experiment["tuning"]["trials"], len(points_of(cell)))
+    if len(entry["tried"]) != trials:
+        return f"tuned with {len(entry['tried'])} trials instead of {trials}"
+    if entry.get("given"):
+        return f"tuned with {', '.join(entry['given'])}"
+    for key, values in cell.search.items():
+        if not {one["values"].get(key) for one in entry["tried"]} <= set(values):
+            return f"tuned with other values of {key} than the experiment now searches"
+    if "borrowed" in entry and entry["borrowed"] != borrowed_values(experiment, cell):
+        return f"tuned with {entry['borrowed']}, which {cell.tuned_as} no longer has"
+    return None
+
+
+def _begun(folder: Path) -> Iterable[Run]:
+    for file in sorted(folder.glob("*/config.yaml")):
+        if not (file.parent / "summary.json").exists():
+            try:
+                config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                raise RunError(f"{file} cannot be read ({one_line(error)}): remove its folder") from error
+            yield Run(file.parent, config if isinstance(config, Mapping) else {}, {})
+
+
+def _holds(config: Mapping[str, Any], override: str) -> bool:
+    value = _found(config, key_of(override))
+    text = override.partition("=")[2]
+    # a group's choice is recorded as its name
+    return bool(value.get("name") == text if isinstance(value, Mapping) else value == _parsed(text))
+
+
+def _found(config: Any, key: str) -> Any:
+    # train.yaml's beta_min only hands its value on, and is not recorded
+    for part in ("estimator.beta_min" if key == "beta_min" else key).split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+@cache
+def _parsed(text: str) -> Any:
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value  # 1e-3: a number to Hydra, a word to YAML 1.1
+    except ValueError:
+        return value

@@ -1,0 +1,80 @@
+"""What the tables still lack, and the command that fills each gap:  python scripts/missing_runs.py [experiment=NAME]
+
+Lists, by experiment, the cells that are untuned or tuned otherwise than the experiment asks for, and the runs
+that are missing, unfinished or stale (run with what the experiment no longer says, or changed by hand).  Diverged runs
+are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1: something is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fogzo.records import Records, records_of, tuning_fault
+from fogzo.runs import RunError
+from fogzo.sweep import Cell, cells_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("results")
+
+
+def main() -> None:
+    os.chdir(ROOT)  # the files of tuned values are named relative to it
+    files = {file.stem: file for file in sorted(Path("configs/experiment").glob("*.yaml"))}
+    chosen = [word.removeprefix("experiment=") for word in sys.argv[1:]]
+    if unknown := [name for name in chosen if name not in files]:
+        sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
+    complete = True
+    for name in chosen or files:
+        experiment = yaml.safe_load(files[name].read_text(encoding="utf-8"))["experiment"]
+        try:
+            records = records_of(experiment, RESULTS)
+        except RunError as error:
+            sys.exit(f"error: {error}")
+        complete &= report(experiment, records)
+    sys.exit(0 if complete else 1)
+
+
+def report(experiment: dict[str, Any], records: Records) -> bool:
+    """Print what is left to do for one experiment; true if there is nothing."""
+    cells = cells_of(experiment)
+    have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment["seeds"])
+    print(f"{experiment['name']}: {have} of {wanted} runs")
+    gaps = [gap for cell in cells.values() for gap in gaps_of(experiment, cell, records)]
+    stale = [(f"stale: {path} ({reason})", f"rm -r {path}") for path, reason in records.stale.items()]
+    if not have and not stale and not any(records.unfinished.values()):
+        everything = f"python train.py -m experiment={experiment['name']}"
+        untuned = any(what.endswith(": untuned") for what, _ in gaps)
+        tune = f"python scripts/tune.py experiment={experiment['name']} && " if untuned else ""
+        gaps = [("nothing was run yet", tune + everything)]
+    for what, command in [*stale, *gaps]:
+        print(f"  {what}\n      {command}")
+    for cell, runs in records.runs.items():
+        if diverged := [str(seed) for seed, run in sorted(runs.items()) if run.summary.get("status") == "diverged"]:
+            print(f"  {cell}: seed {', '.join(diverged)} diverged, which is a result")
+    return not (gaps or stale)
+
+
+def gaps_of(experiment: dict[str, Any], cell: Cell, records: Records) -> Iterator[tuple[str, str]]:
+    """What one cell lacks, and the command for it."""
+    name = experiment["name"]
+    if (fault := tuning_fault(experiment, cell)) is not None:
+        yield f"{cell.name}: {fault}", f"python scripts/tune.py experiment={name} cell={cell.name}"
+    missing = [seed for seed in experiment["seeds"] if seed not in records.runs[cell.name]]
+    begun = [seed for seed in missing if seed in records.unfinished[cell.name]]
+    for what, seeds in (("unfinished", begun), ("missing", [seed for seed in missing if seed not in begun])):
+        if seeds:
+            numbers = ",".join(map(str, seeds))
+            yield (
+                f"{cell.name}: seed {numbers} {what}",
+                f"python train.py -m experiment={name} cell={cell.name} seed={numbers}",
+            )
+
+
+if __name__ == "__main__":
+    main()

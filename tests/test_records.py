@@ -1,0 +1,181 @@
+"""Which record fills which cell, and which is stale; and the command that lists what is missing."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fogzo.records import records_of, tuning_fault
+from fogzo.runs import RunError, identity
+from fogzo.sweep import cells_of
+
+ROOT = Path(__file__).resolve().parent.parent
+LR = [0.01, 0.1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An experiment of two cells and two seeds in an empty project, the working directory: its definition."""
+    experiment = {
+        "name": "example",
+        "scale": "mini",
+        "seeds": [1, 2],
+        "overrides": ["steps=30"],
+        "settings": {"mlp": {"label": "MLP", "overrides": ["model=mlp"]}},
+        "methods": {
+            "ste": {"label": "STE", "overrides": ["estimator=ste"]},
+            "fogzo": {"label": "FOGZO", "overrides": ["estimator=fogzo", "estimator.epsilon=1e-1"]},
+        },
+        "tuning": {"seed": 0, "trials": 8, "search": {"optimizer.lr": LR}, "chosen": "chosen.yaml"},
+    }
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "configs/experiment/example.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump({"experiment": experiment}))
+    tune()
+    return experiment
+
+
+def tune(**values):
+    tried = [{"values": {"optimizer.lr": lr}, "train_loss": lr} for lr in LR]
+    entries = {cell: {"values": {"optimizer.lr": 0.1}, "tried": tried} for cell in ("mlp.ste", "mlp.fogzo")}
+    Path("chosen.yaml").write_text(yaml.safe_dump(entries | values))
+
+
+def record(method, seed, finished=True, status="finished", folder=None, changes=()):
+    estimator = {"name": method} | ({"epsilon": 0.1} if method == "fogzo" else {})
+    config = {
+        "seed": seed, "cell": f"mlp.{method}", "experiment": "example", "phase": "confirm", "scale": "mini",
+        "steps": 30, "model": {"name": "mlp"}, "optimizer": {"lr": 0.1}, "estimator": estimator,
+    } | dict(changes)  # fmt: skip
+    path = Path("results/runs/example") / (folder or f"mlp.{method}-seed{seed}-{identity(config)}")
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    if finished:
+        summary = {"seed": config["seed"], "cell": config["cell"], "status": status}
+        (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def test_records_are_sorted_into_cells(project):
+    paths = [record("ste", 1), record("ste", 2, status="diverged"), record("fogzo", 1)]
+    begun = record("fogzo", 2, finished=False)
+    records = records_of(project, Path("results"))
+    assert {cell: {seed: run.path for seed, run in runs.items()} for cell, runs in records.runs.items()} == {
+        "mlp.ste": {1: paths[0], 2: paths[1]},
+        "mlp.fogzo": {1: paths[2]},
+    }
+    assert records.unfinished == {"mlp.ste": {}, "mlp.fogzo": {2: begun}}
+    assert records.stale == {}
+
+
+STALE = {
+    "steps": ({"steps": 20}, "not run with steps=30"),
+    "model": ({"model": {"name": "deit_mini"}}, "model=mlp"),
+    "scale": ({"scale": "paper"}, "scale=mini"),
+    "epsilon": ({"estimator": {"name": "fogzo", "epsilon": 1.0}}, "estimator.epsilon=1e-1"),
+    "tuned value": ({"optimizer": {"lr": 0.01}}, "optimizer.lr=0.1"),
+    "cell": ({"cell": "mlp.sted"}, "no cell mlp.sted"),
+    "seed": ({"seed": 9}, "seed 9 is not among"),
+    "phase": ({"phase": "tune"}, "phase tune"),
+    "hash": ({}, "changed by hand"),
+}
+
+
+@pytest.mark.parametrize("kind", STALE)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stale_record_is_named_and_not_used(kind, finished, project):
+    changes, reason = STALE[kind]
+    folder = "mlp.fogzo-seed1-0123abcd" if kind == "hash" else None
+    path = record("fogzo", 1, finished=finished, folder=folder, changes=changes)
+    records = records_of(project, Path("results"))
+    assert not any(records.runs.values())
+    assert not any(records.unfinished.values())
+    assert list(records.stale) == [path]
+    assert reason in records.stale[path]
+
+
+def test_a_summary_of_another_run_is_stale(project):
+    path = record("ste", 1)
+    (path / "summary.json").write_text(json.dumps({"seed": 2, "cell": "mlp.ste", "status": "finished"}))
+    assert "another cell or seed" in records_of(project, Path("results")).stale[path]
+
+
+def test_two_records_for_one_cell_are_refused_by_name(project):
+    first, second = record("ste", 1), record("ste", 1, changes={"batch_size": 7})
+    with pytest.raises(RunError, match=r"both claim cell mlp\.ste, seed 1") as caught:
+        records_of(project, Path("results"))
+    assert str(first) in str(caught.value)
+    assert str(second) in str(caught.value)
+
+
+def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
+    cell = cells_of(project)["mlp.ste"]
+    assert tuning_fault(project, cell) is None
+    good = yaml.safe_load(Path("chosen.yaml").read_text())["mlp.ste"]
+    for entry, fault in [
+        (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
+        (good | {"given": ["steps=5"]}, "tuned with steps=5"),
+        (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
+    ]:
+        tune(**{"mlp.ste": entry})
+        assert fault in tuning_fault(project, cell)
+    Path("chosen.yaml").unlink()
+    assert tuning_fault(project, cell) == "untuned"
+
+
+@pytest.fixture
+def missing(project, monkeypatch, capsys):
+    """Runs the command in the project: its exit code and what it printed."""
+    script = ROOT / "scripts" / "missing_runs.py"
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["missing_runs.py", *words])
+        monkeypatch.setattr("os.chdir", lambda folder: None)  # stay here
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(script), run_name="__main__")
+        return stop.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_every_gap_is_listed_with_its_command(project, missing):
+    record("ste", 1)
+    record("fogzo", 1, finished=False)
+    old = record("ste", 2, changes={"steps": 20})
+    tune(**{"mlp.fogzo": {"values": {"optimizer.lr": 0.1}, "tried": []}})
+    code, out = missing("experiment=example")
+    assert code == 1
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[0] == "example: 1 of 4 runs"
+    train = "python train.py -m experiment=example cell=mlp."
+    assert lines[lines.index(f"stale: {old} (it was not run with steps=30, as the experiment now says)") + 1] == (
+        f"rm -r {old}"
+    )
+    assert lines[lines.index("mlp.ste: seed 2 missing") + 1] == f"{train}ste seed=2"
+    assert lines[lines.index("mlp.fogzo: seed 1 unfinished") + 1] == f"{train}fogzo seed=1"
+    assert lines[lines.index("mlp.fogzo: seed 2 missing") + 1] == f"{train}fogzo seed=2"
+    assert lines[lines.index("mlp.fogzo: tuned with 0 trials instead of 2") + 1] == (
+        "python scripts/tune.py experiment=example cell=mlp.fogzo"
+    )
+
+
+def test_nothing_is_left_when_all_are_there_though_one_diverged(project, missing):
+    for method in ("ste", "fogzo"):
+        for seed in (1, 2):
+            record(method, seed, status="diverged" if (method, seed) == ("ste", 1) else "finished")
+    code, out = missing()
+    assert (code, out.splitlines()) == (0, ["example: 4 of 4 runs", "  mlp.ste: seed 1 diverged, which is a result"])
+
+
+def test_an_experiment_of_which_nothing_was_run_is_one_line(project, missing):
+    Path("chosen.yaml").unlink()
+    code, out = missing("experiment=example")
+    assert code == 1
+    assert out.splitlines()[2].strip() == (
+        "python scripts/tune.py experiment=example && python train.py -m experiment=example"
+    )
+    assert missing("experiment=unheard_of")[0].startswith("error: experiment=unheard_of is not known")

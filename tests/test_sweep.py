@@ -1,0 +1,126 @@
+"""Experiments as cells, and cells as the overrides of their runs."""
+
+import copy
+
+import pytest
+import yaml
+
+from fogzo.sweep import cells_of, expand, points_of, tuned_values
+
+EXPERIMENT = {
+    "name": "example",
+    "scale": "mini",
+    "seeds": [1, 2],
+    "overrides": ["steps=300"],
+    "settings": {
+        "wide": {
+            "label": "Wide",
+            "overrides": ["model=mlp", "steps=200"],
+            "search": {"estimator.beta_min": [0.9, 0.99]},
+        },
+        "deep": {"label": "Deep", "overrides": ["model=deit_mini"], "methods": ["ste"]},
+    },
+    "methods": {
+        "ste": {"label": "STE", "overrides": ["estimator=ste"]},
+        "fogzo": {"label": "FOGZO", "overrides": ["estimator=fogzo"], "search": {"estimator.beta_min": [0.5]}},
+        "noisy": {"label": "Noise", "overrides": ["estimator=noisy_ste"], "tuned_as": "fogzo"},
+    },
+    "tuning": {"seed": 0, "trials": 2, "search": {"optimizer.lr": [0.1, 0.2]}, "overrides": ["log_every=9"]},
+}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    made = copy.deepcopy(EXPERIMENT)
+    made["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
+    values = {
+        "wide.ste": {"optimizer.lr": 0.1},
+        "wide.fogzo": {"optimizer.lr": 0.2, "estimator.beta_min": 0.99},
+        "wide.noisy": {"optimizer.lr": 0.1},
+    }
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({cell: {"values": v} for cell, v in values.items()}))
+    return made
+
+
+def test_cells_are_settings_times_methods_in_order(experiment):
+    cells = cells_of(experiment)
+    assert list(cells) == ["wide.ste", "wide.fogzo", "wide.noisy", "deep.ste"]
+    cell = cells["wide.fogzo"]
+    assert (cell.setting, cell.method, cell.label) == ("wide", "fogzo", "FOGZO")
+    assert cell.overrides == ("scale=mini", "steps=200", "model=mlp", "estimator=fogzo")  # the setting's steps win
+    assert cell.search == {"optimizer.lr": [0.1, 0.2], "estimator.beta_min": [0.9, 0.99]}  # with the setting's values
+    assert cells["wide.ste"].search == {"optimizer.lr": [0.1, 0.2]}
+    assert len(points_of(cell)) == 4
+
+
+def test_an_experiment_may_list_its_cells(experiment):
+    for key in ("settings", "methods"):
+        del experiment[key]
+    experiment["cells"] = {"ste": {"label": "STE", "overrides": ["estimator=ste"]}}
+    (cell,) = cells_of(experiment).values()
+    assert (cell.name, cell.setting, cell.method) == ("ste", "", "ste")
+    assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+
+
+def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
+    jobs = expand(experiment, "confirm", ["cell=wide.noisy", "seed=2"])
+    assert jobs == [["cell=wide.noisy", "scale=mini", "steps=200", "model=mlp", "estimator=noisy_ste",
+                     "estimator.beta_min=0.99", "optimizer.lr=0.1"]]  # fmt: skip
+    assert tuned_values(experiment, cells_of(experiment)["wide.noisy"]) == {
+        "estimator.beta_min": 0.99,
+        "optimizer.lr": 0.1,
+    }
+    assert [job[-1] for job in expand(experiment, "confirm", ["cell=wide.ste"])] == ["seed=1", "seed=2"]
+
+
+def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):
+    jobs = expand(experiment, "tune", ["setting=wide"])
+    assert len(jobs) == 2 + 4 + 2
+    assert all(job[-2:] == ["log_every=9", "seed=0"] for job in jobs)
+    assert all("estimator.beta_min=0.99" in job for job in jobs if job[0] == "cell=wide.noisy")
+
+
+def test_what_is_given_wins_and_makes_tuning_needless(experiment):
+    assert expand(experiment, "confirm", ["cell=deep.ste", "optimizer.lr=5", "seed=7"]) == [
+        ["cell=deep.ste", "scale=mini", "steps=300", "model=deit_mini", "estimator=ste"]
+    ]
+    with pytest.raises(ValueError, match=r"no tuned values for deep\.ste: first run `python scripts/tune\.py exp"):
+        expand(experiment, "confirm", ["cell=deep.ste"])
+
+
+def test_a_cell_without_a_search_needs_no_tuning(experiment):
+    experiment["tuning"]["search"] = {}
+    assert expand(experiment, "confirm", ["cell=deep.ste", "seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("phase", "given", "message"),
+    [
+        ("rehearse", [], "phase=rehearse is not known: choose confirm or tune"),
+        ("tune", ["cell=ste"], "cell=ste is not in experiment example: choose one of wide.ste, wide.fogzo"),
+        ("tune", ["setting=high"], "setting=high is not in experiment example: choose one of wide, deep"),
+    ],
+)
+def test_what_the_experiment_lacks_is_refused(phase, given, message, experiment):
+    with pytest.raises(ValueError, match=message):
+        expand(experiment, phase, given)
+
+
+def test_mistaken_experiments_are_refused(experiment):
+    def broken(*path, value):
+        made = copy.deepcopy(experiment)
+        place = made
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        return made
+
+    with pytest.raises(ValueError, match="tunes on seed 0, which its table reports too"):
+        expand(broken("seeds", value=[0, 1]), "tune", [])
+    for path, value, message in [
+        (("settings", "deep", "methods"), ["sted"], "setting deep: method sted is not known"),
+        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which the setting lacks"),
+        (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            cells_of(broken(*path, value=value))
