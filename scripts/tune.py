@@ -82,7 +82,9 @@ def tune(given: Sequence[str], jobs: int, trials: int | None) -> None:
 
 def read_experiment(given: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """The experiment that the command names, and where its results go."""
-    known = [override for override in given if not override.startswith(("hydra/", "hydra.", "cell=", "setting="))]
+    if launching := [override for override in given if override.startswith(("hydra/", "hydra."))]:
+        raise ValueError(f"{launching[0]} is for sweeps: tuning has worker processes of its own, give --jobs N")
+    known = [override for override in given if key_of(override) not in ("cell", "setting")]
     try:
         with initialize_config_dir(str(workers.CONFIGS), version_base="1.3"):
             config: Any = OmegaConf.to_container(compose("train", known))

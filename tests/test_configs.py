@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 import fogzo.data
@@ -22,7 +20,6 @@ from fogzo.launch import plain_record, run_path
 from fogzo.runs import RunFolder
 from fogzo.schedules import LearningRate, LinearBeta
 from fogzo.settings import Settings
-from fogzo.sweep import cells_of, expand, points_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = (
@@ -155,29 +152,6 @@ def test_the_ledgers_flops_are_those_that_torch_counts_in_a_step(quantizer, batc
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(0)
     assert trainer.ledger.row()["flops"] == pytest.approx(counter.get_total_flops(), rel=0.01)
-
-
-@pytest.mark.parametrize("phase", ["tune", "confirm"])
-@pytest.mark.parametrize("name", CHOICES["experiment"])
-def test_every_cell_of_an_experiment_composes_to_a_run_of_its_own(name, phase, tmp_path):
-    experiment = OmegaConf.to_container(composed(f"experiment={name}").experiment)
-    cells = cells_of(experiment)
-    chosen = {cell.name: {"values": {key: values[0] for key, values in cell.search.items()}} for cell in cells.values()}
-    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
-    experiment["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
-    jobs = expand(experiment, phase, [])
-    points = sum(len(points_of(cell)) for cell in cells.values())
-    assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment["seeds"]))
-    first_of_each_cell = {job[0]: job for job in reversed(jobs)}.values()
-    paths = set()
-    for job in first_of_each_cell:
-        cfg = composed(f"experiment={name}", f"phase={phase}", *job)
-        record = plain_record(cfg)
-        assert (record["experiment"], f"cell={record['cell']}") == (name, job[0])
-        assert (record["seed"] == experiment["tuning"]["seed"]) == (phase == "tune")
-        paths.add(run_path(cfg, record))
-        assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
-    assert len({path.name.rpartition("-")[2] for path in paths}) == len(cells)
 
 
 @pytest.mark.parametrize(
