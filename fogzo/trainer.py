@@ -171,6 +171,7 @@ class Trainer:
         return {
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
+            "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -199,7 +200,8 @@ class Trainer:
         """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
 
         Raises:
-            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks.
+            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks or other
+                data.
         """
         folder = folder or self.folder
         if folder is None:
@@ -211,7 +213,9 @@ class Trainer:
                 checkpoint.drop_older(path)
             return False
         state = checkpoint.load(path)
-        if set(self.state_dict()) - set(state) or state["run"] != identity(folder.config):
+        own = self.state_dict()
+        # the first checkpoints did not name their data: there is nothing to compare, and no reason to lose the run
+        if set(own) - {"data"} - set(state) or state["run"] != identity(folder.config):
             raise RunError(
                 f"the checkpoint {path} is not this run's: move it away to start this run from the beginning"
             )
@@ -220,6 +224,7 @@ class Trainer:
                 f"the checkpoint {path} was made by {state['ranks']} ranks, but there are {self.ranks} now: start the "
                 "run with as many processes as before, or move the checkpoint away to start from the beginning"
             )
+        checkpoint.check_data(own["data"], state.get("data", {}), path)
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from test_trainer import ESTIMATORS, Tell, assert_same_end, assert_same_state, make, outcome
 
 from fogzo import checkpoint
+from fogzo.data import TensorSplit
 from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means
 from fogzo.runs import RunError
 from fogzo.signals import Interrupted
@@ -344,6 +346,31 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
         again.resume()
     assert again.step == 0
     assert [row | {"seconds": 0} for row in rows_of(again.folder)] == rows
+
+
+def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
+    whole = make(folder=open_run("whole"), steps=4)
+    whole.fit()
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), steps=4, checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    kept = open_run().checkpoint_file.read_bytes()
+    again = make(folder=open_run(), steps=4)
+    same = again.task.data
+    again.task.data = replace(same, train=TensorSplit(same.train.inputs[:50], same.train.targets[:50]), sha256="f00")
+    rows = again.folder.metrics_file.read_bytes()
+    with pytest.raises(RunError, match=r"made with other data \(train: 60 → 50; sha256:  → f00\): give back the old"):
+        again.resume()
+    assert (again.step, again.folder.metrics_file.read_bytes()) == (0, rows)
+    assert again.folder.checkpoint_file.read_bytes() == kept
+
+    state = checkpoint.load(again.folder.checkpoint_file)
+    del state["data"]  # as the first checkpoints were
+    checkpoint.save(again.folder.checkpoint_file, state)
+    for data in (same, replace(same, sha256="f00")):
+        again.task.data = data
+        assert again.resume()
+    again.fit()
+    assert_same_end(again, whole)
 
 
 DAMAGE = {
