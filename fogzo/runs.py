@@ -34,6 +34,7 @@ PRESENTATION = (
     "cell",
     "data.root",
     "data.workers",
+    "data.verify",
     "plan",
     "sustained_flops",
 )
