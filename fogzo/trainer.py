@@ -93,7 +93,7 @@ class Trainer:
                     signal = self._over_ranks(stop.number or 0)[1]
                     if signal or (self._due("checkpoint_every") and self.step < self.settings.steps):
                         self.save()
-                    if signal and self.step < self.settings.steps:
+                    if signal and self.step < self.settings.steps and not stop.pass_on(signal):
                         raise Interrupted(signal, self.step)
         finally:
             self.feed.close()
