@@ -16,7 +16,8 @@ from torch import nn
 
 from fogzo.compute import ComputeLedger, measure_flops
 from fogzo.data import Data, DataOrder, TextData
-from fogzo.distributed import announced, synchronise_norms, world
+from fogzo.devices import choose_device
+from fogzo.distributed import synchronise_norms, world
 from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
@@ -225,31 +226,6 @@ def measure_ledger(model: nn.Module, task: Task, examples: int) -> ComputeLedger
     model.zero_grad(set_to_none=True)
     count = len(batch[0])
     return ComputeLedger(forward_flops=forward / count, backward_flops=backward / count)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first accelerator, else the CPU."""
-    if name.startswith("cuda:") and announced()[2] > 1:
-        raise ValueError(
-            f"device={name} is one GPU for {announced()[2]} processes: choose device=cuda, one GPU for each"
-        )
-    if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
-        if announced()[1] >= (count := torch.cuda.device_count()):
-            raise ValueError(f"there are more processes on this machine than its {count} GPUs: start fewer")
-        torch.cuda.set_device(announced()[1])  # one GPU a rank
-        return torch.device("cuda", announced()[1])
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device={name} cannot be used here ({str(error).splitlines()[0]}): choose auto or cpu"
-        ) from error
-    return device
 
 
 def instantiate(node: Mapping[Any, Any], *positional: Any, **arguments: Any) -> Any:
