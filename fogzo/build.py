@@ -14,7 +14,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.compute import ComputeLedger, measure_flops
+from fogzo.compute import ComputeLedger, autocast, measure_flops
 from fogzo.data import Data, DataOrder, TextData
 from fogzo.devices import choose_device
 from fogzo.distributed import synchronise_norms, world
@@ -128,9 +128,10 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
 
 
 def first_passes(model: nn.Module, task: Task, settings: Settings, batches: int = 4) -> None:
-    """Forward passes over the first training batches, whole ones, so that every rank sees the same."""
+    """Forward passes over the first training batches as in training, of whole batches: every rank sees the same."""
+    device = next(model.parameters()).device
     order = DataOrder(len(task.data.train), settings.batch_size, settings.seed)
-    with frozen_statistics(model):
+    with frozen_statistics(model), autocast(settings.precision, device):
         for step in range(batches):
             for indices in order.batch(step).chunk(settings.micro_batches):
                 task.loss(model, task.data.train.batch(indices))

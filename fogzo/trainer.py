@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo import checkpoint
-from fogzo.compute import ComputeLedger
+from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
 from fogzo.distributed import barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
@@ -103,7 +103,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The task's metrics at the current weights; the best weights so far are kept if the settings say so."""
-        with self.autocast():
+        with autocast(self.settings.precision, self.device):
             metrics = self.task.evaluate(self.model)
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -145,7 +145,7 @@ class Trainer:
         losses = []
         for i, part in enumerate(zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True)):
             with self._network(backward=backward, last=i == micro_batches - 1) as network:
-                with self.autocast():
+                with autocast(self.settings.precision, self.device):
                     loss = self.task.loss(network, part) / micro_batches
                 if backward:
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -161,10 +161,6 @@ class Trainer:
         else:
             with nullcontext() if last else self.reduced.no_sync():
                 yield self.reduced
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 for the network's products; weights and their quantization stay in fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
