@@ -16,7 +16,7 @@ from torch import nn
 
 from fogzo.compute import ComputeLedger, autocast, measure_flops
 from fogzo.data import Data, DataOrder, TextData
-from fogzo.devices import choose_device
+from fogzo.devices import choose_device, settle
 from fogzo.distributed import synchronise_norms, world
 from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
@@ -43,6 +43,7 @@ def build(cfg: DictConfig) -> Trainer:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
+    settle(device, deterministic=cfg.deterministic)
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}
     Settings(steps=1, **settings_of).check_ranks(world()[1])
     model = build_model(cfg).to(device).train()
@@ -190,6 +191,8 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"logger.mode={cfg.logger.mode!r} is not known: choose offline or online (online needs an account)"
         )
+    if cfg.deterministic not in (True, False):
+        raise ValueError(f"deterministic={cfg.deterministic!r} is not possible: give true or false")
     check_whole(cfg.evaluation_tokens, name="evaluation_tokens")
     for name in ("seed", "threads"):
         check_whole(cfg[name], name=name, lowest=0)

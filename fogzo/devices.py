@@ -45,6 +45,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def settle(device: torch.device, *, deterministic: bool) -> None:
+    """On CUDA: kernels that give the same bits each time, or the fastest.  Elsewhere they always give the same bits.
+
+    torch warns of an operation that has no deterministic kernel, once, and goes on.  Call it before the first product.
+    """
+    if device.type != "cuda":
+        return
+    # what cuBLAS needs for that, more workspace (:4096:8) or less speed (:16:8); it reads this once
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    torch.backends.cudnn.benchmark = not deterministic  # it picks algorithms by their time, another one each time
+
+
 @contextmanager
 def own_gpu() -> Iterator[None]:
     """Within: torch's current GPU is one that no other run within ``own_gpu`` has, on this machine and of this user.

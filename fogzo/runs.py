@@ -46,6 +46,7 @@ ADDED = {
     "evaluation_tokens": 131072,
     "spike_factor": 3.0,
     "stop_on": "nonfinite",
+    "deterministic": True,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fogzo import devices
-from fogzo.devices import choose_device, own_gpu
+from fogzo.devices import choose_device, own_gpu, settle
 
 
 @pytest.fixture
@@ -84,6 +84,36 @@ def test_without_gpus_there_is_nothing_to_share(tmp_path, monkeypatch):
     with own_gpu():
         assert choose_device("auto").type in ("cpu", "mps")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Puts back what :func:`settle` sets for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_on_cuda_kernels_give_the_same_bits_unless_told_otherwise(deterministic, kept):
+    settle(torch.device("cpu"), deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+    settle(torch.device("cuda", 1), deterministic=deterministic)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert torch.backends.cudnn.benchmark != deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_run_that_is_deterministic_keeps_the_name_that_it_had_before_there_was_the_key():
+    from fogzo.runs import identity
+
+    record = {"seed": 0}
+    assert identity(record | {"deterministic": True}) == identity(record)
+    assert identity(record | {"deterministic": False}) != identity(record)
 
 
 def test_an_explicit_device_and_a_single_run_take_no_lock(monkeypatch):

@@ -234,6 +234,7 @@ BAD = {  # overrides: what the message names
     "quantize.skip=[heads]": ["'heads'", "hidden, head"],
     "device=nonsense": ["device=nonsense", "auto or cpu"],
     "threads=-1": ["threads=-1"],
+    "deterministic=perhaps": ["deterministic='perhaps'", "true or false"],
     "steps=0": ["steps=0", "at least 1"],
     "steps=ten": ["steps='ten'"],
     "batch_size=4001": ["batch_size=4001", "1 to 4000"],
