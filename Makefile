@@ -40,7 +40,7 @@ format: $(SETUP)  ## let ruff mend what it can
 tables: $(SETUP)  ## rebuild every table and figure from results/
 	$(BIN)/python scripts/make_tables.py
 
-bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 3 minutes)
+bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 15 minutes)
 	$(BIN)/python scripts/bench.py
 
 clean:  ## remove caches; runs (outputs/, results/) and .venv stay

@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
                 f"cell={cfg.cell} is filled by a sweep, which knows the cell's settings: "
                 f"python train.py -m experiment=NAME cell={cfg.cell} seed={cfg.seed}"
             )
-        train(cfg)
+        train(cfg, sweeping=sweeping)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)

@@ -14,9 +14,10 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.compute import ComputeLedger, measure_flops
+from fogzo.compute import ComputeLedger, autocast, measure_flops
 from fogzo.data import Data, DataOrder, TextData
-from fogzo.distributed import announced, synchronise_norms, world
+from fogzo.devices import choose_device, settle
+from fogzo.distributed import synchronise_norms, world
 from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
@@ -42,6 +43,7 @@ def build(cfg: DictConfig) -> Trainer:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
+    settle(device, deterministic=cfg.deterministic)
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}
     Settings(steps=1, **settings_of).check_ranks(world()[1])
     model = build_model(cfg).to(device).train()
@@ -127,9 +129,10 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
 
 
 def first_passes(model: nn.Module, task: Task, settings: Settings, batches: int = 4) -> None:
-    """Forward passes over the first training batches, whole ones, so that every rank sees the same."""
+    """Forward passes over the first training batches as in training, of whole batches: every rank sees the same."""
+    device = next(model.parameters()).device
     order = DataOrder(len(task.data.train), settings.batch_size, settings.seed)
-    with frozen_statistics(model):
+    with frozen_statistics(model), autocast(settings.precision, device):
         for step in range(batches):
             for indices in order.batch(step).chunk(settings.micro_batches):
                 task.loss(model, task.data.train.batch(indices))
@@ -188,6 +191,8 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"logger.mode={cfg.logger.mode!r} is not known: choose offline or online (online needs an account)"
         )
+    if cfg.deterministic not in (True, False):
+        raise ValueError(f"deterministic={cfg.deterministic!r} is not possible: give true or false")
     check_whole(cfg.evaluation_tokens, name="evaluation_tokens")
     if cfg.evaluation_examples is not None:
         check_whole(cfg.evaluation_examples, name="evaluation_examples")
@@ -227,31 +232,6 @@ def measure_ledger(model: nn.Module, task: Task, examples: int) -> ComputeLedger
     model.zero_grad(set_to_none=True)
     count = len(batch[0])
     return ComputeLedger(forward_flops=forward / count, backward_flops=backward / count)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first accelerator, else the CPU."""
-    if name.startswith("cuda:") and announced()[2] > 1:
-        raise ValueError(
-            f"device={name} is one GPU for {announced()[2]} processes: choose device=cuda, one GPU for each"
-        )
-    if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
-        if announced()[1] >= (count := torch.cuda.device_count()):
-            raise ValueError(f"there are more processes on this machine than its {count} GPUs: start fewer")
-        torch.cuda.set_device(announced()[1])  # one GPU a rank
-        return torch.device("cuda", announced()[1])
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device={name} cannot be used here ({str(error).splitlines()[0]}): choose auto or cpu"
-        ) from error
-    return device
 
 
 def instantiate(node: Mapping[Any, Any], *positional: Any, **arguments: Any) -> Any:

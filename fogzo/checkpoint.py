@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
     return state
+
+
+def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Of what a data set says of itself: name, hashes and sizes, by which a resumed run knows it again."""
+    return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
+
+
+def check_data(data: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with other data than the checkpoint's, where it names any.
+
+    Raises:
+        RunError: showing what differs.
+    """
+    differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.items() if data.get(key) != old]
+    if differ:
+        raise RunError(
+            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or move "
+            "the checkpoint away to start this run from the beginning"
+        )
 
 
 def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,11 @@ class ComputeLedger:
     def load_state_dict(self, state: dict[str, float]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """``bf16``: bf16 for the network's products; weights and their quantization stay in fp32.  ``fp32``: nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def measure_flops(loss: Callable[[], Tensor]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
-from fogzo.build import build, choose_device, reporters
+from fogzo.build import build, reporters
 from fogzo.compute import peak_memory_bytes
-from fogzo.distributed import barrier, check_same, gather, process_group
+from fogzo.devices import choose_device, own_gpu
+from fogzo.distributed import announced, barrier, check_same, gather, process_group
 from fogzo.monitor import Diverged
 from fogzo.plan import plan
 from fogzo.provenance import provenance
@@ -26,9 +28,10 @@ SCALES = {
 }
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     """Carry out the run that ``cfg`` describes, from the start, from its checkpoint, or not at all if it is finished.
 
+    With ``sweeping`` there may be other runs at the same time: ``device=auto`` is then a GPU for this run alone.
     Returns the summary.
 
     Raises:
@@ -43,7 +46,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
         return _finished(path, summary)
-    with process_group(choose_device(cfg.device)):
+    alone = own_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
+    with alone, process_group(choose_device(cfg.device)):
         return _train(cfg, record, path)
 
 

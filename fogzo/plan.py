@@ -37,7 +37,7 @@ ROWS = 12  # of the table of layers, before it is folded
 
 
 class Cost(NamedTuple):
-    """Of one example."""
+    """Of a micro-batch: what quantizers do to weights is done once for all of its examples."""
 
     forward: float  # FLOPs
     backward: float
@@ -61,9 +61,10 @@ def plan(cfg: DictConfig) -> str:
     crossings = expected_crossings(cfg, weights)
     latents = {id(weight.latent) for weight in weights}
     floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
-    cost = measure(model, cfg)  # last: it leaves a model without values
+    examples = settings.batch_size // settings.micro_batches
+    cost = measure(model, cfg, examples)  # last: it leaves a model without values
     forwards, backwards = passes(cfg, settings, floats)
-    flops = settings.batch_size * (forwards * cost.forward + backwards * cost.backward)
+    flops = settings.micro_batches * (forwards * cost.forward + backwards * cost.backward)
     memory = memory_bytes(model, weights if probing else [], cost, settings, optimizer_states)
     return "\n".join(
         [
@@ -76,7 +77,7 @@ def plan(cfg: DictConfig) -> str:
             f"time:        {flops / cfg.sustained_flops / 3600:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s "
             "(sustained_flops=... sets it)",
             f"memory:      about {memory / 2**30:.2f} GiB: weights, gradients, optimizer, probes, and a micro-batch of "
-            f"{settings.batch_size // settings.micro_batches}",
+            f"{examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
         ]
     )
@@ -104,20 +105,17 @@ def memory_bytes(
     """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations."""
     parameters = sum(p.numel() for p in model.parameters())
     kept = sum(weight.latent.numel() for weight in probed)
-    activations = cost.saved * settings.batch_size / settings.micro_batches
-    return 4.0 * (parameters * (2 + optimizer_states) + kept) + activations * (
-        0.6 if settings.precision == "bf16" else 1
-    )
+    activations = cost.saved * (0.6 if settings.precision == "bf16" else 1)
+    return 4.0 * (parameters * (2 + optimizer_states) + kept) + activations
 
 
-def measure(model: nn.Module, cfg: DictConfig) -> Cost:
-    """Costs of one example, from shapes alone: the model is moved to the meta device, and is of no use afterwards."""
+def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
+    """Costs of a micro-batch, from shapes alone: the model is moved to the meta device, and is of no use afterwards."""
     model = model.to("meta").train()
-    loss = example_loss(model, cfg)
+    loss = example_loss(model, cfg, examples)
     for module in model.modules():
         if isinstance(module, InputQuantizer):
             module.fitted = True  # only shapes matter here
-    # two examples: in training mode batch norm refuses a single one where nothing is left of an image but one pixel
     forward, backward = measure_flops(loss)
     saved: dict[int, int] = {}
     owned = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -131,21 +129,21 @@ def measure(model: nn.Module, cfg: DictConfig) -> Cost:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         kept = loss()
     del kept
-    return Cost(forward / 2, backward / 2, sum(saved.values()) // 2)
+    return Cost(forward, backward, sum(saved.values()))
 
 
-def example_loss(model: nn.Module, cfg: DictConfig) -> Callable[[], Tensor]:
-    """The loss of two made-up examples of the data set's shape."""
+def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:
+    """The loss of so many made-up examples of the data set's shape."""
     if cfg.data.name in SIZES:
         channels, size = SIZES[cfg.data.name]
         size = cfg.data.get("image_size", size)
-        images = torch.empty(2, channels, size, size, device="meta")
-        targets = torch.empty(2, dtype=torch.int64, device="meta")
+        images = torch.empty(examples, channels, size, size, device="meta")
+        targets = torch.empty(examples, dtype=torch.int64, device="meta")
         return lambda: F.cross_entropy(model(images), targets)
     length = cfg.data.sequence
-    tokens = torch.empty(2, length, dtype=torch.int64, device="meta")
+    tokens = torch.empty(examples, length, dtype=torch.int64, device="meta")
     # given whole, as transformers would look at values to make it
-    mask = torch.empty(2, 1, length, length, dtype=torch.bool, device="meta")
+    mask = torch.empty(examples, 1, length, length, dtype=torch.bool, device="meta")
 
     def loss() -> Tensor:
         logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits

@@ -34,6 +34,7 @@ PRESENTATION = (
     "cell",
     "data.root",
     "data.workers",
+    "data.verify",
     "plan",
     "sustained_flops",
 )
@@ -46,6 +47,7 @@ ADDED = {
     "evaluation_examples": None,
     "spike_factor": 3.0,
     "stop_on": "nonfinite",
+    "deterministic": True,
 }
 
 # What a process may leave behind that is killed before there is a config.yaml

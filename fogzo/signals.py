@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# SLURM sends SIGTERM before it kills, and SIGUSR1 ahead of the time limit if asked (--signal=USR1@120)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+# SLURM sends SIGTERM before it kills, and ahead of the time limit what it is asked for: SIGUSR1 (--signal=USR1@120), or
+# SIGUSR2, which submitit asks for
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)),
+)
 
 
 class Interrupted(Exception):  # not an error: the run goes on when it is started again
@@ -24,7 +29,7 @@ class Interrupted(Exception):  # not an error: the run goes on when it is starte
 
 
 class StopRequest:
-    """Context in which a stop signal sets ``number`` instead of killing; a second Ctrl-C stops at once."""
+    """Context in which a stop signal sets ``number`` instead of striking; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -40,6 +45,21 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def pass_on(self, number: int) -> bool:
+        """Once the state is saved: hand the signal to the handler that was there before, if a program had set one.
+
+        Under submitit that is how a job gets back into the queue at SIGUSR2: its handler ends the process.  If the
+        handler comes back (submitit's does at SIGTERM, after which SLURM requeues or kills), the run is to go on.
+
+        Returns ``False`` if there is no such handler, and the run is to stop.
+        """
+        handler = self._before.get(signal.Signals(number))
+        if number == signal.SIGINT or not callable(handler):
+            return False
+        self.number = None
+        handler(number, None)
+        return True
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None and number == signal.SIGINT:

@@ -108,7 +108,8 @@ class LanguageModelling(Task):
 
     def __init__(self, data: TextData, evaluation_tokens: int = 2**17, evaluation_batch: int = 0) -> None:
         self.windows = max(1, evaluation_tokens // data.sequence)
-        batch = evaluation_batch or max(1, 2**25 // (data.sequence * data.vocabulary))  # 128 MB of logits
+        # 128 MiB of logits, but at least 8 windows: 0.8 GiB with the paper's vocabulary
+        batch = evaluation_batch or max(8, 2**25 // (data.sequence * data.vocabulary))
         super().__init__(data, batch, train_examples=max(1, self.windows // 2), test_examples=self.windows)
 
     def loss(self, model: Network, batch: Batch) -> Tensor:

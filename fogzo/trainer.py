@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo import checkpoint
-from fogzo.compute import ComputeLedger
+from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
 from fogzo.distributed import barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
@@ -93,7 +93,7 @@ class Trainer:
                     signal = self._over_ranks(stop.number or 0)[1]
                     if signal or (self._due("checkpoint_every") and self.step < self.settings.steps):
                         self.save()
-                    if signal and self.step < self.settings.steps:
+                    if signal and self.step < self.settings.steps and not stop.pass_on(signal):
                         raise Interrupted(signal, self.step)
         finally:
             self.feed.close()
@@ -103,7 +103,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The task's metrics at the current weights; the best weights so far are kept if the settings say so."""
-        with self.autocast():
+        with autocast(self.settings.precision, self.device):
             metrics = self.task.evaluate(self.model)
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -145,7 +145,7 @@ class Trainer:
         losses = []
         for i, part in enumerate(zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True)):
             with self._network(backward=backward, last=i == micro_batches - 1) as network:
-                with self.autocast():
+                with autocast(self.settings.precision, self.device):
                     loss = self.task.loss(network, part) / micro_batches
                 if backward:
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -162,15 +162,12 @@ class Trainer:
             with nullcontext() if last else self.reduced.no_sync():
                 yield self.reduced
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 for the network's products; weights and their quantization stay in fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
         return {
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
+            "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -199,7 +196,8 @@ class Trainer:
         """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
 
         Raises:
-            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks.
+            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks or other
+                data.
         """
         folder = folder or self.folder
         if folder is None:
@@ -211,7 +209,9 @@ class Trainer:
                 checkpoint.drop_older(path)
             return False
         state = checkpoint.load(path)
-        if set(self.state_dict()) - set(state) or state["run"] != identity(folder.config):
+        own = self.state_dict()
+        # the first checkpoints did not name their data: there is nothing to compare, and no reason to lose the run
+        if set(own) - {"data"} - set(state) or state["run"] != identity(folder.config):
             raise RunError(
                 f"the checkpoint {path} is not this run's: move it away to start this run from the beginning"
             )
@@ -220,6 +220,7 @@ class Trainer:
                 f"the checkpoint {path} was made by {state['ranks']} ranks, but there are {self.ranks} now: start the "
                 "run with as many processes as before, or move the checkpoint away to start from the beginning"
             )
+        checkpoint.check_data(own["data"], state.get("data", {}), path)
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])

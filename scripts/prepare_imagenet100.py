@@ -3,7 +3,8 @@
     python scripts/prepare_imagenet100.py --imagenet FOLDER [--out data/imagenet100]
 
 FOLDER holds train/ and val/, each with a folder of images a class (named by WordNet id).  Makes absolute links to the
-class folders, or copies with --copy; takes seconds, and a second run changes nothing.
+class folders, or copies with --copy.  All images are decoded once, in parallel (some minutes), and the folder gets a
+mark of that, so that training need not look at them again.  A second run changes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from fogzo.data.augment import own_cores
 from fogzo.data.base import DataError
-from fogzo.data.classes import class_folders, class_list, class_list_sha256, image_files
+from fogzo.data.classes import class_folders, class_list, class_list_sha256, image_files, tree_files, tree_sha256
+from fogzo.data.verify import check_images, is_marked, mark
 
 PARTS = ("train", "val")
 
@@ -25,14 +28,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/imagenet100"), help="default: %(default)s")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="WordNet ids, one a line; default: CMC's list")
     parser.add_argument("--copy", action="store_true", help="copy the images, instead of linking to their folders")
+    parser.add_argument("--workers", type=int, default=own_cores(), help="processes that decode (default: all cores)")
     options = parser.parse_args()
     try:
         names = read_classes(options.classes) if options.classes else class_list()
-        counts = prepare(options.imagenet, options.out, names, copy=options.copy)
+        counts = prepare(options.imagenet, options.out, names, copy=options.copy, workers=options.workers)
     except DataError as error:
         raise SystemExit(f"error: {error}") from error
     for part in PARTS:
-        print(f"{options.out / part}: {len(names)} classes, {counts[part]} images")
+        print(f"{options.out / part}: {len(names)} classes, {counts[part]} images, all of them decoded")
     print(f"class list: {options.classes or 'imagenet100_cmc'}, SHA-256 {class_list_sha256(names)}")
 
 
@@ -53,25 +57,31 @@ def read_classes(file: Path) -> tuple[str, ...]:
     return names
 
 
-def prepare(imagenet: Path, out: Path, names: Sequence[str], *, copy: bool = False) -> dict[str, int]:
+def prepare(imagenet: Path, out: Path, names: Sequence[str], *, copy: bool = False, workers: int = 0) -> dict[str, int]:
     """Make ``out``/train and ``out``/val with the folders ``names`` of ``imagenet``; counts of their images.
 
-    All is checked before anything is written.
+    All is checked before anything is written, in ``workers`` processes.
 
     Raises:
-        DataError: if ``imagenet`` lacks a class, or ``out`` holds something else or cannot be written.
+        DataError: if ``imagenet`` lacks a class or holds damaged images, or ``out`` holds something else or cannot be
+            written.
     """
-    counts = {}
     for part in PARTS:
         check_source(imagenet / part, names)
-        counts[part] = sum(len(image_files(imagenet / part / name)) for name in names)
     todo = [(part, name) for part in PARTS for name in to_make(imagenet / part, out / part, names)]
+    listed = {part: tree_files(imagenet / part, sorted(names)) for part in PARTS}
+    sha256 = tree_sha256({part: (files, sizes) for part, (files, _, sizes) in listed.items()})
+    if not is_marked(out, sha256):
+        everything = [imagenet / part / file for part, (files, _, _) in listed.items() for file in files]
+        check_images(everything, decode=True, workers=workers)
     try:
         for part, name in todo:
             make((imagenet / part / name).resolve(), out / part / name, copy=copy)
+        if not is_marked(out, sha256):
+            mark(out, sha256)
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error}): choose another folder with --out") from error
-    return counts
+    return {part: len(files) for part, (files, _, _) in listed.items()}
 
 
 def check_source(folder: Path, names: Sequence[str]) -> None:

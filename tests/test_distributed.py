@@ -90,6 +90,25 @@ def test_more_ranks_than_samples_are_refused(tmp_path):
     assert "samples=4 cannot be spread over 5 ranks: raise samples" in done.stderr
 
 
+def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_read(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    chosen = ["estimator=nspsa", "estimator.samples=2", "parallel=probes", "device=cpu"]
+    nowhere = ["data=imagenet1k", f"data.root={tmp_path / 'missing'}", f"results_dir={tmp_path / 'results'}"]
+    done = subprocess.run(
+        [*launcher, "train.py", *chosen, *nowhere],
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(complaints) == 1
+    assert "samples=2 cannot be spread over 3 ranks: raise samples" in complaints[0]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("total", "ranks"), [(7, 2), (3, 3), (10, 4)])
 def test_shares_are_in_order_whole_and_nearly_equal(total, ranks):
     shares = [share(total, rank, ranks) for rank in range(ranks)]

@@ -191,8 +191,8 @@ def test_worker_processes_change_nothing_and_survive_signals_that_stop_a_run(sma
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_was_cut_short_is_named(tree, workers):
     damaged = tree / "train" / "n002" / "n002_3.JPEG"
-    damaged.write_bytes(damaged.read_bytes()[:-200])
     found = data(tree, workers=workers).train
+    damaged.write_bytes(damaged.read_bytes()[:-200])  # after the tree was looked at
     before = set(multiprocessing.active_children())
     with refused_with(f"{damaged} cannot be read as an image", "truncated", "fetch that file again"):
         list(found.load(selections(), seed=0))

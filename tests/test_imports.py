@@ -29,6 +29,7 @@ LEAVES = {
     "compute": set(),
     "data": {"files", "seeding"},
     "files": set(),
+    "devices": {"distributed"},
     "distributed": set(),
     "monitor": set(),
     "models": set(),

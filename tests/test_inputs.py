@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_configs import composed
 from torch import nn
 
 import fogzo
+from fogzo.build import build
 from fogzo.quantizers.grid import Grid
 from fogzo.quantizers.inputs import InputQuantizer
+from fogzo.tasks import Classification
 
 ACTIVATIONS = {
     "lsq": lambda: fogzo.LSQ(2),
@@ -455,3 +458,18 @@ def test_a_small_network_of_2_bit_weights_and_activations_learns(kind, estimator
         optimizer.step()
     assert sum(losses[-10:]) / 10 < 0.4 * losses[0]
     assert all(inputs.quantizer.scale(x).min() > 0 for inputs in input_quantizers(model).values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_fits_its_steps_to_what_its_training_will_see(precision, monkeypatch):
+    seen, loss = [], Classification.loss
+
+    def note(task, model, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return loss(task, model, batch)
+
+    monkeypatch.setattr(Classification, "loss", note)
+    trainer = build(composed("quantizer=lsq", "activations=lsq", "estimator=ste", f"precision={precision}"))
+    assert seen[:4] == [precision == "bf16"] * 4  # the first four batches
+    trainer.train_step(0)
+    assert seen[-1] == (precision == "bf16")

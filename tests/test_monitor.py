@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from test_trainer import ESTIMATORS, Tell, assert_same_end, assert_same_state, make, outcome
 
 from fogzo import checkpoint
+from fogzo.data import TensorSplit
 from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means
 from fogzo.runs import RunError
 from fogzo.signals import Interrupted
@@ -312,23 +314,58 @@ def test_nothing_is_kept_of_the_best_evaluation_unless_asked_for(open_run):
     assert trainer.best == max(row["accuracy"] for row in rows_of(trainer.folder))
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
-@pytest.mark.parametrize("at", [1, 4])
-def test_sigusr1_saves_first_and_the_run_goes_on_from_there(at, open_run):
-    before = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
+@pytest.mark.parametrize(("name", "at"), [("SIGUSR1", 1), ("SIGUSR1", 4), ("SIGUSR2", 2)])
+def test_a_user_signal_saves_first_and_the_run_goes_on_from_there(name, at, open_run):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
     whole = make("fogzo", "lsq", folder=open_run("whole"))
     whole.fit()
-    stop = Tell(at, lambda: signal.raise_signal(signal.SIGUSR1))
-    with pytest.raises(Interrupted, match=f"SIGUSR1 after step {at}; the same command goes on") as caught:
+    stop = Tell(at, lambda: signal.raise_signal(number))
+    with pytest.raises(Interrupted, match=f"{name} after step {at}; the same command goes on") as caught:
         make("fogzo", "lsq", folder=open_run(), reporters=[stop]).fit()
-    assert caught.value.code == 128 + signal.SIGUSR1
+    assert caught.value.code == 128 + number
     assert stop.closed == 1
-    assert signal.getsignal(signal.SIGUSR1) == before
+    assert signal.getsignal(number) == before
     again = make("fogzo", "lsq", folder=open_run())
     assert again.resume()
     assert again.step == at
     again.fit()
     assert_same_end(again, whole)
+
+
+@pytest.fixture
+def handler():
+    """Sets a handler as submitit does, and puts the one before back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield signal.signal
+    for number, old in before.items():
+        signal.signal(number, old)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no such signal here")
+def test_a_handler_that_requeues_gets_the_signal_when_the_step_is_saved(open_run, handler):
+    folder, seen = open_run(), []
+
+    def requeue(number, frame):
+        seen.append((number, checkpoint.load(folder.checkpoint_file)["step"]))
+        raise SystemExit(144)
+
+    handler(signal.SIGUSR2, requeue)
+    stop = Tell(3, lambda: signal.raise_signal(signal.SIGUSR2))
+    with pytest.raises(SystemExit, match="144"):
+        make("fogzo", "lsq", folder=folder, reporters=[stop], checkpoint_every=0).fit()
+    assert seen == [(signal.SIGUSR2, 3)]
+    assert signal.getsignal(signal.SIGUSR2) == requeue
+    assert stop.closed == 1
+
+
+def test_a_handler_that_only_notes_the_signal_lets_the_run_go_on_with_its_state_saved(open_run, handler):
+    folder, seen = open_run(), []
+    handler(signal.SIGTERM, lambda number, frame: seen.append(checkpoint.load(folder.checkpoint_file)["step"]))
+    stops = [Tell(step, lambda: signal.raise_signal(signal.SIGTERM)) for step in (2, 4, 6)]
+    make(folder=folder, reporters=stops, checkpoint_every=0).fit()
+    assert seen == [2, 4]  # the last one came with the end
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kept(open_run):
@@ -344,6 +381,31 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
         again.resume()
     assert again.step == 0
     assert [row | {"seconds": 0} for row in rows_of(again.folder)] == rows
+
+
+def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
+    whole = make(folder=open_run("whole"), steps=4)
+    whole.fit()
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), steps=4, checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    kept = open_run().checkpoint_file.read_bytes()
+    again = make(folder=open_run(), steps=4)
+    same = again.task.data
+    again.task.data = replace(same, train=TensorSplit(same.train.inputs[:50], same.train.targets[:50]), sha256="f00")
+    rows = again.folder.metrics_file.read_bytes()
+    with pytest.raises(RunError, match=r"made with other data \(train: 60 → 50; sha256:  → f00\): give back the old"):
+        again.resume()
+    assert (again.step, again.folder.metrics_file.read_bytes()) == (0, rows)
+    assert again.folder.checkpoint_file.read_bytes() == kept
+
+    state = checkpoint.load(again.folder.checkpoint_file)
+    del state["data"]  # as the first checkpoints were
+    checkpoint.save(again.folder.checkpoint_file, state)
+    for data in (same, replace(same, sha256="f00")):
+        again.task.data = data
+        assert again.resume()
+    again.fit()
+    assert_same_end(again, whole)
 
 
 DAMAGE = {

@@ -36,6 +36,8 @@ def number(text, pattern):
         "estimator=noisy_ste quantizer=lsq activations=lsq",
         "estimator=fogzo model=resnet_mini batch_size=16",
         "estimator=nspsa model=resnet_mini batch_size=16 micro_batches=2",
+        "estimator=ste quantizer=quest activations=quest",
+        "estimator=fogzo model=deit_mini quantizer=quest micro_batches=2",
     ],
 )
 def test_the_planned_passes_and_flops_are_those_of_the_run(overrides):
@@ -54,6 +56,17 @@ def test_the_planned_passes_and_flops_are_those_of_the_run(overrides):
     assert per_pass == pytest.approx(cfg.batch_size)
     if "samples=3" not in overrides:
         assert number(text, r"compute: +([\d.e+]+) FLOPs") == pytest.approx(done["flops"], rel=0.01)
+
+
+def test_rotating_the_weights_costs_the_same_for_any_batch():
+    flops = {}
+    for quantizer in ("none", "quest"):
+        for size in (1, 64):
+            text = plan(config("estimator=ste", f"quantizer={quantizer}", f"batch_size={size}", "steps=1"))
+            flops[quantizer, size] = number(text, r"compute: +([\d.e+]+) FLOPs")
+    rotation = flops["quest", 1] - flops["none", 1]
+    assert rotation > 0
+    assert flops["quest", 64] - flops["none", 64] == pytest.approx(rotation, rel=0.2)  # of three printed digits
 
 
 @pytest.mark.parametrize("model", ["deit_tiny", "resnet50", "llama_9m"])

@@ -144,6 +144,22 @@ def test_every_family_stopped_at_random_ends_where_the_whole_run_ends(overrides,
     assert_same_result(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no such signal here")
+def test_a_job_of_submitit_that_reaches_its_time_limit_goes_on_where_it_was(tmp_path):
+    launcher = ("hydra/launcher=local", "hydra.launcher.timeout_min=1")  # the signal comes 30 seconds before
+    run = ["threads=1", "batch_size=20", "steps=20000", "log_every=1000", "evaluate_every=0", "checkpoint_every=0"]
+    run += ["spike_factor=0"]
+    command = [sys.executable, "train.py", "-m", *launcher, *run, f"results_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    printed = "".join(file.read_text() for file in (tmp_path / "sweeps").rglob("*.out"))
+    steps = [int(step) for step in re.findall(r"going on from step (\d+)\)", printed)]  # saved by the signal alone
+    assert steps == sorted(steps) != []
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [row["step"] for row in result(folder)[1]] == list(range(1000, 20001, 1000))
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The same run with W&B, stopped by SIGTERM and started again: (folder, code, complaint, output, W&B ids)."""
@@ -218,6 +234,7 @@ BAD = {  # overrides: what the message names
     "quantize.skip=[heads]": ["'heads'", "hidden, head"],
     "device=nonsense": ["device=nonsense", "auto or cpu"],
     "threads=-1": ["threads=-1"],
+    "deterministic=perhaps": ["deterministic='perhaps'", "true or false"],
     "steps=0": ["steps=0", "at least 1"],
     "steps=ten": ["steps='ten'"],
     "batch_size=4001": ["batch_size=4001", "1 to 4000"],

@@ -1,25 +1,22 @@
 """ImageNet and its subsets from folders of images: root/train/CLASS/*.JPEG and root/val/CLASS/*.JPEG.
 
-Nothing is cached on disk; the folders are listed once, at the start, and images are decoded when they are needed.
+Nothing is cached on disk; the folders are listed once, at the start, where files that were cut short are looked for,
+and images are decoded when they are needed.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fogzo.data.ahead import Job, read_ahead
 from fogzo.data.augment import (
     Mixing,
     check_augmentation,
@@ -27,16 +24,14 @@ from fogzo.data.augment import (
     own_cores,
     read_augmented,
     read_image,
-    start_reader,
     training_transform,
 )
 from fogzo.data.base import Batch, DataError, Selection, Split
 from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, tree_files, tree_sha256
+from fogzo.data.verify import check_tree
 from fogzo.seeding import derive_seed
 
 PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
-CHUNK = 32  # images that a process reads at a time
-AHEAD = 3  # batches under way, the one that is asked for included
 MINI = "or take data that need no preparation (scale=mini, data=fashion_mnist or data=mnist5k)"
 
 
@@ -100,62 +95,6 @@ class FolderSplit(Split):
         return [f"{self.folder}/{self.files[index]}" for index in indices.tolist()]
 
 
-class Job(NamedTuple):
-    """What is to be read for one batch."""
-
-    paths: list[str]
-    seeds: list[int]  # of the images' augmentation
-    targets: Tensor
-    mixing_seed: int
-
-
-def read_ahead(
-    read: Callable[[Sequence[str], Sequence[int]], Tensor], jobs: Iterator[Job], workers: int, *, pin: bool
-) -> Iterator[tuple[Job, Tensor]]:
-    """Each job with its images, in order; ``workers`` processes are up to ``AHEAD`` batches ahead.
-
-    Not torch's DataLoader, which ends the run when a stop signal takes one of its workers along, in whatever line the
-    main process happens to be; and which gives whole batches to workers, so that the first takes ``workers`` times as
-    long.  Processes start anew (spawn): forked ones could inherit locks that another thread holds.
-
-    Raises:
-        DataError: if an image cannot be read, or a process is gone.
-    """
-    if not workers:
-        yield from ((job, read(job.paths, job.seeds)) for job in jobs)
-        return
-    context = get_context("spawn")
-    theirs, lifeline = context.Pipe(duplex=False)
-    processes = ProcessPoolExecutor(workers, context, initializer=start_reader, initargs=(theirs,))
-    joiner = ThreadPoolExecutor(1)
-    waiting: deque[tuple[Job, Future[Tensor]]] = deque()
-    try:
-        while True:
-            for job in islice(jobs, AHEAD - len(waiting)):
-                size = min(CHUNK, math.ceil(len(job.paths) / workers))
-                starts = range(0, len(job.paths), size)
-                parts = [processes.submit(read, job.paths[i : i + size], job.seeds[i : i + size]) for i in starts]
-                waiting.append((job, joiner.submit(_join, parts, pin)))
-            if not waiting:
-                return
-            job, inputs = waiting.popleft()
-            yield job, inputs.result()
-    except BrokenProcessPool as error:
-        lifeline.close()  # ends the other processes, which ignore the pool's SIGTERM
-        raise DataError(
-            "a process that reads images was killed, perhaps for lack of memory: lower data.workers or batch_size"
-        ) from error
-    finally:
-        processes.shutdown(cancel_futures=True)
-        joiner.shutdown()  # its tasks end now, as what they wait for is cancelled
-
-
-def _join(parts: Sequence[Future[Tensor]], pin: bool) -> Tensor:
-    read = [part.result() for part in parts]
-    whole = torch.empty(sum(map(len, read)), *read[0].shape[1:], pin_memory=pin)
-    return torch.cat(read, out=whole)
-
-
 @dataclass(frozen=True)
 class FolderData:
     """Training and test split of a tree of images, with what goes into the record.
@@ -209,6 +148,7 @@ def folder_data(
     mixing: bool | Mapping[str, float] = False,
     repeats: int = 1,
     workers: int | None = None,
+    verify: bool | None = None,
 ) -> FolderData:
     """The tree of images in ``folder``, checked.
 
@@ -219,9 +159,11 @@ def folder_data(
         repeats: times that training shows an image in a row (DeiT's repeated augmentation: 3).
         mixing: whether training mixes images; a mapping overrides some of :class:`Mixing`'s values.
         workers: processes that read ahead; ``None``: one for each core that this process may use.
+        verify: see :func:`fogzo.data.verify.check_tree`: decode all images first, none, or look at their ends.
 
     Raises:
-        DataError: if the folder is missing or not as it must be; an image that cannot be decoded says so when read.
+        DataError: if the folder is missing or not as it must be, or an image was cut short; what a look at its
+            ends does not show, an image says when it is read.
         ValueError: for options that are not possible.
     """
     for key, value, lowest in (("image_size", image_size, 8), ("workers", workers, 0), ("repeats", repeats, 1)):
@@ -240,12 +182,14 @@ def folder_data(
     test_files, test_targets, test_sizes = tree_files(folder / "val", classes)
     mixer = Mixing.of(mixing, len(classes))
     workers = own_cores() if workers is None else workers
+    sha256 = tree_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)})
+    check_tree(folder, {"train": train_files, "val": test_files}, sha256, verify=verify, workers=workers)
     return FolderData(
         name=name,
         train=FolderSplit(folder / "train", train_files, train_targets, image_size, augmentation, mixer, workers),
         test=FolderSplit(folder / "val", test_files, test_targets, image_size, augmentation, None, workers),
         classes=len(classes),
-        sha256=tree_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)}),
+        sha256=sha256,
         class_list=wanted if isinstance(wanted, str) else "all",
         class_list_sha256=class_list_sha256(class_list(wanted) if isinstance(wanted, str) else classes),
         repeats=repeats,

@@ -1,0 +1,124 @@
+"""Figures of the method, on the MLP and a small ViT."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from bench_tools import alternate, extra_memory
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import fogzo
+from fogzo.build import measure_ledger
+from fogzo.compute import ComputeLedger
+from fogzo.data import ImageData
+from fogzo.estimators import Estimator
+from fogzo.models import mlp
+from fogzo.settings import Settings
+from fogzo.tasks import Classification
+from fogzo.trainer import Trainer
+
+
+def method(data: ImageData, rounds: int) -> None:
+    """All of them."""
+    for make, name, batch, limit, threads in ((quantized_mlp, "MLP", 1024, 1.70, 1), (vit, "ViT 6x192", 64, 1.65, 0)):
+        step_ratio(make, name, batch, limit, threads, data, rounds if name != "MLP" else 5 * rounds)
+    memory(data)
+    batched_probes(data, max(rounds // 8, 1))
+    trainer_overhead(data, rounds)
+
+
+def step_ratio(
+    make: Callable[[], nn.Module], name: str, batch: int, limit: float, threads: int, data: ImageData, rounds: int
+) -> None:
+    """One FOGZO (n = 1) step over one STE step, in the trainer: data, estimate and optimizer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    ste = trainer(make(), lambda weights: fogzo.StraightThrough(), data, batch)
+    ledger = ste.ledger
+    both = ledger.forward_flops + ledger.backward_flops
+    flop_limit = (both + 2 * ledger.forward_flops) / both
+    for probe_batch in (0, 1):
+        own = trainer(make(), partial(fogzo.FOGZO, beta=0.999, probe_batch=probe_batch), data, batch)
+        times = alternate([partial(ste.train_step, 0), partial(own.train_step, 0)], rounds)
+        ratio = statistics.median(f / s for s, f in zip(*times, strict=True))
+        how = "pair evaluated together" if probe_batch else "one loss at a time"
+        print(
+            f"FOGZO n=1 / STE step, {name}, batch {batch}, {torch.get_num_threads()} threads, {how}: {ratio:.2f}x "
+            f"({statistics.median(times[1]) * 1e3:.2f} / {statistics.median(times[0]) * 1e3:.2f} ms)   "
+            f"target {limit:.2f}x, FLOP limit {flop_limit:.2f}x"
+        )
+    torch.set_num_threads(before)
+
+
+def memory(data: ImageData) -> None:
+    """Peak tensor memory of a FOGZO step over that of an STE step, in weight-sized buffers."""
+    for make, name, batch in ((quantized_mlp, "MLP", 64), (vit, "ViT 6x192", 8)):
+        ste = trainer(make(), lambda weights: fogzo.StraightThrough(), data, batch)
+        own = trainer(make(), partial(fogzo.FOGZO, beta=0.999), data, batch)
+        print(f"peak tensor memory, {name}, batch {batch}: {extra_memory(ste, own)}")
+
+
+def batched_probes(data: ImageData, rounds: int) -> None:
+    """n-SPSA with n = 796 on the MLP: one loss at a time over batched probes."""
+    n = 796
+    makers = [partial(fogzo.NSPSA, samples=n, probe_batch=size) for size in (0, 100)]
+    trainers = [trainer(quantized_mlp(), make, data, 256) for make in makers]
+    times = alternate([partial(one.train_step, 0) for one in trainers], rounds)
+    ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
+    each = [statistics.median(t) / n * 1e6 for t in times]
+    print(
+        f"n-SPSA n={n}, MLP, batch 256: one by one / batched (probe_batch 100): {ratio:.1f}x "
+        f"({each[0]:.0f} / {each[1]:.0f} µs a pair)   target 8x"
+    )
+
+
+def trainer_overhead(data: ImageData, rounds: int) -> None:
+    """The trainer's step over a bare loop's with the same forward, backward and optimizer step (STE)."""
+    one = trainer(vit(), lambda weights: fogzo.StraightThrough(), data, 64)
+    model, optimizer = vit(), None
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    batch = data.train.batch(torch.arange(64))
+
+    def bare() -> None:
+        optimizer.zero_grad()
+        one.task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    times = alternate([partial(one.train_step, 0), bare], rounds)
+    ratio = statistics.median(t / b for t, b in zip(*times, strict=True))
+    print(f"trainer's step / bare loop, ViT 6x192, batch 64: {100 * (ratio - 1):+.1f} %   limit +5 %")
+
+
+def trainer(model: nn.Module, estimator: Callable[[Any], Estimator], data: ImageData, batch: int) -> Trainer:
+    """A trainer without a folder, for single steps."""
+    task = Classification(data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    ledger: ComputeLedger = measure_ledger(model, task, batch)
+    return Trainer(
+        model=model,
+        task=task,
+        estimator=estimator(fogzo.quantized_weights(model)),
+        optimizer=optimizer,
+        schedule=lambda step: 1.0,
+        ledger=ledger,
+        settings=Settings(steps=1000, batch_size=batch, seed=0),
+    )
+
+
+def quantized_mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return fogzo.quantize_model(mlp(), fogzo.FixedScale(2, scale_in_std=2.0), biases=True)
+
+
+def vit() -> nn.Module:
+    """6 blocks of width 192 on 28-pixel digits with patches of 4; the blocks' linear layers are quantized."""
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=192, depth=6, num_heads=3
+    )
+    return fogzo.quantize_model(model, fogzo.FixedScale(2), skip=["patch_embed", "head"])

@@ -1,0 +1,61 @@
+"""Figures of the mini recipes."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch._dynamo.utils
+from bench_tools import alternate, extra_memory, step_times
+from hydra import compose, initialize_config_dir
+
+from fogzo.build import build
+from fogzo.trainer import Trainer
+
+
+def models(rounds: int) -> None:
+    """Figures of the mini recipes: FOGZO, compiled and W2A2 steps, their memory, and what data loading takes."""
+    for name in ("deit_tiny", "resnet18", "llama_mini"):
+        ste, own = (of_recipe(f"model={name}", f"estimator={estimator}") for estimator in ("ste", "fogzo"))
+        ratio, (before, after) = step_times(ste, own, rounds)
+        forward, backward = ste.ledger.forward_flops, ste.ledger.backward_flops
+        print(
+            f"FOGZO n=1 / STE step, {name}, mini recipe: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   "
+            f"limit 1.70x, FLOP limit {(3 * forward + backward) / (forward + backward):.2f}x"
+        )
+        print(f"  data loading: {100 * loading(ste, rounds) / before:.2f} % of an STE step   limit 5 %")
+        print(f"  peak tensor memory: {extra_memory(ste, own)}")
+    for estimator in ("ste", "fogzo"):
+        eager, compiled = (
+            of_recipe("model=llama_mini", f"estimator={estimator}", f"compile={on}") for on in (False, True)
+        )
+        for step in range(3):
+            compiled.train_step(step)
+        compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        ratio, (before, after) = step_times(eager, compiled, rounds)
+        again = torch._dynamo.utils.counters["stats"]["unique_graphs"] - compilations
+        print(
+            f"compiled / eager step, llama_mini, {estimator}: {ratio:.2f}x ({after:.0f} / {before:.0f} ms), "
+            f"{again} recompilations after step 3   limit 1.00x, 0"
+        )
+    plain, quest = (
+        of_recipe("model=llama_mini", "estimator=ste", f"quantizer={quantizer}", f"activations={quantizer}")
+        for quantizer in ("none", "quest")
+    )
+    ratio, (before, after) = step_times(plain, quest, rounds)
+    print(f"W2A2 QuEST / full-precision step, llama_mini: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   limit 2.0x")
+
+
+def of_recipe(*overrides: str) -> Trainer:
+    """A trainer from the configs, as train.py makes it, without a folder."""
+    configs = Path(__file__).resolve().parent.parent / "configs"
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return build(compose("train", list(overrides)))
+
+
+def loading(one: Trainer, rounds: int) -> float:
+    """Milliseconds that a step waits for its batch."""
+    (times,) = alternate([partial(one.feed.batch, 0)], 10 * rounds)
+    return statistics.median(times) * 1e3
