@@ -16,6 +16,12 @@ from pathlib import Path
 from fogzo.data.tokenizing import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+# A process of its own, as a command begins with the memory of the one that starts it, which here has loaded torch
+MEASURE = """
+import os, subprocess, sys
+_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
 
 
 def processes(steps: int, megabytes: float) -> None:
@@ -88,24 +94,25 @@ def library_sources(megabytes: float) -> Iterable[str]:
     for file in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if "site-packages" in file.parts or left <= 0:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        left -= len(text)
-        yield text
+        if text := file.read_text(encoding="utf-8", errors="replace"):
+            left -= len(text)
+            yield text
 
 
 def write_corpus(file: Path, texts: Iterable[str], copies: int) -> None:
     """A .jsonl.gz of ``copies`` of the texts, no two of which are alike."""
     with gzip.open(file, "wt", encoding="utf-8", compresslevel=1) as opened:
         for copy in range(copies):
-            for text in texts:
-                opened.write(json.dumps({"text": f"# copy {copy}\n{text}"}) + "\n")
+            for number, text in enumerate(texts):
+                opened.write(json.dumps({"text": f"# {number}, copy {copy}\n{text}"}) + "\n")
 
 
 def peak_of(command: list[str]) -> float:
     """MiB of the largest process of a command: itself, or one that it started."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
-    return usage.ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", MEASURE, *command], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    code, peak = map(int, done.stdout.split()[-2:])
+    if code:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {code}: {done.stderr[-500:]}")
+    return peak / 2 ** (20 if sys.platform == "darwin" else 10)
