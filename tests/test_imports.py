@@ -42,6 +42,7 @@ LEAVES = {
     "sweep": set(),
     "checkpoint": {"files", "runs"},
     "results": {"runs"},
+    "comparison": set(),
     "figures": {"results"},
     "tables": {"results"},
     "tuning": {"sweep"},
