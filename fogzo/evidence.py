@@ -28,7 +28,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("test accuracy, %", "points", " %", 2, True),
-    "perplexity": Metric("test perplexity", "perplexity points", " ppl", 2, False),
+    "perplexity": Metric("test perplexity", "ppl", " ppl", 2, False),
     "train_loss": Metric("training loss", "nats", " nats", 4, False),
     "test_loss": Metric("test loss", "nats", " nats", 4, False),
     "mean_agreement": Metric("agreement", "", "", 2),
@@ -67,8 +67,7 @@ class Evidence:
 
     def metric_of(self, cell: Cell) -> str:
         """The key of ``summary.json`` that a cell is compared by: its setting's, or the experiment's."""
-        setting = (self.experiment.get("settings") or {}).get(cell.setting) or {}
-        return str(setting.get("metric") or self.experiment.get("metric", "train_loss"))
+        return cell.metric or "train_loss"
 
     def metrics(self) -> list[str]:
         """Every metric that cells are compared by, in order."""

@@ -150,13 +150,14 @@ def _entries(evidence: Evidence, key: str) -> list[Entry]:
 def _forest(axis: Any, evidence: Evidence, metric: Metric, entries: Sequence[Entry]) -> None:
     limit = _limit([difference for _, _, difference in entries if difference is not None])
     axis.axvline(0, color="#555555", lw=1)
-    for row, (_, cell, difference) in enumerate(entries):
-        if cell is not None and difference is not None:
+    for row, (text, cell, difference) in enumerate(entries):
+        if cell is None or difference is None:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            axis.text(0, row, text, transform=axis.get_yaxis_transform(), va="center", fontweight="bold", bbox=box)
+        else:
             _forest_row(axis, row, evidence, cell, difference, limit)
     axis.set(xlim=(-limit * 1.06, limit * 1.06), ylim=(len(entries) - 0.4, -0.6))
-    axis.set_yticks(range(len(entries)), [text for text, _, _ in entries])
-    for tick, (_, cell, _) in zip(axis.get_yticklabels(), entries, strict=True):
-        tick.set_fontweight("normal" if cell else "bold")
+    axis.set_yticks(range(len(entries)), [text if cell else "" for text, cell, _ in entries])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25, lw=0.5)
     axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fogzo.comparison import METHOD, Difference
@@ -77,6 +77,8 @@ def _mean(runs: Sequence[Run], key: str) -> float | None:
 def notes(evidence: Evidence) -> list[str]:
     """What is missing and how to fill it, what diverged, what was refused, what lies on the edge of its grid."""
     found = []
+    if not evidence.all_runs():
+        return [f"Nothing was run yet: {', then '.join(f'`{c}`' for c in all_commands(evidence))}", *refused(evidence)]
     for cell in evidence.cells.values():
         where = f"{evidence.setting_label(cell.setting)}, {cell.label}" if cell.setting else cell.label
         commands = evidence.commands(cell)
@@ -89,7 +91,17 @@ def notes(evidence: Evidence) -> list[str]:
         edges = (evidence.tuned.get(cell.name) or {}).get("on_edge_of_grid")
         if edges:
             found.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
-    return found + [f"Not used: {problem}." for problem in evidence.problems]
+    return found + refused(evidence)
+
+
+def all_commands(evidence: Evidence) -> list[str]:
+    """What runs the whole experiment; tuning comes first if nothing was tuned."""
+    tune = [] if evidence.tuned else [f"python scripts/tune.py experiment={evidence.name}"]
+    return [*tune, f"python train.py -m experiment={evidence.name}"]
+
+
+def refused(evidence: Evidence) -> list[str]:
+    return [f"Not used: {problem}." for problem in evidence.problems]
 
 
 def values_table(evidence: Evidence) -> Table:
@@ -186,18 +198,28 @@ def _list(values: Iterable[Any]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
+def verdict_list(evidence: Evidence) -> str:
+    """The verdicts as a list in Markdown."""
+    return "".join(f"* **{verdict.word}**: {verdict.sentence}\n" for verdict in verdicts(evidence))
+
+
+def sentences(paper: Mapping[str, Any], *keys: str) -> str:
+    """What a published table says of itself, as sentences."""
+    said = [str(paper[key]).strip().rstrip(".") for key in keys if paper.get(key)]
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in said)
+
+
 def page(evidence: Evidence, table: Table, extra: str = "") -> str:
     """The experiment's Markdown page."""
     name, paper = evidence.name, evidence.paper
-    sentences = [str(paper[key]).strip().rstrip(".") for key in ("setting", "claim") if paper.get(key)]
-    said = f"The paper: {'. '.join(sentences)}.\n\n" if sentences else ""
-    found = "".join(f"* **{v.word}**: {v.sentence}\n" for v in verdicts(evidence))
+    said = f"The paper: {sentences(paper, 'setting', 'claim')}\n\n" if paper else ""
+    found = verdict_list(evidence) + "\n" if evidence.all_runs() else ""
     controls, tuned = control_table(evidence), tuned_table(evidence)
     parts = [
         f"# {evidence.title}\n\nMade by `make tables` from `results/runs/{name}`; not typed. "
         f"Scale: {evidence.scale}.\n\n{said}",
-        f"## What came out\n\n{found}\n{table.markdown()}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
-        f"## FOGZO against the controls\n\n{controls.markdown()}\n" if controls else "",
+        f"## What came out\n\n{found}{table.markdown()}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
+        f"## FOGZO against the controls\n\n{controls.markdown()}\n" if controls and evidence.all_runs() else "",
         extra,
         f"## What tuning chose\n\n{tuned.markdown()}\n" if tuned else "",
     ]

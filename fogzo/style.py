@@ -17,6 +17,11 @@ COLOURS = {
     "noisy_ste": "#E69F00",
     "ste_longer": "#0072B2",
     "rescaled_ste": "#CC79A7",
+    # beyond the eight, from Tol's muted scheme, made for the same eyes
+    "phased": "#882255",
+    "phased_slope": "#117733",
+    "ste_flops": "#332288",
+    "ste_steps": "#999933",
 }
 OTHERS = ("#7F7F7F", "#8C564B", "#4B5D16", "#5B3A8C", "#A0522D", "#2F6F6F")
 MARKS = ("o", "s", "^", "D", "v", "P")

@@ -14,6 +14,7 @@ from fogzo.tables import signed
 
 NOT_RUN = "not run"
 TWIN = "scaled-down twin"
+SHORT = {UNDECIDED: "open"}
 FOGZO = ("fogzo", "phased")  # methods that are compared with every control
 DESCRIPTIVE = (
     "model",
@@ -129,7 +130,7 @@ class Verdict:
         method, against: the methods; ``labels`` are how a reader knows them.
         word: confirmed, opposite (either may be "in part"), mixed, not to be told apart, too few pairs or not run;
             where the paper makes no such comparison better and worse stand for the first two.
-        counts: in how many settings which outcome.
+        counts: in how many settings which outcome; ``tally`` is the same in short, empty for one setting.
         effect: smallest to greatest paired difference of the settings.
     """
 
@@ -138,6 +139,7 @@ class Verdict:
     labels: tuple[str, str]
     word: str
     counts: str
+    tally: str
     effect: str
 
     @property
@@ -197,15 +199,20 @@ def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) ->
     judged = [(cell, difference) for cell, difference in found if difference is not None]
     first, second = (next(c.label for c in evidence.cells.values() if c.method == m) for m in (method, against))
     if not judged:
-        return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "")
+        return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "", "")
     counts = Counter(difference.outcome for _, difference in judged)
     signs = [published_direction(evidence, cell) for cell, _ in judged] if claimed else []
     expected = -1 if signs and all(sign < 0 for sign in signs) else 1
     word = _word(counts, len(judged), expected=expected, claimed=any(signs))
-    parts = [f"{outcome} in {counts[outcome]}" for outcome in (BETTER, WORSE, UNDECIDED, TOO_FEW) if counts[outcome]]
-    unrun = f", {len(pairs) - len(judged)} not run" if len(pairs) > len(judged) else ""
-    text = f"{', '.join(parts)} of {len(judged)} settings{unrun}" if len(pairs) > 1 else str(next(iter(counts)))
-    return Verdict(method, against, (first, second), word, text, _effect(evidence, judged))
+    seen = [outcome for outcome in (BETTER, WORSE, UNDECIDED, TOO_FEW) if counts[outcome]]
+    unrun = len(pairs) - len(judged)
+    text = ", ".join(f"{outcome} in {counts[outcome]}" for outcome in seen)
+    text += f" of {len(judged)} settings" + (f", {unrun} not run" if unrun else "")
+    tally = ", ".join(f"{counts[outcome]} {SHORT.get(outcome, outcome)}" for outcome in seen)
+    tally += f", {unrun} not run" if unrun else ""
+    if len(pairs) == 1:
+        text, tally = seen[0], ""
+    return Verdict(method, against, (first, second), word, text, tally, _effect(evidence, judged))
 
 
 def _effect(evidence: Evidence, found: Sequence[tuple[Cell, Difference]]) -> str:

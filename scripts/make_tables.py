@@ -16,8 +16,9 @@ from fogzo.evidence import Evidence, gather
 from fogzo.figures import curves, differences
 from fogzo.files import atomic_write
 from fogzo.pages import comparison_table, page, values_table
-from fogzo.report import fill_pages, report
+from fogzo.report import report
 from fogzo.results import read_yaml
+from fogzo.summary import fill_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")

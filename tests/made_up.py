@@ -22,8 +22,7 @@ METHODS = {
     "ste_longer": {"label": "control: STE for 5/3 of the steps", "overrides": ["estimator=ste_longer"]},
 }
 
-# what tuning chose: of a cell that searches one key, or two
-VALUES = {1: {"optimizer.lr": 0.1}, 2: {"optimizer.lr": 0.1, "estimator.beta_min": 0.999}}
+GROUPS = ("model", "data", "quantizer", "estimator", "activations", "optimizer", "schedule")
 
 
 def experiment(
@@ -65,10 +64,7 @@ def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[t
         },
     )
     if tuned:
-        chosen = {
-            name: {"values": VALUES[len(cell.search)], "on_edge_of_grid": [], "trials": 4}
-            for name, cell in cells.items()
-        }
+        chosen = {name: {"values": tuned_of(cell), "on_edge_of_grid": [], "trials": 4} for name, cell in cells.items()}
         dump(root / f"results/tuned/{name}.yaml", chosen)
     effect = effect or (lambda cell: 0.0)
     return {
@@ -82,23 +78,17 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
     """One run's folder, as a finished run leaves it."""
     noise = random.Random(f"{cell.name} {seed}")
     shared = random.Random(f"{cell.setting} {seed}").gauss(0, 0.5)
-    values = dict(override.split("=", 1) for override in cell.overrides)
-    tuned = {"beta_min": 0.999} if len(cell.search) > 1 else {}
-    rate = {"optimizer": {"lr": 0.1}}
-    config = rate | {
-        "seed": seed, "steps": 1000, "cell": cell.name, "experiment": made["name"], "phase": "confirm",
-        "scale": made["scale"],
-        "model": {"name": values.get("model", "mlp")},
-        "estimator": {"name": values["estimator"]} | tuned,
+    about = {
+        "seed": seed, "cell": cell.name, "experiment": made["name"], "phase": "confirm", "scale": made["scale"],
     }  # fmt: skip
+    config = config_of(cell) | about
     unit = {"ste": 3, "fogzo": 5, "slope": 5, "noisy_ste": 3, "ste_longer": 5}.get(cell.method, 4)
     lines = []
     for row in range(1, rows + 1):
         part = row / rows
         accuracy = 70 * (1 - math.exp(-4 * part)) + effect * part + shared + noise.gauss(0, 0.25)
         loss = 2.5 * math.exp(-3 * part) + 0.3 - 0.02 * effect * part + 0.02 * shared + noise.gauss(0, 0.01)
-        metric = made["settings"][cell.setting].get("metric", made["metric"])
-        measured = {"accuracy": accuracy} if metric == "accuracy" else {"perplexity": math.exp(loss + 3)}
+        measured = {"perplexity": math.exp(loss + 3)} if cell.metric == "perplexity" else {"accuracy": accuracy}
         lines.append(
             {
                 "step": round(1000 * part), "loss": loss, "forwards": 1, "backwards": 1, "flops": unit * 1e12 * part,
@@ -107,7 +97,6 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
             }
         )  # fmt: skip
     same = {key: lines[-1][key] for key in lines[-1] if key not in ("step", "loss")}
-    about = {key: config[key] for key in ("seed", "cell", "experiment", "phase", "scale")}
     ends = {"git_commit": "0123456789abcdef", "git_dirty": False, "versions": {"torch": "2.14.1"}, "device": "cpu"}
     path = folder / f"{cell.name}-seed{seed}-{identity(config)}"
     path.mkdir(parents=True)
@@ -116,6 +105,25 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
     (path / "summary.json").write_text(json.dumps(done), encoding="utf-8")
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def config_of(cell) -> dict:
+    """What a run of ``cell`` was asked for: its overrides, and the values that tuning chose."""
+    config: dict = {"steps": 1000}
+    chosen = [f"{key}={value}" for key, value in tuned_of(cell).items()]
+    for override in [*cell.overrides, *chosen]:
+        key, _, text = override.partition("=")
+        *groups, last = key.split(".")
+        place = config
+        for group in groups:
+            place = place.setdefault(group, {})
+        value = yaml.safe_load(text)
+        place[last] = {"name": value} if not groups and last in GROUPS else value
+    return config
+
+
+def tuned_of(cell) -> dict:
+    return {key: values[-1] for key, values in cell.search.items()}
 
 
 def dump(path: Path, content) -> None:

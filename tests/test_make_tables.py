@@ -1,8 +1,11 @@
 """`make tables`: the same bytes from the same records, in seconds, and a report that stands alone."""
 
+import csv
+import json
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -192,6 +195,21 @@ def test_markdown_of_our_pages_becomes_html(tmp_path):
     ):
         assert part in made
     assert "gone" not in made
+
+
+def test_ten_lines_from_the_raw_records_give_the_same_numbers():
+    table = list(csv.DictReader((ROOT / "results/tables/mlp_compute.csv").open(encoding="utf-8")))
+    loss = {}
+    for file in (ROOT / "results/runs/mlp_compute").glob("*/summary.json"):
+        run = json.loads(file.read_text())
+        loss.setdefault(run["cell"], {})[run["seed"]] = run["train_loss"]
+    for row in table:
+        values = loss[row["cell"]]
+        assert float(row["mean"]) == pytest.approx(statistics.fmean(values.values()), rel=1e-5)
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values.values()), rel=1e-5)
+        if row["cell"] != "ste":
+            better = statistics.fmean(loss["ste"][seed] - values[seed] for seed in values)
+            assert float(row["difference"]) == pytest.approx(better, rel=1e-5)
 
 
 def test_what_is_committed_is_what_the_records_give(tmp_path):
