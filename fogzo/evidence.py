@@ -166,6 +166,7 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         problems=problems,
     )
     _check_columns(evidence)
+    _check_axis(evidence)
     problems += _not_finite(evidence)
     return evidence
 
@@ -178,6 +179,14 @@ def _check_columns(evidence: Evidence) -> None:
     for key in evidence.experiment.get("also") or []:
         if key not in METRICS:
             raise RunError(f"experiment {evidence.name} also shows {key}: choose from {', '.join(METRICS)}")
+
+
+def _check_axis(evidence: Evidence) -> None:
+    axis = evidence.experiment.get("axis")
+    if axis and (set(axis) != {"label", "values"} or not set(axis["values"]) <= set(evidence.settings())):
+        raise RunError(
+            f"experiment {evidence.name}: axis is {axis}: give it a label, and values with a number for settings of it"
+        )
 
 
 def _not_finite(evidence: Evidence) -> list[str]:

@@ -115,6 +115,42 @@ def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], 
     return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
 
 
+def sensitivity(stem: Path, evidence: Evidence) -> None:
+    """Each method's metric against what the settings vary, which ``axis`` gives numbers for: mean and single seeds."""
+    asked, metrics = evidence.experiment["axis"], evidence.metrics()
+    places = asked["values"]
+    with plt.rc_context(RC):
+        figure, grid = plt.subplots(1, len(metrics), figsize=(10.5, 3.8), layout="constrained", squeeze=False)
+        handles: dict[str, Any] = {}
+        for axis, key in zip(grid[0], metrics, strict=True):
+            by_method: dict[str, list[tuple[float, Cell]]] = {}
+            for cell in evidence.cells.values():
+                if evidence.metric_of(cell) == key and cell.setting in places and evidence.values(cell):
+                    by_method.setdefault(cell.method, []).append((float(places[cell.setting]), cell))
+            for method, points in by_method.items():
+                _sensitivity_line(axis, evidence, method, sorted(points, key=lambda point: point[0]), handles)
+            where = [float(value) for value in places.values()]
+            if min(where) > 0 and max(where) >= WIDE * min(where):
+                axis.set_xscale("log")
+            axis.set_xticks(sorted(set(where)), [f"{value:g}" for value in sorted(set(where))])
+            axis.minorticks_off()
+            axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        _save(figure, stem)
+
+
+def _sensitivity_line(
+    axis: Any, evidence: Evidence, method: str, points: Sequence[tuple[float, Cell]], handles: dict[str, Any]
+) -> None:
+    label = points[0][1].label
+    values = [list(evidence.values(cell).values()) for _, cell in points]
+    style = line(method, label)
+    (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
+    for (at, _), seeds in zip(points, values, strict=True):
+        axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
+    handles.setdefault(label, handle)
+
+
 Entry = tuple[str, Cell | None, Difference | None]  # a label, and for a method's row the cell and its difference
 
 

@@ -82,6 +82,7 @@ def _experiment(evidence: Evidence) -> str:
         _figure(
             RESULTS / "figures" / f"{name}.svg", f"{evidence.title}: against steps, FLOPs and seconds; mean and range"
         ),
+        _figure(RESULTS / "figures" / f"{name}_sensitivity.svg", f"{evidence.title}: mean, and single seeds"),
         _html(comparison_table(evidence)),
         f"<details><summary>FOGZO against the controls</summary>{_html(controls)}</details>" if controls else "",
         to_html(extra, RESULTS / "tables", RESULTS, _figure, level=1) if extra else "",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
-from fogzo.figures import curves, differences
+from fogzo.figures import curves, differences, sensitivity
 from fogzo.files import atomic_write
 from fogzo.pages import comparison_table, page, values_table
 from fogzo.report import report
@@ -61,12 +61,14 @@ def render(evidence: Evidence) -> None:
     atomic_write(tables / f"{evidence.name}.tex", table.latex().encode())
     atomic_write(tables / f"{evidence.name}.csv", values_table(evidence).csv().encode())
     print(tables / f"{evidence.name}.md")
-    curves_stem, differences_stem = figures / evidence.name, figures / f"{evidence.name}_differences"
-    if any(evidence.finished(cell) for cell in evidence.cells.values()):
-        curves(curves_stem, evidence)
-        differences(differences_stem, evidence)
-    else:  # figures of runs that are gone would be a lie
-        for stem in (curves_stem, differences_stem):
+    drawn = {"": curves, "_differences": differences}
+    if evidence.experiment.get("axis"):
+        drawn["_sensitivity"] = sensitivity
+    for suffix, draw in drawn.items():
+        stem = figures / f"{evidence.name}{suffix}"
+        if any(evidence.finished(cell) for cell in evidence.cells.values()):
+            draw(stem, evidence)
+        else:  # figures of runs that are gone would be a lie
             for ending in (".svg", ".png"):
                 stem.with_name(stem.name + ending).unlink(missing_ok=True)
 

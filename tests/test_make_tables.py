@@ -168,6 +168,17 @@ def test_figures_hold_text_as_text_and_one_colour_a_method(built):
     assert len({colour(method) for method in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")}) == 6
 
 
+def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):
+    made = experiment(settings=("small", "middle", "large"))
+    made["axis"] = {"label": "ε over the STE's", "values": {"small": 0.1, "middle": 1, "large": 10}}
+    write(tmp_path, made)
+    make_tables(tmp_path)
+    drawing = (tmp_path / "results/figures/twin_sensitivity.svg").read_text()
+    assert all(f">{text}</text>" in drawing for text in ("ε over the STE's", "0.1", "10", "FOGZO, n = 1"))
+    assert "twin_sensitivity.svg" in (tmp_path / "results/tables/twin.md").read_text()
+    assert "mean, and single seeds" in (tmp_path / "results/report.html").read_text()
+
+
 def test_500_records_take_less_than_20_seconds(tmp_path):
     for number in range(10):
         made = experiment(f"many{number}", settings=("deit", "resnet"), seeds=(11, 12, 13, 14, 15))
@@ -198,7 +209,7 @@ def test_markdown_of_our_pages_becomes_html(tmp_path):
 
 
 def test_ten_lines_from_the_raw_records_give_the_same_numbers():
-    table = list(csv.DictReader((ROOT / "results/tables/mlp_compute.csv").open(encoding="utf-8")))
+    table = list(csv.DictReader((ROOT / "results/tables/mlp_compute.csv").read_text().splitlines()))
     loss = {}
     for file in (ROOT / "results/runs/mlp_compute").glob("*/summary.json"):
         run = json.loads(file.read_text())
