@@ -34,8 +34,11 @@ class Records:
     stale: Mapping[Path, str]
 
 
-def records_of(experiment: Mapping[str, Any], results_dir: Path) -> Records:
+def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: list[str] | None = None) -> Records:
     """Every record below ``results_dir/runs/NAME``, sorted into cells.
+
+    Args:
+        problems: if given, what is wrong with a record that cannot be read is added to it, and the record left out.
 
     Raises:
         RunError: if a record cannot be read, or two records that are not stale claim one cell and seed.
@@ -45,7 +48,7 @@ def records_of(experiment: Mapping[str, Any], results_dir: Path) -> Records:
     runs: dict[str, dict[int, Run]] = {name: {} for name in cells}
     unfinished: dict[str, dict[int, Path]] = {name: {} for name in cells}
     stale = {}
-    for run in [*load_runs(folder), *_begun(folder)]:
+    for run in [*load_runs(folder, problems), *_begun(folder)]:
         reason = staleness(run, experiment, cells, values)
         if reason is not None:
             stale[run.path] = reason

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,14 @@ def borrowed_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]
 
 
 def read_tuned(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the experiment's data file of tuned values, by cell; empty if there is none yet."""
+    """All of the experiment's data file of tuned values, by cell; empty if there is none yet.  Not to be changed."""
     path = Path(experiment["tuning"]["chosen"])
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    return _parsed(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@lru_cache(maxsize=16)  # it is asked for cell by cell, and long
+def _parsed(text: str) -> dict[str, Any]:
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def _chosen(experiment: Mapping[str, Any], cell: str, search: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,160 +1,114 @@
-"""Tables from run records: what ran, how well, at what cost, and for what is missing the command that runs it."""
+"""Tables of text, and how numbers stand in them; Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from fogzo.results import Run, cost_to_reach, spread
+from fogzo.comparison import Difference
 
-Cells = Mapping[str, Mapping[int, Run]]
+DASH = "–"
+TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$", "−": r"$-$",
+    "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "ĝ": r"$\hat g$", "√": r"$\surd$", "≤": r"$\le$",
+    "≥": r"$\ge$", "ⁿ": r"$^n$", "<": r"\textless{}", ">": r"\textgreater{}", "’": "'", "·": r"$\cdot$",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; ``notes`` stand below."""
+    """Rows of text under a header; ``notes`` stand below.  ``blocks`` numbers the rows before which a rule stands."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    blocks: Sequence[int] = ()
 
     def markdown(self) -> str:
+        """A pipe table and its notes."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return text + "\n" + "".join(f"\n{note}\n" for note in self.notes)
 
+    def latex(self) -> str:
+        """A ``tabular`` with booktabs' rules; the notes are comments, for whoever writes the caption."""
+        lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule"]
+        lines += [_tex_row(self.header), r"\midrule"]
+        for number, row in enumerate(self.rows):
+            if number and number in self.blocks:
+                lines.append(r"\midrule")
+            lines.append(_tex_row(row))
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += ["% " + " ".join(note.split()) for note in self.notes]
+        return "\n".join(lines) + "\n"
 
-def compute_table(
-    experiment: Mapping[str, Any], cells: Cells, tuned: Mapping[str, Any], paper: Mapping[str, Any]
-) -> Table:
-    """One row a cell: final training loss and accuracy over seeds, and what they cost."""
-    header = [
-        "method", "steps", "learning rate", "training loss", "test accuracy, %", "seeds",
-        "forward equivalents", "FLOPs", "agreement", "zero-difference probes", "paper (compute, training loss)",
-    ]  # fmt: skip
-    rows, notes = [], []
-    for name, cell in experiment["cells"].items():
-        runs = [run for _, run in sorted(cells[name].items())]
-        finished = [run.summary for run in runs if run.summary["status"] == "finished"]
-        rate = tuned.get(name, {}).get("values", {}).get("optimizer.lr")
-        edge = "*" if tuned.get(name, {}).get("on_edge_of_grid") else ""
-        known = paper["rows"].get(name)
-        rows.append(
-            [
-                cell["label"],
-                _common(finished, "steps"),
-                "–" if rate is None else f"{rate:g}{edge}",
-                spread([s["train_loss"] for s in finished], 4),
-                spread([s["accuracy"] for s in finished], 1),
-                f"{len(finished)} of {len(experiment['seeds'])}",
-                _common(finished, "forward_equivalents"),
-                f"{finished[0]['flops']:.2e}" if finished else "–",
-                spread([s["mean_agreement"] for s in finished if "mean_agreement" in s], 2),
-                spread([100 * s["mean_zero_probes"] for s in finished if "mean_zero_probes" in s], 2)
-                + _percent(finished),
-                f"{known['compute']}, {known['training_loss']}" if known else "–",
-            ]
-        )
-        missing = [seed for seed in experiment["seeds"] if seed not in cells[name]]
-        if missing:
-            seeds = ",".join(map(str, missing))
-            notes.append(f"Missing: `python train.py -m experiment={experiment['name']} cell={name} seed={seeds}`")
-        diverged = len(runs) - len(finished)
-        if diverged:
-            notes.append(f"{cell['label']}: {diverged} of {len(runs)} runs diverged and are not in the mean.")
-    if any("*" in row[2] for row in rows):
-        notes.append("\\* the best learning rate lies on the edge of the grid.")
-    return Table(header, rows, notes)
+    def csv(self) -> str:
+        """Comma-separated values, without the notes."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        return buffer.getvalue()
 
 
-def equal_loss_table(experiment: Mapping[str, Any], cells: Cells) -> Table:
-    """Forward equivalents until the training loss is down to what each n-SPSA cell ends with."""
-    targets = {
-        name: sum(run.summary["train_loss"] for run in runs.values()) / len(runs)
-        for name, runs in cells.items()
-        if name.startswith("nspsa") and runs and all(run.summary["status"] == "finished" for run in runs.values())
-    }
-    curves = {name: [run.metrics() for run in runs.values()] for name, runs in cells.items()}
-    labels = {name: cell["label"] for name, cell in experiment["cells"].items()}
-    header = ["training loss of", "value", *(labels[name] for name in cells)]
-    rows = []
-    for target, loss in targets.items():
-        row = [labels[target], f"{loss:.4f}"]
-        for name in cells:
-            costs = [cost_to_reach(curve, loss, "forward_equivalents") for curve in curves[name]]
-            reached = [cost for cost in costs if cost is not None]
-            if name == target:
-                row.append(spread([float(run.summary["forward_equivalents"]) for run in cells[name].values()], 0))
-            elif not costs:
-                row.append("–")
-            elif len(reached) < len(costs):
-                row.append("not reached" if not reached else f"reached by {len(reached)} of {len(costs)} seeds")
-            else:
-                row.append(spread(reached, 0))
-        rows.append(row)
-    return Table(header, rows)
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(tex(cell) for cell in cells) + r" \\"
 
 
-def footer(cells: Cells) -> str:
-    """Which seeds, commits and versions stand behind a table."""
-    runs = [run for cell in cells.values() for run in cell.values()]
-    if not runs:
-        return "No runs yet."
-    seeds = sorted({run.summary["seed"] for run in runs})
-    commits = sorted({str(run.summary["git_commit"])[:10] + ("+" if run.summary["git_dirty"] else "") for run in runs})
-    versions = sorted({f"torch {run.summary['versions']['torch']}" for run in runs})
-    scales = sorted({run.summary["scale"] for run in runs})
-    return (
-        f"{len(runs)} runs, scale {', '.join(scales)}, seeds {', '.join(map(str, seeds))}, "
-        f"commit {', '.join(commits)}, {', '.join(versions)}. Spread: sample standard deviation over seeds."
-    )
+def tex(text: str) -> str:
+    r"""Text with what LaTeX takes for commands escaped.
+
+    >>> tex("5 % ± 1")
+    '5 \\% $\\pm$ 1'
+    """
+    plain = re.sub(r"[`*]", "", text)
+    return "".join(TEX.get(letter, letter) for letter in plain)
 
 
-def write_csv(path: Path, table: Table) -> None:
-    """The table as comma-separated values."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([table.header, *table.rows])
-    path.write_text(buffer.getvalue(), encoding="utf-8")
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus.
+
+    >>> signed(-0.25, 1), signed(0.04, 1)
+    ('−0.2', '0.0')
+    """
+    text = f"{value:+,.{digits}f}"
+    return text[1:] if not any(digit in text for digit in "123456789") else text.replace("-", "−")
 
 
-def write_markdown(
-    path: Path, experiment: Mapping[str, Any], paper: Mapping[str, Any], table: Table, equal_loss: Table, foot: str
-) -> None:
-    """The page of one experiment: what the paper says, what came out, cost at equal loss, and the figure."""
-    name = experiment["name"]
-    text = f"""# {experiment["title"]}
+def p_text(difference: Difference) -> str:
+    """The sign-flip p-value, and that it cannot be smaller where it is at its least value.
 
-Made by `make tables` from `results/runs/{name}`; not typed.
-
-The paper: {paper["setting"]}. {paper["claim"]}. No loss values are known.
-
-{table.markdown()}
-Forward equivalents count a backward pass as two forward passes, the convention behind "5/3 of an STE step"; the paper's
-own MLP table counts an STE step as 1x. FLOPs are measured by torch's flop counter. Agreement is the measured slope
-along ĝ over the slope that the STE believes, a mean over the run.
-
-## Cost at equal training loss
-
-Forward equivalents until the training loss, as evaluated on the way, first is at most the value that n-SPSA ended
-with.
-
-{equal_loss.markdown()}
-![Training loss against steps and against compute](../figures/{name}.svg)
-
-{foot}
-"""
-    path.write_text(text, encoding="utf-8")
+    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.0625, 0.0625, 0.01))
+    'p = 0.06 (least of 5 pairs)'
+    """
+    least = f" (least of {difference.pairs} pairs)" if difference.p <= difference.least_p * (1 + 1e-9) else ""
+    return f"p = {difference.p:.2g}{least}" if difference.p < 0.01 else f"p = {difference.p:.2f}{least}"
 
 
-def _common(summaries: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = sorted({summary[key] for summary in summaries})
-    return ", ".join(f"{value:,}" for value in values) or "–"
+def difference_text(difference: Difference | None, digits: int) -> str:
+    """``mean [interval]; p``, and n where only some seeds pair.
+
+    >>> difference_text(Difference(3, 1.0, 0.5, 1.5, 0.5, 0.25, 0.2), 1)
+    '+1.0 [+0.5, +1.5]; p = 0.50'
+    """
+    if difference is None:
+        return DASH
+    mean = signed(difference.mean, digits)
+    if difference.pairs == 1:
+        return f"{mean} (1 pair)"
+    return f"{mean} [{signed(difference.low, digits)}, {signed(difference.high, digits)}]; {p_text(difference)}"
 
 
-def _percent(summaries: Sequence[Mapping[str, Any]]) -> str:
-    return " %" if any("mean_zero_probes" in summary for summary in summaries) else ""
+def short(value: float) -> str:
+    """Three digits, for costs.
+
+    >>> short(123456.0), short(0.001234), short(6.39e9), short(12.0)
+    ('123,456', '0.00123', '6.39e+09', '12')
+    """
+    if value >= 1e7:
+        return f"{value:.2e}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

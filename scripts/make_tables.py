@@ -1,50 +1,76 @@
-"""Rebuild every table and figure from the records in results/:  python scripts/make_tables.py
+"""Rebuild every table, figure and the report from the records in results/:  python scripts/make_tables.py
 
-Reads run folders and configs/experiment/*.yaml, trains nothing, needs no torch.  The same records give the
-same bytes.
+Reads configs/experiment/*.yaml, run folders, tuned values and published numbers; trains nothing, needs no torch.  The
+same records give the same bytes.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from fogzo.figures import loss_against_cost
-from fogzo.results import by_cell, load_runs
-from fogzo.runs import RunError
-from fogzo.tables import compute_table, equal_loss_table, footer, write_csv, write_markdown
+from fogzo.equal_loss import section
+from fogzo.evidence import Evidence, gather
+from fogzo.figures import curves, differences, sensitivity
+from fogzo.files import atomic_write
+from fogzo.pages import comparison_table, page, values_table
+from fogzo.report import report
+from fogzo.results import read_yaml
+from fogzo.summary import fill_pages
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("results")
 
 
 def main() -> None:
-    for file in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
-        experiment = yaml.safe_load(file.read_text(encoding="utf-8"))["experiment"]
-        try:
-            render(experiment, ROOT / "results")
-        except RunError as error:
-            raise SystemExit(f"error: {error}") from error
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help="a project folder with configs/experiment/ and results/"
+    )
+    os.chdir(parser.parse_args().root)  # so that no page names a path of this machine
+    try:
+        found = [gather(experiment) for experiment in experiments()]
+        for evidence in found:
+            render(evidence)
+        fill_pages(found)  # before the report, which has docs/replication.md in it
+        atomic_write(RESULTS / "report.html", report(found).encode())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(RESULTS / "report.html")
+    problems = [problem for evidence in found for problem in evidence.problems]
+    if problems:  # all the rest is written; but a record that is not used must not go unnoticed
+        sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 
-def render(experiment: dict[str, Any], results: Path) -> None:
-    """Write the experiment's table (Markdown, CSV) and figure (SVG, PNG) below ``results``."""
-    name = experiment["name"]
-    runs = load_runs(results / "runs" / name)
-    cells = by_cell(runs, experiment["cells"], experiment["seeds"])
-    tuned_file = ROOT / experiment["tuning"]["chosen"]
-    tuned = yaml.safe_load(tuned_file.read_text(encoding="utf-8")) if tuned_file.exists() else {}
-    paper = yaml.safe_load((results / "paper" / f"{experiment['table']}.yaml").read_text(encoding="utf-8"))
-    table = compute_table(experiment, cells, tuned, paper)
-    equal_loss = equal_loss_table(experiment, cells)
-    (results / "tables").mkdir(exist_ok=True)
-    (results / "figures").mkdir(exist_ok=True)
-    write_csv(results / "tables" / f"{name}.csv", table)
-    write_markdown(results / "tables" / f"{name}.md", experiment, paper, table, equal_loss, footer(cells))
-    print(results / "tables" / f"{name}.md")
-    if any(cells.values()):
-        print(loss_against_cost(results / "figures" / name, experiment, cells))
+def experiments() -> list[dict[str, object]]:
+    """Every experiment whose runs are results: those of stage explore are not."""
+    files = sorted(Path("configs/experiment").glob("*.yaml"))
+    every = [read_yaml(file)["experiment"] for file in files]
+    return [experiment for experiment in every if experiment.get("stage", "confirm") == "confirm"]
+
+
+def render(evidence: Evidence) -> None:
+    """Write one experiment's tables and figures."""
+    tables, figures = RESULTS / "tables", RESULTS / "figures"
+    tables.mkdir(exist_ok=True)
+    figures.mkdir(exist_ok=True)
+    table = comparison_table(evidence)
+    atomic_write(tables / f"{evidence.name}.md", page(evidence, table, section(evidence)).encode())
+    atomic_write(tables / f"{evidence.name}.tex", table.latex().encode())
+    atomic_write(tables / f"{evidence.name}.csv", values_table(evidence).csv().encode())
+    print(tables / f"{evidence.name}.md")
+    drawn = {"": curves, "_differences": differences}
+    if evidence.experiment.get("axis"):
+        drawn["_sensitivity"] = sensitivity
+    for suffix, draw in drawn.items():
+        stem = figures / f"{evidence.name}{suffix}"
+        if any(evidence.finished(cell) for cell in evidence.cells.values()):
+            draw(stem, evidence)
+        else:  # figures of runs that are gone would be a lie
+            for ending in (".svg", ".png"):
+                stem.with_name(stem.name + ending).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

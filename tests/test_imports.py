@@ -43,13 +43,22 @@ LEAVES = {
     "sweep": set(),
     "checkpoint": {"files", "runs"},
     "results": {"runs"},
-    "figures": {"results"},
-    "tables": {"results"},
+    "comparison": set(),
+    "evidence": {"comparison", "records", "results", "runs", "sweep"},
+    "tables": {"comparison"},
+    "verdicts": {"comparison", "evidence", "sweep", "tables"},
+    "pages": {"comparison", "evidence", "results", "sweep", "tables", "verdicts"},
+    "equal_loss": {"evidence", "results", "sweep", "tables", "verdicts"},
+    "style": {"verdicts"},
+    "figures": {"comparison", "evidence", "files", "results", "style", "sweep", "tables"},
+    "markup": set(),
+    "summary": {"equal_loss", "evidence", "files", "pages", "results", "runs", "tables", "verdicts"},
+    "report": {"comparison", "equal_loss", "evidence", "markup", "pages", "summary", "tables", "verdicts"},
     "tuning": {"sweep"},
     "records": {"results", "runs", "sweep"},
     "tasks": {"data", "distributed"},
 }
-LIGHT = ("runs", "results", "sweep", "tables", "tuning", "records")  # for these torch must not load
+LIGHT = ("runs", "results", "sweep", "tuning", "records", "report", "figures")  # for these torch must not load
 HYDRA = {"hydra", "omegaconf"}
 
 

@@ -1,0 +1,205 @@
+"""All that stands behind one experiment's table: its cells, the usable records, the published numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fogzo.comparison import Difference, paired_difference
+from fogzo.records import records_of
+from fogzo.results import Run, fault, read_yaml
+from fogzo.runs import RunError
+from fogzo.sweep import Cell, cells_of, read_tuned
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of ``summary.json``: how it is called, how many digits are shown, and which way is better."""
+
+    label: str
+    unit: str  # of a difference
+    sign: str  # of a value, where metrics stand side by side
+    digits: int
+    higher_is_better: bool | None = None  # None: neither, it cannot be compared by
+
+
+METRICS = {
+    "accuracy": Metric("test accuracy, %", "points", " %", 2, True),
+    "perplexity": Metric("test perplexity", "ppl", " ppl", 2, False),
+    "train_loss": Metric("training loss", "nats", " nats", 4, False),
+    "test_loss": Metric("test loss", "nats", " nats", 4, False),
+    "mean_agreement": Metric("agreement", "", "", 2),
+    "mean_zero_probes": Metric("zero-difference probes, share", "", "", 4),
+    "mean_guide_norm": Metric("norm of the STE gradient", "", "", 4),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One experiment and its records.
+
+    Attributes:
+        experiment: what its file says.
+        cells: by name, in the order of the table.
+        runs: usable records by cell and seed; some may have diverged.
+        tuned: what tuning chose, by cell.
+        paper: the published table that this experiment is, or is a twin of; empty if there is none.
+        problems: records that are not used, and why, a sentence each.
+    """
+
+    experiment: Mapping[str, Any]
+    cells: Mapping[str, Cell]
+    runs: Mapping[str, Mapping[int, Run]]
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.experiment["name"])
+
+    @property
+    def title(self) -> str:
+        return str(self.experiment.get("title", self.name))
+
+    def metric_of(self, cell: Cell) -> str:
+        """The key of ``summary.json`` that a cell is compared by: its setting's, or the experiment's."""
+        return cell.metric or "train_loss"
+
+    def metrics(self) -> list[str]:
+        """Every metric that cells are compared by, in order."""
+        return list(dict.fromkeys(map(self.metric_of, self.cells.values())))
+
+    @property
+    def scale(self) -> str:
+        return str(self.experiment.get("scale", "mini"))
+
+    def settings(self) -> dict[str, list[Cell]]:
+        """The cells of every setting, in order."""
+        settings: dict[str, list[Cell]] = {}
+        for cell in self.cells.values():
+            settings.setdefault(cell.setting, []).append(cell)
+        return settings
+
+    def setting_label(self, setting: str) -> str:
+        known = self.experiment.get("settings") or {}
+        return str(known[setting].get("label", setting)) if setting in known else self.title
+
+    def baseline(self, cell: Cell) -> Cell | None:
+        """What ``cell`` is compared with; ``None`` for the baseline itself."""
+        method = self.experiment.get("baseline", "ste")
+        return None if cell.method == method else self.sibling(cell, method)
+
+    def sibling(self, cell: Cell, method: str) -> Cell | None:
+        """The cell of another method in the same setting."""
+        return self.cells.get(f"{cell.setting}.{method}" if cell.setting else method)
+
+    def controls(self, cell: Cell) -> list[Cell]:
+        """The setting's columns that the paper has not: their labels begin with "control"."""
+        return [other for other in self.settings()[cell.setting] if other.label.startswith("control")]
+
+    def finished(self, cell: Cell) -> list[Run]:
+        return [run for _, run in sorted(self.runs[cell.name].items()) if run.summary["status"] == "finished"]
+
+    def values(self, cell: Cell, key: str | None = None) -> dict[int, float]:
+        """The metric (or another key) of every finished run that has it as a finite number, by seed."""
+        key = key or self.metric_of(cell)
+        runs: dict[int, Any] = {run.summary["seed"]: run.summary.get(key) for run in self.finished(cell)}
+        return {seed: float(value) for seed, value in runs.items() if _finite(value)}
+
+    def difference(self, cell: Cell, other: Cell | None, key: str | None = None) -> Difference | None:
+        """``cell`` less ``other``, paired by seed; positive is better.  ``None`` where there is nothing to compare."""
+        better = METRICS[key or self.metric_of(cell)].higher_is_better
+        if other is None or better is None:
+            return None
+        return paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
+
+    def missing(self, cell: Cell) -> list[int]:
+        """Seeds that were not run.  A diverged run is over: to run it again would end the same."""
+        return [seed for seed in self.experiment["seeds"] if seed not in self.runs[cell.name]]
+
+    def diverged(self, cell: Cell) -> list[int]:
+        return sorted(seed for seed, run in self.runs[cell.name].items() if run.summary["status"] == "diverged")
+
+    def commands(self, cell: Cell) -> list[str]:
+        """What fills the cell's missing seeds; tuning comes first if the cell was not tuned."""
+        seeds = self.missing(cell)
+        if not seeds:
+            return []
+        untuned = cell.search and cell.name not in self.tuned
+        tune = [f"python scripts/tune.py experiment={self.name} cell={cell.name}"] if untuned else []
+        return [*tune, f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(map(str, seeds))}"]
+
+    def all_runs(self) -> list[Run]:
+        return [run for cell in self.cells for _, run in sorted(self.runs[cell].items())]
+
+
+def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Evidence:
+    """Read an experiment's records, tuned values and published numbers; the working directory is the project's root.
+
+    Records that cannot be read, that are stale, or that contradict themselves are left out and named in ``problems``.
+
+    Raises:
+        RunError: if two runs claim one cell, or the experiment compares by, or shows, a column that there is not.
+        ValueError: if the experiment's cells do not fit together.
+    """
+    problems: list[str] = []
+    records = records_of(experiment, results, problems)
+    problems += [f"{path}: {reason}: it is not used" for path, reason in records.stale.items()]
+    usable: dict[str, dict[int, Run]] = {cell: {} for cell in records.runs}
+    for cell, runs in records.runs.items():
+        for seed, run in runs.items():
+            reason = fault(run)
+            if reason is None:
+                usable[cell][seed] = run
+            else:
+                problems.append(reason)
+    evidence = Evidence(
+        experiment=experiment,
+        cells=cells_of(experiment),
+        runs=usable,
+        tuned=read_tuned(experiment),
+        paper=read_yaml(results / "paper" / f"{experiment.get('table')}.yaml") or {},
+        problems=problems,
+    )
+    _check_columns(evidence)
+    _check_axis(evidence)
+    problems += _not_finite(evidence)
+    return evidence
+
+
+def _check_columns(evidence: Evidence) -> None:
+    compared = [name for name, metric in METRICS.items() if metric.higher_is_better is not None]
+    for key in evidence.metrics():
+        if key not in compared:
+            raise RunError(f"experiment {evidence.name} compares by {key}: choose one of {', '.join(compared)}")
+    for key in evidence.experiment.get("also") or []:
+        if key not in METRICS:
+            raise RunError(f"experiment {evidence.name} also shows {key}: choose from {', '.join(METRICS)}")
+
+
+def _check_axis(evidence: Evidence) -> None:
+    axis = evidence.experiment.get("axis")
+    if axis and (set(axis) != {"label", "values"} or not set(axis["values"]) <= set(evidence.settings())):
+        raise RunError(
+            f"experiment {evidence.name}: axis is {axis}: give it a label, and values with a number for settings of it"
+        )
+
+
+def _not_finite(evidence: Evidence) -> list[str]:
+    """A sentence for every number that a finished run should have and has not."""
+    found = []
+    for cell in evidence.cells.values():
+        also = [key for key in evidence.experiment.get("also") or [] if METRICS[key].higher_is_better is not None]
+        for run in evidence.finished(cell):
+            for key in dict.fromkeys([evidence.metric_of(cell), *also]):
+                if not _finite(run.summary.get(key)):
+                    found.append(f"{run.path}: {key} is {run.summary.get(key)}, no finite number: it is in no mean")
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

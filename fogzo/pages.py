@@ -1,0 +1,232 @@
+"""The tables of an experiment: every cell beside the published number, and what was compared, cost and not run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fogzo.comparison import METHOD, Difference
+from fogzo.evidence import METRICS, Evidence
+from fogzo.results import Run, spread
+from fogzo.sweep import Cell
+from fogzo.tables import DASH, Table, difference_text, short
+from fogzo.verdicts import STATUS_RULE, pairs_of, published_text, status, verdicts
+
+COSTS = ("forward_equivalents", "flops", "seconds")
+COST_NOTE = (
+    "Costs are means over the finished runs. Forward equivalents count a backward pass as two forward passes (in "
+    'brackets: times the baseline), the convention behind "5/3 of an STE step"; FLOPs are measured by torch\'s flop '
+    "counter; seconds are training time on the machine as it was, with other runs beside it."
+)
+
+
+def comparison_table(evidence: Evidence) -> Table:
+    """One row a cell: paper, ours, the paired difference to the baseline, cost and status."""
+    also, metrics = evidence.experiment.get("also") or [], evidence.metrics()
+    compared = " or ".join(METRICS[key].label for key in metrics)
+    header = [
+        "setting", "method", "paper", f"{compared}: mean ± std (n)", *(METRICS[key].label for key in also),
+        "difference to STE [95 %]; p", "forward equivalents", "FLOPs", "seconds", "status",
+    ]  # fmt: skip
+    rows: list[list[str]] = []
+    blocks = []
+    for setting, cells in evidence.settings().items():
+        blocks.append(len(rows))
+        for number, cell in enumerate(cells):
+            metric, values = METRICS[evidence.metric_of(cell)], list(evidence.values(cell).values())
+            sign = metric.sign if len(metrics) > 1 else ""
+            rows.append(
+                [
+                    evidence.setting_label(setting) if number == 0 else "",
+                    cell.label,
+                    published_text(evidence, cell),
+                    spread(values, metric.digits) + (f"{sign} ({len(values)})" if values else ""),
+                    *(spread(list(evidence.values(cell, key).values()), METRICS[key].digits) for key in also),
+                    difference_text(evidence.difference(cell, evidence.baseline(cell)), metric.digits),
+                    *costs(evidence, cell),
+                    status(evidence, cell),
+                ]
+            )
+    return _without_setting(evidence, Table(header, rows, notes(evidence), blocks))
+
+
+def _without_setting(evidence: Evidence, table: Table) -> Table:
+    """Without the first column, where all cells share one setting, which is the title."""
+    if any(evidence.settings()):
+        return table
+    return Table(table.header[1:], [row[1:] for row in table.rows], table.notes, table.blocks)
+
+
+def costs(evidence: Evidence, cell: Cell) -> list[str]:
+    """Mean forward equivalents (and how many times the baseline's), FLOPs and seconds."""
+    means = [_mean(evidence.finished(cell), key) for key in COSTS]
+    base = evidence.baseline(cell)
+    of_base = _mean(evidence.finished(base), COSTS[0]) if base else None
+    texts = [DASH if mean is None else short(mean) for mean in means]
+    if means[0] is not None and of_base:
+        texts[0] += f" ({short(means[0] / of_base)}×)"
+    return texts
+
+
+def _mean(runs: Sequence[Run], key: str) -> float | None:
+    values = [run.summary[key] for run in runs if run.summary.get(key) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def notes(evidence: Evidence) -> list[str]:
+    """What is missing and how to fill it, what diverged, what was refused, what lies on the edge of its grid."""
+    found = []
+    if not evidence.all_runs():
+        return [f"Nothing was run yet: {', then '.join(f'`{c}`' for c in all_commands(evidence))}", *refused(evidence)]
+    for cell in evidence.cells.values():
+        where = f"{evidence.setting_label(cell.setting)}, {cell.label}" if cell.setting else cell.label
+        commands = evidence.commands(cell)
+        if commands:
+            found.append(f"Missing ({where}): " + ", then ".join(f"`{command}`" for command in commands))
+        diverged = evidence.diverged(cell)
+        if diverged:
+            seeds = ", ".join(map(str, diverged))
+            found.append(f"Diverged ({where}): seed {seeds}, not in the mean.")
+        edges = (evidence.tuned.get(cell.name) or {}).get("on_edge_of_grid")
+        if edges:
+            found.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+    return found + refused(evidence)
+
+
+def all_commands(evidence: Evidence) -> list[str]:
+    """What runs the whole experiment; tuning comes first if nothing was tuned."""
+    tune = [] if evidence.tuned else [f"python scripts/tune.py experiment={evidence.name}"]
+    return [*tune, f"python train.py -m experiment={evidence.name}"]
+
+
+def refused(evidence: Evidence) -> list[str]:
+    return [f"Not used: {problem}." for problem in evidence.problems]
+
+
+def values_table(evidence: Evidence) -> Table:
+    """The same cells as numbers in full, for a CSV: one row a cell, empty where there is no value."""
+    header = [
+        "experiment", "scale", "setting", "method", "cell", "metric", "paper", "mean", "std", "n", "seeds",
+        "difference", "low", "high", "pairs", "p_sign_flip", "p_least", "p_t", "outcome", *COSTS, "status", "command",
+    ]  # fmt: skip
+    rows = []
+    for cell in evidence.cells.values():
+        values = evidence.values(cell)
+        base = evidence.baseline(cell)
+        rows.append(
+            [
+                evidence.name, evidence.scale, cell.setting, cell.method, cell.name, evidence.metric_of(cell),
+                published_text(evidence, cell),
+                *_numbers([statistics.fmean(values.values()) if values else None]),
+                *_numbers([statistics.stdev(values.values()) if len(values) > 1 else None]),
+                str(len(values)), " ".join(map(str, values)),
+                *difference_numbers(evidence.difference(cell, base)),
+                *_numbers(_mean(evidence.finished(cell), key) for key in COSTS),
+                status(evidence, cell), " && ".join(evidence.commands(cell)),
+            ]
+        )  # fmt: skip
+    return Table(header, rows)
+
+
+def difference_numbers(difference: Difference | None) -> list[str]:
+    """Mean, low, high, pairs, the three p-values and the outcome; empty texts where there is no pair."""
+    if difference is None:
+        return [""] * 8
+    d = difference
+    return [*_numbers([d.mean, d.low, d.high]), str(d.pairs), *_numbers([d.p, d.least_p, d.p_t]), d.outcome]
+
+
+def _numbers(values: Iterable[float | None]) -> list[str]:
+    return ["" if value is None else f"{value:.6g}" for value in values]
+
+
+def control_table(evidence: Evidence) -> Table | None:
+    """FOGZO against every control, setting by setting; ``None`` if the experiment has no controls."""
+    rows: list[list[str]] = []
+    blocks = []
+    for verdict in verdicts(evidence):
+        if verdict.against == evidence.experiment.get("baseline", "ste"):
+            continue
+        blocks.append(len(rows))
+        for cell, other in pairs_of(evidence, verdict.method, verdict.against):
+            difference = evidence.difference(cell, other)
+            outcome = difference.outcome if difference else "not run"
+            label, digits = evidence.setting_label(cell.setting), METRICS[evidence.metric_of(cell)].digits
+            rows.append([label, cell.label, other.label, difference_text(difference, digits), outcome])
+    header = ["setting", "method", "against", "difference [95 %]; p", "outcome"]
+    return _without_setting(evidence, Table(header, rows, blocks=blocks)) if rows else None
+
+
+def tuned_table(evidence: Evidence) -> Table | None:
+    """What tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
+    rows = []
+    for cell in evidence.cells.values():
+        chosen = evidence.tuned.get(cell.name)
+        if chosen:
+            edges = chosen.get("on_edge_of_grid") or []
+            texts = [
+                f"{key} = {_plain(value)}{' (edge)' if key in edges else ''}" for key, value in chosen["values"].items()
+            ]
+            trials = str(chosen.get("trials") or len(chosen.get("tried") or []))
+            rows.append([evidence.setting_label(cell.setting), cell.label, ", ".join(texts), trials])
+    return _without_setting(evidence, Table(["setting", "method", "chosen", "trials"], rows)) if rows else None
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def footer(evidence: Evidence) -> str:
+    """Which runs, seeds, commits and versions stand behind a table."""
+    runs = evidence.all_runs()
+    if not runs:
+        return "No runs yet."
+    commits = {str(run.summary.get("git_commit"))[:10] + ("+" if run.summary.get("git_dirty") else "") for run in runs}
+    versions = {f"torch {(run.summary.get('versions') or {}).get('torch')}" for run in runs}
+    data = {f"{(run.summary.get('data') or {}).get('name')}" for run in runs}
+    devices = {f"{run.summary.get('device')}" for run in runs}
+    changed = " (+: with changes that were not committed)" if any("+" in commit for commit in commits) else ""
+    return (
+        f"{len(runs)} runs in results/runs/{evidence.name}, scale {evidence.scale}, data {_list(data)}, "
+        f"seeds {_list({run.summary['seed'] for run in runs})}, commit {_list(commits)}{changed}, {_list(versions)}, "
+        f"{_list(devices)}. Spread: sample standard deviation over seeds; n: finished runs."
+    )
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def verdict_list(evidence: Evidence) -> str:
+    """The verdicts as a list in Markdown."""
+    return "".join(f"* **{verdict.word}**: {verdict.sentence}\n" for verdict in verdicts(evidence))
+
+
+def sentences(paper: Mapping[str, Any], *keys: str) -> str:
+    """What a published table says of itself, as sentences."""
+    said = [str(paper[key]).strip().rstrip(".") for key in keys if paper.get(key)]
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in said)
+
+
+def page(evidence: Evidence, table: Table, extra: str = "") -> str:
+    """The experiment's Markdown page."""
+    name, paper = evidence.name, evidence.paper
+    said = f"The paper: {sentences(paper, 'setting', 'claim')}\n\n" if paper else ""
+    found = verdict_list(evidence) + "\n" if evidence.all_runs() else ""
+    controls, tuned = control_table(evidence), tuned_table(evidence)
+    parts = [
+        f"# {evidence.title}\n\nMade by `make tables` from `results/runs/{name}`; not typed. "
+        f"Scale: {evidence.scale}.\n\n{said}",
+        f"## What came out\n\n{found}{table.markdown()}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
+        f"## FOGZO against the controls\n\n{controls.markdown()}\n" if controls and evidence.all_runs() else "",
+        extra,
+        f"## What tuning chose\n\n{tuned.markdown()}\n" if tuned else "",
+    ]
+    if evidence.all_runs():
+        parts.append(f"## Figures\n\n![{evidence.title}: against steps and cost](../figures/{name}.svg)\n\n")
+        parts.append(f"![{evidence.title}: paired differences to the baseline](../figures/{name}_differences.svg)\n\n")
+        if evidence.experiment.get("axis"):
+            parts.append(f"![{evidence.title}: sensitivity](../figures/{name}_sensitivity.svg)\n\n")
+    parts.append(f"{footer(evidence)}\n")
+    return "".join(parts)

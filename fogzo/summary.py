@@ -1,0 +1,128 @@
+"""What all experiments say together: a summary, every published cell; and the tables of hand-written pages."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from fogzo.equal_loss import section
+from fogzo.evidence import Evidence
+from fogzo.files import atomic_write
+from fogzo.pages import comparison_table, control_table, verdict_list
+from fogzo.results import read_yaml
+from fogzo.runs import RunError
+from fogzo.tables import Table
+from fogzo.verdicts import DESCRIPTIVE, NOT_RUN, Verdict, is_published, status, value_text, verdicts
+
+RESULTS = Path("results")
+SUMMARY_NOTE = (
+    "Confirmed, opposite: as the paper says, or not, of what the paper compares; better, worse: of what it does not. "
+    "In brackets the number of settings with each outcome; open: not to be told apart. Then the smallest to greatest "
+    "paired difference of the settings, positive is better."
+)
+
+
+def summary_table(found: Sequence[Evidence], folder: str = "tables") -> Table:
+    """A row a method that the paper has or claims, a column for each of what several experiments compare with.
+
+    ``folder``: where the experiments' pages lie, for links.
+    """
+    judged = [(evidence, verdicts(evidence)) for evidence in found]
+    uses = Counter(against for _, those in judged for against in {verdict.against for verdict in those})
+    labels = {v.against: v.labels[1].removeprefix("control: ") for _, those in judged for v in those}
+    compared = [against for against in labels if uses[against] > 1 or len(found) == 1]
+    rows: list[list[str]] = []
+    blocks = []
+    for evidence, those in judged:
+        blocks.append(len(rows))
+        first = f"[{evidence.title}]({folder}/{evidence.name}.md), {evidence.scale}"
+        of_method: dict[str, dict[str, Verdict]] = {}
+        for verdict in those:
+            of_method.setdefault(verdict.labels[0], {})[verdict.against] = verdict
+        for label, verdict_on in of_method.items():
+            texts = [_summary_text(verdict_on[key]) if key in verdict_on else "–" for key in compared]
+            rows.append([first, label, *texts])
+            first = ""
+    header = ["experiment", "method", *(f"against {labels[against]}" for against in compared)]
+    return Table(header, rows, [SUMMARY_NOTE], blocks)
+
+
+def _summary_text(verdict: Verdict) -> str:
+    tally = f" ({verdict.tally})" if verdict.tally else ""
+    return f"{verdict.word}{tally}" + (f": {verdict.effect}" if verdict.effect else "")
+
+
+def published_table(found: Sequence[Evidence]) -> Table:
+    """Every cell of every published table, and where it stands at each scale."""
+    names = {str(e.experiment.get("table")) for e in found}
+    rows: list[list[str]] = []
+    blocks = []
+    for file in sorted((RESULTS / "paper").glob("*.yaml")):
+        blocks.append(len(rows))
+        for key, row in ((read_yaml(file) or {}).get("rows") or {}).items():
+            by_cell = all(evidence.experiment.get("cells") for evidence in _of(found, file.stem)) and file.stem in names
+            for method, value in ({key: row} if by_cell else row).items():
+                if not by_cell and method in DESCRIPTIVE:
+                    continue
+                where = [
+                    _status_of(found, file.stem, "" if by_cell else key, method, scale) for scale in ("paper", "mini")
+                ]
+                what = ", ".join(str(row[k]) for k in ("model", "data", "quantizer") if k in row) if not by_cell else ""
+                rows.append([file.stem, what or key, method, value_text(value), *where])
+    return Table(["table", "row", "method", "published", "at paper scale", "scaled-down twin"], rows, blocks=blocks)
+
+
+def _of(found: Sequence[Evidence], name: str) -> list[Evidence]:
+    return [evidence for evidence in found if evidence.experiment.get("table") == name]
+
+
+def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scale: str) -> str:
+    texts = []
+    for evidence in _of(found, name):
+        settings = evidence.experiment.get("settings") or {}
+        for cell in evidence.cells.values():
+            same_row = not row or (settings.get(cell.setting) or {}).get("paper") == row
+            if evidence.scale == scale and cell.method == method and same_row and is_published(evidence, cell):
+                texts.append(status(evidence, cell).removeprefix("scaled-down twin: "))
+    return "; ".join(dict.fromkeys(texts)) or NOT_RUN
+
+
+def fill_pages(found: Sequence[Evidence]) -> None:
+    """Write what README.md and docs/*.md ask for between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``.
+
+    WHAT is ``summary``, or ``table``, ``verdict``, ``controls`` or ``equal loss`` and an experiment's name.
+
+    Raises:
+        RunError: if a page asks for something else.
+    """
+    for page in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:
+        if page.exists():
+            old = page.read_text(encoding="utf-8")
+            new = re.sub(
+                r"(<!-- make tables: (.+?) -->\n).*?(<!-- end -->)",
+                lambda mark: f"{mark[1]}{_asked(found, mark[2], page)}{mark[3]}",  # noqa: B023
+                old,
+                flags=re.DOTALL,
+            )
+            if new != old:
+                atomic_write(page, new.encode())
+
+
+def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
+    if what == "summary":
+        folder = "results/tables" if page.parent == Path() else "../results/tables"
+        return summary_table([e for e in found if e.all_runs()], folder).markdown()
+    kind, _, name = what.rpartition(" ")
+    evidence = next((e for e in found if e.name == name), None)
+    if evidence is None or kind not in ("table", "verdict", "controls", "equal loss"):
+        raise RunError(
+            f"{page} asks for `{what}`: choose summary, or table, verdict, controls or equal loss and an experiment"
+        )
+    if kind == "verdict":
+        return verdict_list(evidence)
+    if kind == "equal loss":
+        return section(evidence)
+    shown = comparison_table(evidence) if kind == "table" else control_table(evidence)
+    return Table(shown.header, shown.rows).markdown() if shown else "No controls.\n"

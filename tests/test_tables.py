@@ -1,0 +1,186 @@
+"""Tables from made-up records: what stands in them, its status, and the words of the verdicts."""
+
+import csv
+import io
+import re
+import shutil
+
+import pytest
+from made_up import edit, experiment, write
+
+from fogzo.equal_loss import cost_pairs, ratio_table
+from fogzo.evidence import gather
+from fogzo.pages import comparison_table, control_table, footer, page, values_table
+from fogzo.tables import Table
+from fogzo.verdicts import family, published_text, status, verdicts
+
+EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
+
+
+def effect(cell):
+    setting, method = cell.split(".")
+    return EFFECT[method] * (1 if setting == "deit" else -1)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows_of(table):
+    return {(row[0], row[1]): row for row in table.rows}
+
+
+def test_a_row_shows_paper_ours_difference_cost_and_status(project):
+    made = experiment(also=["train_loss"])
+    write(project, made, effect=effect)
+    found = gather(made)
+    table = comparison_table(found)
+    ste, fogzo = table.rows[0], table.rows[1]
+    assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
+    assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(3\)", fogzo[3])
+    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.25 \(least of 3 pairs\)", fogzo[5])
+    assert ste[5:] == ["–", "3,000", "3.00e+12", "60", "scaled-down twin"]
+    assert fogzo[6:] == ["5,000 (1.67×)", "5.00e+12", "100", "scaled-down twin: same direction"]
+    assert table.rows[6][-1] == "scaled-down twin: opposite direction"
+    assert table.rows[2][2] == table.rows[2][-1] == "–"  # a control: the paper has no such column
+    assert table.blocks == [0, 5]
+    assert table.notes == []
+
+
+def test_the_csv_has_every_number_in_full(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = gather(made)
+    rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(values_table(found).csv()))}
+    assert set(rows) == set(found.cells)
+    row, cell = rows["deit.fogzo"], found.cells["deit.fogzo"]
+    difference = found.difference(cell, found.baseline(cell))
+    assert float(row["difference"]) == pytest.approx(difference.mean, rel=1e-5)
+    assert float(row["mean"]) == pytest.approx(sum(found.values(cell).values()) / 3, rel=1e-5)
+    assert (row["seeds"], row["n"], row["p_least"], row["outcome"]) == ("11 12 13", "3", "0.25", "better")
+
+
+def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
+    made = experiment()
+    folders = write(project, made)
+    for seed in made["seeds"]:
+        shutil.rmtree(folders["resnet.fogzo", seed])
+    found = gather(made)
+    row = comparison_table(found).rows[6]
+    assert row[3:] == ["–", "–", "–", "–", "–", "not run"]
+    command = "`python train.py -m experiment=twin cell=resnet.fogzo seed=11,12,13`"
+    assert command in comparison_table(found).markdown()
+
+
+def test_diverged_and_refused_runs_are_named_below(project):
+    made = experiment()
+    folders = write(project, made)
+    for seed in made["seeds"]:
+        edit(folders["deit.fogzo", seed], status="diverged")
+    edit(folders["deit.ste", 11], accuracy=99)
+    found = gather(made)
+    notes = "\n".join(comparison_table(found).notes)
+    assert "Diverged (deit | a net, 2 bit, FOGZO, n = 1): seed 11, 12, 13" in notes
+    assert "Not used: results/runs/twin/deit.ste-seed11-" in notes
+    assert status(found, found.cells["deit.fogzo"]) == "diverged"
+
+
+@pytest.mark.parametrize(("published", "word"), [(69.0, "reproduced"), (80.0, "deviates")])
+def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project):
+    made = experiment(scale="paper")
+    write(project, made)
+    found = gather(made)
+    found.paper["rows"]["deit_row"]["fogzo"] = published
+    assert status(found, found.cells["deit.fogzo"]) == word
+    one = gather(made | {"seeds": [11]})
+    assert status(one, one.cells["deit.fogzo"]) == "run once: not judged"
+    twin = experiment("other")
+    write(project, twin)
+    assert status(gather(twin), gather(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
+
+
+def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = gather(made)
+    cell = found.cells["deit.fogzo"]
+    for value, text, state in (
+        ("better than STE", "better than STE", "same direction"),
+        ("much worse than STE", "much worse than STE", "opposite direction"),
+        (None, "unknown", "better than the baseline; the paper's direction is not known"),
+        ({"accuracy": 70.0, "train_loss": 2.5}, "accuracy 70.0, train loss 2.5", "same direction"),
+    ):
+        found.paper["rows"]["deit_row"]["fogzo"] = value
+        assert published_text(found, cell) == text
+        assert status(found, cell) == f"scaled-down twin: {state}"
+
+
+def test_verdicts_count_settings_and_say_how_large(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = {(v.method, v.against): v for v in verdicts(gather(made))}
+    assert list(found) == [("fogzo", against) for against in ("ste", "slope", "noisy_ste", "ste_longer")]
+    assert found["fogzo", "ste"].word == "mixed"
+    assert found["fogzo", "ste"].counts == "better in 1, worse in 1 of 2 settings"
+    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", found["fogzo", "ste"].effect)
+    for factor, word in ((1, "confirmed"), (-1, "opposite"), (0, "not to be told apart")):
+        other = experiment(f"other{factor}")
+        write(project, other, effect=lambda cell, factor=factor: 3 * factor * (cell.endswith(".fogzo")))
+        assert verdicts(gather(other))[0].word == word
+    assert "confirmed" not in found["fogzo", "noisy_ste"].word  # the paper says nothing about controls
+    assert family("fogzo_10") == "fogzo"
+
+
+def test_fogzo_stands_against_every_control(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    rows = control_table(gather(made)).rows
+    assert len(rows) == 6
+    assert [row[2] for row in rows[:2]] == ["control: β = 1 (measured slope, no noise)"] * 2
+    assert rows[2][-1] == "better"
+
+
+def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
+    made = experiment(metric="train_loss")
+    write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
+    found = gather(made)
+    cells = found.cells
+    pairs = cost_pairs(found, cells["deit.slope"], cells["deit.fogzo"])
+    assert len(pairs) == 3
+    assert all(own >= other for own, other in pairs)
+    asked = [{"of": "deit.slope", "to": "deit.fogzo", "paper": 796}, {"of": "deit.fogzo", "to": "deit.slope"}]
+    better, never = ratio_table(found, asked).rows
+    quotients = [own / other for own, other in pairs]
+    assert float(better[3]) == pytest.approx(sum(quotients) / 3, rel=0.01)
+    assert better[5] == "3 of 3"
+    assert never[3:6] == ["not reached", "–", "0 of 3"]
+
+
+def test_the_page_names_runs_seeds_commit_and_versions(project):
+    made = experiment()
+    write(project, made)
+    found = gather(made)
+    text = page(found, comparison_table(found))
+    assert footer(found) in text
+    assert "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch" in text
+    assert "The paper: Nets on images. FOGZO is better than STE at the same number of steps." in text
+    assert str(project) not in text
+
+
+def test_latex_escapes_and_markdown_keeps_its_columns():
+    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & α", "`code`"]], ["a note"], blocks=[0, 1])
+    assert table.latex().splitlines()[1:] == [
+        r"\begin{tabular}{ll}",
+        r"\toprule",
+        r"a\_b & 50 \% \\",
+        r"\midrule",
+        r"x | y & 1 $\pm$ 2 \\",
+        r"\midrule",
+        r"$\beta$ \& $\alpha$ & code \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "% a note",
+    ]
+    assert table.markdown().splitlines()[2] == r"| x \| y | 1 ± 2 |"
