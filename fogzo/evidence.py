@@ -166,7 +166,7 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         problems=problems,
     )
     _check_columns(evidence)
-    _check_axis(evidence)
+    _check_axes(evidence)
     problems += _not_finite(evidence)
     return evidence
 
@@ -181,12 +181,15 @@ def _check_columns(evidence: Evidence) -> None:
             raise RunError(f"experiment {evidence.name} also shows {key}: choose from {', '.join(METRICS)}")
 
 
-def _check_axis(evidence: Evidence) -> None:
-    axis = evidence.experiment.get("axis")
-    if axis and (set(axis) != {"label", "values"} or not set(axis["values"]) <= set(evidence.settings())):
-        raise RunError(
-            f"experiment {evidence.name}: axis is {axis}: give it a label, and values with a number for settings of it"
-        )
+def _check_axes(evidence: Evidence) -> None:
+    known = {"settings": set(evidence.settings()), "methods": set(evidence.experiment.get("methods") or {})}
+    for asked in evidence.experiment.get("axes") or []:
+        kind = next((kind for kind in known if kind in asked), None)
+        if kind is None or set(asked) != {"label", kind} or not asked[kind] or not set(asked[kind]) <= known[kind]:
+            raise RunError(
+                f"experiment {evidence.name}: axes holds {dict(asked)}: give a label, and a number for some of its "
+                "settings or of its methods"
+            )
 
 
 def _not_finite(evidence: Evidence) -> list[str]:

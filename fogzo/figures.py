@@ -49,7 +49,7 @@ def curves(stem: Path, evidence: Evidence) -> None:
         for axis, cost in zip(grid[-1], COSTS.values(), strict=True):
             axis.set_xlabel(cost)
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
-        _save(figure, stem)
+        save(figure, stem)
 
 
 def _logged(evidence: Evidence, cells: Sequence[Cell]) -> str:
@@ -115,42 +115,6 @@ def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], 
     return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
 
 
-def sensitivity(stem: Path, evidence: Evidence) -> None:
-    """Each method's metric against what the settings vary, which ``axis`` gives numbers for: mean and single seeds."""
-    asked, metrics = evidence.experiment["axis"], evidence.metrics()
-    places = asked["values"]
-    with plt.rc_context(RC):
-        figure, grid = plt.subplots(1, len(metrics), figsize=(10.5, 3.8), layout="constrained", squeeze=False)
-        handles: dict[str, Any] = {}
-        for axis, key in zip(grid[0], metrics, strict=True):
-            by_method: dict[str, list[tuple[float, Cell]]] = {}
-            for cell in evidence.cells.values():
-                if evidence.metric_of(cell) == key and cell.setting in places and evidence.values(cell):
-                    by_method.setdefault(cell.method, []).append((float(places[cell.setting]), cell))
-            for method, points in by_method.items():
-                _sensitivity_line(axis, evidence, method, sorted(points, key=lambda point: point[0]), handles)
-            where = [float(value) for value in places.values()]
-            if min(where) > 0 and max(where) >= WIDE * min(where):
-                axis.set_xscale("log")
-            axis.set_xticks(sorted(set(where)), [f"{value:g}" for value in sorted(set(where))])
-            axis.minorticks_off()
-            axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
-        _save(figure, stem)
-
-
-def _sensitivity_line(
-    axis: Any, evidence: Evidence, method: str, points: Sequence[tuple[float, Cell]], handles: dict[str, Any]
-) -> None:
-    label = points[0][1].label
-    values = [list(evidence.values(cell).values()) for _, cell in points]
-    style = line(method, label)
-    (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
-    for (at, _), seeds in zip(points, values, strict=True):
-        axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
-    handles.setdefault(label, handle)
-
-
 Entry = tuple[str, Cell | None, Difference | None]  # a label, and for a method's row the cell and its difference
 
 
@@ -169,7 +133,7 @@ def differences(stem: Path, evidence: Evidence) -> None:
         )  # fmt: skip
         for axis, (metric, entries) in zip(axes[:, 0], panels, strict=False):
             _forest(axis, evidence, metric, entries)
-        _save(figure, stem)
+        save(figure, stem)
 
 
 def _entries(evidence: Evidence, key: str) -> list[Entry]:
@@ -229,7 +193,7 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     )
 
 
-def _save(figure: Any, stem: Path) -> None:
+def save(figure: Any, stem: Path) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # what it has laid out stays: once is enough for two files
     drawing = io.StringIO()

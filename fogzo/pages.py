@@ -226,7 +226,7 @@ def page(evidence: Evidence, table: Table, extra: str = "") -> str:
     if evidence.all_runs():
         parts.append(f"## Figures\n\n![{evidence.title}: against steps and cost](../figures/{name}.svg)\n\n")
         parts.append(f"![{evidence.title}: paired differences to the baseline](../figures/{name}_differences.svg)\n\n")
-        if evidence.experiment.get("axis"):
+        if evidence.experiment.get("axes"):
             parts.append(f"![{evidence.title}: sensitivity](../figures/{name}_sensitivity.svg)\n\n")
     parts.append(f"{footer(evidence)}\n")
     return "".join(parts)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
-from fogzo.figures import curves, differences, sensitivity
+from fogzo.figures import curves, differences
 from fogzo.files import atomic_write
 from fogzo.pages import comparison_table, page, values_table
 from fogzo.report import report
 from fogzo.results import read_yaml
+from fogzo.sensitivity import sensitivity
 from fogzo.summary import fill_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ def render(evidence: Evidence) -> None:
     atomic_write(tables / f"{evidence.name}.csv", values_table(evidence).csv().encode())
     print(tables / f"{evidence.name}.md")
     drawn = {"": curves, "_differences": differences}
-    if evidence.experiment.get("axis"):
+    if evidence.experiment.get("axes"):
         drawn["_sensitivity"] = sensitivity
     for suffix, draw in drawn.items():
         stem = figures / f"{evidence.name}{suffix}"

@@ -102,7 +102,7 @@ def test_two_runs_for_one_cell_are_refused(made, tmp_path):
     [
         ({"metric": "accurracy"}, "compares by accurracy: choose one of accuracy"),
         ({"metric": "mean_agreement"}, "compares by mean_agreement"),
-        ({"axis": {"label": "ε", "values": {"vit": 1}}}, "axis is .*: give it a label"),
+        ({"axes": [{"label": "ε", "settings": {"vit": 1}}]}, "axes holds .*: give a label"),
         ({"also": ["loss_of_hair"]}, "also shows loss_of_hair: choose from"),
     ],
 )

@@ -51,6 +51,7 @@ LEAVES = {
     "equal_loss": {"evidence", "results", "sweep", "tables", "verdicts"},
     "style": {"verdicts"},
     "figures": {"comparison", "evidence", "files", "results", "style", "sweep", "tables"},
+    "sensitivity": {"evidence", "figures", "style", "sweep"},
     "markup": set(),
     "summary": {"equal_loss", "evidence", "files", "pages", "results", "runs", "tables", "verdicts"},
     "report": {"comparison", "equal_loss", "evidence", "markup", "pages", "summary", "tables", "verdicts"},

@@ -170,7 +170,10 @@ def test_figures_hold_text_as_text_and_one_colour_a_method(built):
 
 def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):
     made = experiment(settings=("small", "middle", "large"))
-    made["axis"] = {"label": "ε over the STE's", "values": {"small": 0.1, "middle": 1, "large": 10}}
+    made["axes"] = [
+        {"label": "ε over the STE's", "settings": {"small": 0.1, "middle": 1, "large": 10}},
+        {"label": "n", "methods": {"fogzo": 1, "slope": 4}},
+    ]
     write(tmp_path, made)
     make_tables(tmp_path)
     drawing = (tmp_path / "results/figures/twin_sensitivity.svg").read_text()

@@ -1,0 +1,93 @@
+"""Figures of a metric against a number that the settings, or the methods, of an experiment vary.
+
+An experiment's file places them, an axis a panel:
+
+    axes:
+      - {label: batch size, settings: {batch16: 16, base: 64}}       # a line for each method
+      - {label: n, methods: {fogzo: 1, fogzo_4: 4}}                  # a line for each setting, beside its baseline
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fogzo.evidence import METRICS, Evidence
+from fogzo.figures import WIDE, save
+from fogzo.style import RC, colour, line
+from fogzo.sweep import Cell
+
+Points = list[tuple[float, Cell]]
+ACROSS = 3  # panels side by side
+
+
+def sensitivity(stem: Path, evidence: Evidence) -> None:
+    """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
+    panels = [(asked, key) for asked in evidence.experiment["axes"] for key in evidence.metrics()]
+    across = min(ACROSS, len(panels))
+    down = math.ceil(len(panels) / across)
+    with plt.rc_context(RC):
+        figure, grid = plt.subplots(down, across, figsize=(10.5, 0.6 + 3.3 * down), layout="constrained", squeeze=False)
+        handles: dict[str, Any] = {}
+        for axis, (asked, key) in zip(grid.flat, panels, strict=False):
+            _panel(axis, evidence, asked, key, handles)
+        for axis in list(grid.flat)[len(panels) :]:
+            axis.set_visible(False)
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        save(figure, stem)
+
+
+def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
+    places = {name: float(value) for name, value in (asked.get("settings") or asked["methods"]).items()}
+    for label, method, points in _lines(evidence, asked, places, key):
+        values = [list(evidence.values(cell).values()) for _, cell in points]
+        style = line(method, points[0][1].label) | {"marker": "o"}
+        (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
+        for (at, _), seeds in zip(points, values, strict=True):
+            axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
+        handles.setdefault(label, handle)
+    if "methods" in asked:
+        _baselines(axis, evidence, key, handles)
+    where = sorted(set(places.values()))
+    if where[0] > 0 and where[-1] >= WIDE * where[0]:
+        axis.set_xscale("log")
+    axis.set_xticks(where, [f"{value:g}" for value in where])
+    axis.minorticks_off()
+    axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
+
+
+def _lines(
+    evidence: Evidence, asked: Mapping[str, Any], places: Mapping[str, float], key: str
+) -> Iterator[tuple[str, str, Points]]:
+    """What is drawn as one line: its label, the method that lends its colour, and its points in order."""
+    by_settings = "settings" in asked
+    found: dict[str, Points] = {}
+    for cell in evidence.cells.values():
+        place, line_of = (cell.setting, cell.method) if by_settings else (cell.method, cell.setting)
+        if evidence.metric_of(cell) == key and place in places and evidence.values(cell):
+            found.setdefault(line_of, []).append((places[place], cell))
+    for line_of, points in found.items():
+        points.sort(key=lambda point: point[0])
+        if by_settings:
+            yield points[0][1].label, line_of, points
+        else:
+            several = len(evidence.settings()) > 1
+            yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), "fogzo", points
+
+
+def _baselines(axis: Any, evidence: Evidence, key: str, handles: dict[str, Any]) -> None:
+    """The baseline of each setting as a level with the range of its seeds."""
+    for cells in evidence.settings().values():
+        baseline = next((cell for cell in cells if evidence.baseline(cell) is None), None)
+        if baseline is None or evidence.metric_of(baseline) != key or not evidence.values(baseline):
+            continue
+        seeds: Sequence[float] = list(evidence.values(baseline).values())
+        shade = colour(baseline.method)
+        handle = axis.axhline(float(np.mean(seeds)), color=shade, lw=1.5)
+        axis.axhspan(min(seeds), max(seeds), color=shade, alpha=0.1, lw=0)
+        handles.setdefault(baseline.label, handle)
