@@ -146,7 +146,7 @@ class Verdict:
     def sentence(self) -> str:
         """The comparison with its numbers, to stand after the word."""
         said = [part for part in (self.counts if self.counts != self.word else "", self.effect) if part]
-        return f"{self.labels[0]} against {self.labels[1]}: {'; '.join(said)}."
+        return f"{self.labels[0]} against {self.labels[1]}" + (f": {'; '.join(said)}" if said else "") + "."
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
