@@ -160,6 +160,6 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     """Sums in fp64, for exact evaluations."""
     if world()[1] == 1:
         return list(values)
-    totals = torch.tensor(values, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    totals = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(totals)
     return [float(total) for total in totals]

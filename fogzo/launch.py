@@ -91,6 +91,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
 
 def same_start(trainer: Trainer) -> None:
     """Make sure that all ranks begin at the same step with the same weights."""
+    if trainer.ranks == 1:
+        return
     total = sum(float(parameter.detach().double().sum()) for parameter in trainer.model.parameters())
     start = torch.tensor([trainer.step, total], dtype=torch.float64, device=trainer.device)
     rows = gather(start)
