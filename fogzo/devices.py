@@ -14,6 +14,13 @@ import torch
 from fogzo.distributed import announced
 
 WAIT = 1.0  # seconds between looks for a free GPU
+THREADS = torch.get_num_threads()  # torch's choice, before any run asked for another number
+
+
+def use_threads(count: int) -> None:
+    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before in this process had."""
+    if count or torch.get_num_threads() != THREADS:
+        torch.set_num_threads(count or THREADS)
 
 
 def choose_device(name: str) -> torch.device:

@@ -98,6 +98,15 @@ def test_an_apple_gpu_is_taken_only_if_asked_for_and_by_one_process(monkeypatch)
         choose_device("cuda:1")
 
 
+def test_a_run_without_a_number_of_threads_has_not_that_of_the_run_before(monkeypatch):
+    monkeypatch.setattr(devices, "THREADS", 2)
+    found = []
+    for asked in (3, 0, 0, 1, 0):
+        devices.use_threads(asked)
+        found.append(torch.get_num_threads())
+    assert found == [3, 2, 2, 1, 2]
+
+
 def test_one_process_begins_without_a_sum_in_fp64_which_apple_gpus_lack():
     from test_trainer import make
 
