@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from fogzo import checkpoint
 from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
-from fogzo.distributed import barrier, gather, share, world
+from fogzo.distributed import as_rank_0, barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
 from fogzo.monitor import Diverged, LossWatch, Means
+from fogzo.replay import tracking_norms
 from fogzo.reporters import Reporter
 from fogzo.runs import RunError, RunFolder, identity
 from fogzo.seeding import seed_step
@@ -150,6 +151,9 @@ class Trainer:
                 if backward:
                     loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        if self.settings.parallel == "probes":  # the estimator sees what it would in one process
+            as_rank_0(p.grad for p in self.model.parameters() if backward)
+            as_rank_0(buffer for norm in tracking_norms(self.model) for buffer in norm.buffers())  # in probes: none
         self.ledger.charge(forwards=evaluations_per_call(), backwards=int(backward), examples=self.settings.batch_size)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
