@@ -20,7 +20,7 @@ from fogzo.estimators import Estimate, Estimator, evaluations_per_call
 from fogzo.monitor import Diverged, LossWatch, Means
 from fogzo.replay import tracking_norms
 from fogzo.reporters import Reporter
-from fogzo.runs import RunError, RunFolder, identity
+from fogzo.runs import RunFolder, identity
 from fogzo.seeding import seed_step
 from fogzo.settings import Settings
 from fogzo.signals import Interrupted, StopRequest
@@ -171,6 +171,7 @@ class Trainer:
         return {
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
+            "device": self.device.type,
             "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -200,8 +201,7 @@ class Trainer:
         """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
 
         Raises:
-            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks or other
-                data.
+            RunError: if the checkpoint is damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
         """
         folder = folder or self.folder
         if folder is None:
@@ -213,18 +213,7 @@ class Trainer:
                 checkpoint.drop_older(path)
             return False
         state = checkpoint.load(path)
-        own = self.state_dict()
-        # the first checkpoints did not name their data: there is nothing to compare, and no reason to lose the run
-        if set(own) - {"data"} - set(state) or state["run"] != identity(folder.config):
-            raise RunError(
-                f"the checkpoint {path} is not this run's: move it away to start this run from the beginning"
-            )
-        if state["ranks"] != self.ranks:
-            raise RunError(
-                f"the checkpoint {path} was made by {state['ranks']} ranks, but there are {self.ranks} now: start the "
-                "run with as many processes as before, or move the checkpoint away to start from the beginning"
-            )
-        checkpoint.check_data(own["data"], state.get("data", {}), path)
+        checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])

@@ -383,6 +383,16 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
     assert [row | {"seconds": 0} for row in rows_of(again.folder)] == rows
 
 
+def test_a_checkpoint_of_another_kind_of_device_is_refused(open_run):
+    trainer = make(folder=open_run(), steps=2)
+    trainer.save()
+    state = checkpoint.load(trainer.folder.checkpoint_file)
+    assert state["device"] == "cpu"
+    checkpoint.save(trainer.folder.checkpoint_file, state | {"device": "cuda"})
+    with pytest.raises(RunError, match=r"another kind of device \(cuda → cpu\).*: choose device=cuda"):
+        trainer.resume()
+
+
 def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     whole = make(folder=open_run("whole"), steps=4)
     whole.fit()
@@ -399,7 +409,7 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     assert again.folder.checkpoint_file.read_bytes() == kept
 
     state = checkpoint.load(again.folder.checkpoint_file)
-    del state["data"]  # as the first checkpoints were
+    del state["data"], state["device"]  # as the first checkpoints were
     checkpoint.save(again.folder.checkpoint_file, state)
     for data in (same, replace(same, sha256="f00")):
         again.task.data = data
