@@ -17,7 +17,7 @@ from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
 from fogzo.distributed import as_rank_0, barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
-from fogzo.monitor import Diverged, LossWatch, Means
+from fogzo.monitor import Diverged, LossWatch, Means, numbers
 from fogzo.replay import tracking_norms
 from fogzo.reporters import Reporter
 from fogzo.runs import RunFolder, identity
@@ -237,15 +237,15 @@ class Trainer:
 
     def _observe(self, estimate: Estimate) -> float:
         """Note what the step saw.  Returns the loss over all ranks."""
-        loss, _ = self._over_ranks(float(estimate.loss))
+        seen = numbers(**vars(estimate))
+        loss, _ = self._over_ranks(seen["loss"])
         event, stop = self.watch.event(loss, self.step)
         if event is not None:
             self._write({"step": self.step, "event": event, "loss": loss if math.isfinite(loss) else None})
         if stop is not None:
             raise stop
-        seen = {"agreement": estimate.agreement, "zero_probes": estimate.zero_probes, "guide_norm": estimate.guide_norm}
         for means in (self.since_row, self.whole_run):
-            means.add(loss=loss, beta=estimate.beta, **seen)
+            means.add(**seen | {"loss": loss})
         return loss
 
     def _log(self, evaluation: dict[str, float]) -> None:

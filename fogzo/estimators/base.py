@@ -28,7 +28,7 @@ class Estimate:
             probes, which differs by O(ε²).
         beta: β of this step; ``None`` for estimators without one.
         agreement: measured slope along ĝ over ‖g‖.  1: the STE gradient predicts the loss of the quantized network;
-            0: it is orthogonal to the truth; ``None``: nothing was measured.
+            0: it is orthogonal to the truth; nan: it is zero; ``None``: nothing was measured.
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding
             boundary, or none that matters.  ``None``: no pairs.
         guide_norm: ‖g‖ of the STE gradient over the quantized weights, in units of the noise (ε·α).

@@ -130,8 +130,8 @@ class FOGZO(Estimator):
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            agreement=slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope)
-            if beta > 0 and bool(g_norm > 0)
+            agreement=torch.where(g_norm > 0, slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope), torch.nan)
+            if beta > 0
             else None,
             zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
