@@ -19,7 +19,8 @@ class ComputeLedger:
     """Running totals of a run, charged by the closure.
 
     ``forwards`` and ``backwards`` count passes over a whole batch; ``examples`` and ``seconds`` are added by the
-    trainer, once a step.  ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
+    trainer, once a step, as are ``data_seconds``, the part of ``seconds`` in which a step waited for its batch.
+    ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
     products and convolutions; evaluation is not counted).  ``forward_equivalents`` = forwards + 2 backwards is the
     convention behind the paper's 5/3, whatever a backward pass really costs: in the MLP, whose first layer needs no
     gradient of its input, it is nearer to 1 forward.
@@ -32,6 +33,7 @@ class ComputeLedger:
     flops: float = 0.0
     examples: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
 
     def charge(self, *, forwards: int = 0, backwards: int = 0, examples: int) -> None:
         """Count passes over a batch of ``examples``."""
@@ -45,7 +47,7 @@ class ComputeLedger:
 
     def row(self) -> dict[str, float]:
         """The totals as they stand in a logged row."""
-        totals = ("forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
+        totals = ("forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds", "data_seconds")
         return {name: getattr(self, name) for name in totals}
 
     def state_dict(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ THREADS = torch.get_num_threads()  # torch's choice, before any run asked for an
 
 
 def use_threads(count: int) -> None:
-    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before in this process had."""
+    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before it had."""
     if count or torch.get_num_threads() != THREADS:
         torch.set_num_threads(count or THREADS)
 
@@ -26,7 +26,7 @@ def use_threads(count: int) -> None:
 def choose_device(name: str) -> torch.device:
     """``auto`` is torch's current CUDA GPU (the first, unless :func:`own_gpu` says otherwise), else the CPU.
 
-    Apple's GPUs (``mps``) have to be asked for: they have no fp64, and what they compute was never compared with the CPU.
+    Apple's GPUs (``mps``) have to be asked for: they have no fp64, and no result of theirs was ever checked.
 
     Raises:
         ValueError: for a device that is not there, or one GPU for several processes.

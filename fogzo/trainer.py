@@ -119,7 +119,9 @@ class Trainer:
     def train_step(self, step: int) -> Estimate:
         """One step: batch, learning rate, estimate, clip, update."""
         seed_step(self.settings.seed, step, self.rank if self.settings.parallel == "data" else 0)
+        begun = time.perf_counter()
         batch = self.feed.batch(step)
+        self.ledger.data_seconds += time.perf_counter() - begun
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         self.optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import test_trainer
 import torch
-from test_trainer import ESTIMATORS, Tell, assert_same_end, assert_same_state, make, outcome
+from test_trainer import ESTIMATORS, TIMES, Tell, assert_same_end, assert_same_state, make, outcome
 
 from fogzo import checkpoint
 from fogzo.data import TensorSplit
@@ -22,7 +22,7 @@ from fogzo.signals import Interrupted
 from fogzo.tasks import Classification
 
 open_run = test_trainer.open_run
-COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds"}
+COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", *TIMES}
 
 
 class Tampered(Classification):
@@ -410,7 +410,7 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
     with pytest.raises(RunError, match=r"made by 2 ranks, but there are 1 now: start the run with as many processes"):
         again.resume()
     assert again.step == 0
-    assert [row | {"seconds": 0} for row in rows_of(again.folder)] == rows
+    assert [row | TIMES for row in rows_of(again.folder)] == rows
 
 
 def test_a_checkpoint_of_another_kind_of_device_is_refused(open_run):
