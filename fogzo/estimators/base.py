@@ -48,8 +48,8 @@ class Estimator(ABC):
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         """Fill ``.grad`` of every trainable parameter for training step ``step``, and say what was seen.
 
-        ``.grad`` must be empty on entry (``optimizer.zero_grad()``): estimators refuse anything but zeros, the STE if it
-        was given the weights.  Weights are restored bit for bit also when the closure raises; ``.grad`` is then
+        ``.grad`` must be empty on entry (``optimizer.zero_grad()``): estimators refuse anything but zeros, the STE if
+        it was given the weights.  Weights are restored bit for bit also when the closure raises; ``.grad`` is then
         undefined.
         """
 
