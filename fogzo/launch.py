@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
 from fogzo.build import build, reporters
-from fogzo.compute import peak_memory_bytes
 from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
 from fogzo.distributed import announced, barrier, check_same, gather, process_group
+from fogzo.memory import PEAK
 from fogzo.monitor import Diverged
 from fogzo.plan import plan
 from fogzo.provenance import provenance
@@ -53,6 +53,7 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
 
 
 def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
+    PEAK.begin(choose_device(cfg.device))
     trainer = build(cfg)
     if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
         barrier()
@@ -183,6 +184,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+    trainer.ledger.note_memory(trainer.device)
     means = {f"mean_{name}": value for name, value in trainer.whole_run.row().items() if name != "beta"}
     return {
         "status": "finished",
@@ -204,5 +206,4 @@ def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, flo
         "data": trainer.task.data.describe(),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
-        "peak_memory_bytes": peak_memory_bytes(trainer.device),
     }

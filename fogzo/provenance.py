@@ -31,7 +31,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     code = {"versions": versions, "git_commit": commit, "git_dirty": bool(changed) if commit else None}
     if device.type != "cuda":
         return code
-    cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
     return code | {"gpu": {"name": torch.cuda.get_device_name(device), **cuda}}
 
 

@@ -194,6 +194,7 @@ class Trainer:
         floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not all(bool(tensor.isfinite().all()) for tensor in floating):
             raise Diverged(f"weights are not finite after step {self.step}")
+        self.ledger.note_memory(self.device)
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
             checkpoint.keep_last(self.folder.checkpoint_file, self.step, self.settings.keep_checkpoints)
@@ -255,6 +256,7 @@ class Trainer:
         self.since_row = Means()
 
     def _write(self, row: dict[str, Any]) -> None:
+        self.ledger.note_memory(self.device)
         rate = {"lr": self.optimizer.param_groups[0]["lr"]}
         row = {"loss": None, **row, **rate, **self.ledger.row(), **self.watch.row()}
         if self.folder is not None:

@@ -23,7 +23,7 @@ from fogzo.signals import Interrupted
 from fogzo.tasks import Classification, task_of
 from fogzo.trainer import Trainer
 
-TIMES = {"seconds": 0, "data_seconds": 0}  # in place of what differs between equal runs
+TIMES = {"seconds": 0, "data_seconds": 0, "peak_memory_bytes": 0}  # in place of what differs between equal runs
 QUANTIZERS = {
     "fixed": lambda: fogzo.FixedScale(2, scale_in_std=2.0),
     "lsq": lambda: fogzo.LSQ(2),
