@@ -16,7 +16,7 @@ from torch import nn
 
 from fogzo.compute import ComputeLedger, autocast, measure_flops
 from fogzo.data import Data, DataOrder, TextData
-from fogzo.devices import choose_device, settle
+from fogzo.devices import choose_device, settle, use_threads
 from fogzo.distributed import synchronise_norms, world
 from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
@@ -40,8 +40,7 @@ def build(cfg: DictConfig) -> Trainer:
         ValueError: for any value that will not do, as far as possible before the data are read.
     """
     check_values(cfg)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    use_threads(cfg.threads)
     device = choose_device(cfg.device)
     settle(device, deterministic=cfg.deterministic)
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}

@@ -95,13 +95,27 @@ def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
     return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
 
 
-def check_data(data: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with other data than the checkpoint's, where it names any.
+def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on from the state ``kept`` in ``path`` where it is not one of the run whose state ``own`` is.
 
     Raises:
-        RunError: showing what differs.
+        RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
-    differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.items() if data.get(key) != old]
+    # the first checkpoints did not name their data and device: nothing to compare, and no reason to lose the run
+    if set(own) - {"data", "device"} - set(kept) or kept["run"] != own["run"]:
+        raise RunError(f"the checkpoint {path} is not this run's: move it away to start this run from the beginning")
+    if kept["ranks"] != own["ranks"]:
+        raise RunError(
+            f"the checkpoint {path} was made by {kept['ranks']} ranks, but there are {own['ranks']} now: start the "
+            "run with as many processes as before, or move the checkpoint away to start from the beginning"
+        )
+    if (device := kept.get("device", own["device"])) != own["device"]:
+        raise RunError(
+            f"the checkpoint {path} was made on another kind of device ({device} → {own['device']}), which draws other "
+            f"noise: choose device={device}, or move the checkpoint away to start from the beginning"
+        )
+    data = own["data"]
+    differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.get("data", {}).items() if data.get(key) != old]
     if differ:
         raise RunError(
             f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or move "

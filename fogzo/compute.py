@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,13 +12,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fogzo.memory import PEAK
+
 
 @dataclass
 class ComputeLedger:
     """Running totals of a run, charged by the closure.
 
     ``forwards`` and ``backwards`` count passes over a whole batch; ``examples`` and ``seconds`` are added by the
-    trainer, once a step.  ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
+    trainer, once a step, as are ``data_seconds``, the part of ``seconds`` in which a step waited for its batch.
+    ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
     products and convolutions; evaluation is not counted).  ``forward_equivalents`` = forwards + 2 backwards is the
     convention behind the paper's 5/3, whatever a backward pass really costs: in the MLP, whose first layer needs no
     gradient of its input, it is nearer to 1 forward.
@@ -32,6 +34,8 @@ class ComputeLedger:
     flops: float = 0.0
     examples: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
+    peak_memory_bytes: int | None = None  # over all processes that a run was resumed in; None: not known
 
     def charge(self, *, forwards: int = 0, backwards: int = 0, examples: int) -> None:
         """Count passes over a batch of ``examples``."""
@@ -39,19 +43,24 @@ class ComputeLedger:
         self.backwards += backwards
         self.flops += examples * (forwards * self.forward_flops + backwards * self.backward_flops)
 
+    def note_memory(self, device: torch.device) -> None:
+        """Bring ``peak_memory_bytes`` up to date."""
+        peak = PEAK.read(device)
+        self.peak_memory_bytes = None if peak is None else max(peak, self.peak_memory_bytes or 0)
+
     @property
     def forward_equivalents(self) -> int:
         return self.forwards + 2 * self.backwards
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | None]:
         """The totals as they stand in a logged row."""
-        totals = ("forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
-        return {name: getattr(self, name) for name in totals}
+        counted = ("forwards", "backwards", "flops", "forward_equivalents", "examples")
+        return {name: getattr(self, name) for name in (*counted, "seconds", "data_seconds", "peak_memory_bytes")}
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -70,15 +79,3 @@ def measure_flops(loss: Callable[[], Tensor]) -> tuple[float, float]:
         with FlopCounterMode(display=False) as backward:
             value.backward()  # type: ignore[no-untyped-call]
     return float(forward.get_total_flops()), float(backward.get_total_flops())
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """CUDA: the most that tensors took.  CPU: the process's largest resident set, libraries included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -14,27 +14,33 @@ import torch
 from fogzo.distributed import announced
 
 WAIT = 1.0  # seconds between looks for a free GPU
+THREADS = torch.get_num_threads()  # torch's choice, before any run asked for another number
+
+
+def use_threads(count: int) -> None:
+    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before it had."""
+    if count or torch.get_num_threads() != THREADS:
+        torch.set_num_threads(count or THREADS)
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is torch's current GPU (the first, unless :func:`own_gpu` says otherwise), else the CPU.
+    """``auto`` is torch's current CUDA GPU (the first, unless :func:`own_gpu` says otherwise), else the CPU.
+
+    Apple's GPUs (``mps``) have to be asked for: they have no fp64, and no result of theirs was ever checked.
 
     Raises:
         ValueError: for a device that is not there, or one GPU for several processes.
     """
-    if name.startswith("cuda:") and announced()[2] > 1:
-        raise ValueError(
-            f"device={name} is one GPU for {announced()[2]} processes: choose device=cuda, one GPU for each"
-        )
+    if name.startswith(("cuda:", "mps")) and announced()[2] > 1:
+        kind = "cuda, one GPU for each" if name.startswith("cuda") else "cpu"
+        raise ValueError(f"device={name} is one GPU for {announced()[2]} processes: choose device={kind}")
     if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
         if announced()[1] >= (count := torch.cuda.device_count()):
             raise ValueError(f"there are more processes on this machine than its {count} GPUs: start fewer")
         torch.cuda.set_device(announced()[1])  # one GPU a rank
         return torch.device("cuda", announced()[1])
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

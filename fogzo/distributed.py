@@ -8,7 +8,7 @@ gathered, so that they stay the same to the last bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,12 +88,12 @@ def check_same(values: Tensor, what: str) -> None:
         )
 
 
-def same_gradients(model: nn.Module) -> None:
-    """Give all ranks rank 0's gradients, where each has computed the whole batch: the last bits may differ on GPUs."""
+def as_rank_0(tensors: Iterable[Tensor | None]) -> None:
+    """Give all ranks rank 0's values, where each has computed the whole batch: the last bits may differ on GPUs."""
     if world()[1] > 1:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                dist.broadcast(parameter.grad, 0)
+        for tensor in tensors:
+            if tensor is not None:
+                dist.broadcast(tensor, 0)
 
 
 def share(total: int, rank: int, ranks: int) -> range:
@@ -160,6 +160,6 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     """Sums in fp64, for exact evaluations."""
     if world()[1] == 1:
         return list(values)
-    totals = torch.tensor(values, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    totals = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(totals)
     return [float(total) for total in totals]

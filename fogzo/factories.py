@@ -17,7 +17,7 @@ Weights = list[QuantizedWeight]
 
 def straight_through(weights: Weights, steps: int, seed: int) -> estimators.Estimator:
     """``estimator=ste``"""
-    return estimators.StraightThrough()
+    return estimators.StraightThrough(weights or None)  # quantizer=none leaves it without
 
 
 def fogzo(
@@ -37,7 +37,7 @@ def phased(weights: Weights, steps: int, seed: int, *, ste_share: float, **optio
     if not 0 <= ste_share <= 1:
         raise ValueError(f"estimator.ste_share={ste_share!r} lies outside [0, 1]: 0.7 is 70 % STE, then FOGZO")
     then = fogzo(weights, steps, seed, **options)
-    return estimators.Phased(estimators.StraightThrough(), then, switch_step=round(ste_share * steps))
+    return estimators.Phased(estimators.StraightThrough(weights), then, switch_step=round(ste_share * steps))
 
 
 def noisy_straight_through(

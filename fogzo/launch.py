@@ -12,14 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
 from fogzo.build import build, reporters
-from fogzo.compute import peak_memory_bytes
+from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
 from fogzo.distributed import announced, barrier, check_same, gather, process_group
+from fogzo.memory import PEAK
 from fogzo.monitor import Diverged
 from fogzo.plan import plan
 from fogzo.provenance import provenance
 from fogzo.quantize import quantized_weights
-from fogzo.runs import RunFolder, identity
+from fogzo.runs import RunError, RunFolder, identity
 from fogzo.trainer import Trainer
 
 SCALES = {
@@ -45,13 +46,14 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
-        return _finished(path, summary)
+        return _finished(path, record, summary)
     alone = own_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
     with alone, process_group(choose_device(cfg.device)):
         return _train(cfg, record, path)
 
 
 def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
+    PEAK.begin(choose_device(cfg.device))
     trainer = build(cfg)
     if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
         barrier()
@@ -62,11 +64,11 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
         except Diverged:
             barrier()  # until rank 0 has written so: torchrun ends the others when one leaves
             raise
-    code = provenance()  # before training: the files may change while it goes on
+    code = provenance(trainer.device)  # before training: the files may change while it goes on
     folder = RunFolder(path, record)
     try:
         if (summary := folder.summary()) is not None:  # another process was faster
-            return _finished(path, summary)
+            return _finished(path, record, summary)
         barrier()
         trainer.folder = folder
         resumed = trainer.resume()
@@ -91,6 +93,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
 
 def same_start(trainer: Trainer) -> None:
     """Make sure that all ranks begin at the same step with the same weights."""
+    if trainer.ranks == 1:
+        return
     total = sum(float(parameter.detach().double().sum()) for parameter in trainer.model.parameters())
     start = torch.tensor([trainer.step, total], dtype=torch.float64, device=trainer.device)
     rows = gather(start)
@@ -145,11 +149,20 @@ def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: 
     print("\n".join(lines), flush=True)
 
 
-def _finished(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """What the run of ``record`` ended with, if it was of the data that are there now (as far as that is known)."""
+    data, asked = summary.get("data") or {}, record["data"]
+    present = present_sha256(asked["name"], asked.get("root", "data"))
+    if present and data.get("sha256") and present != data["sha256"]:
+        raise RunError(
+            f"the finished run in {path} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "
+            f"{present[:12]}): give back the old data, or choose another results_dir or run_dir"
+        )
     if summary.get("status") == "diverged":
         reason = summary.get("message")
         raise Diverged(f"this run has diverged ({reason}): lower optimizer.lr or change the config; {_last_good(path)}")
-    print(f"finished already: {_headline(summary)}\nresult:   {path}", flush=True)
+    of = f"{data.get('name', asked['name'])} (sha256 {str(data.get('sha256', 'unknown'))[:12]})"
+    print(f"finished already: {_headline(summary)}\ndata:     {of}\nresult:   {path}", flush=True)
     return summary
 
 
@@ -171,6 +184,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+    trainer.ledger.note_memory(trainer.device)
     means = {f"mean_{name}": value for name, value in trainer.whole_run.row().items() if name != "beta"}
     return {
         "status": "finished",
@@ -192,5 +206,4 @@ def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, flo
         "data": trainer.task.data.describe(),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
-        "peak_memory_bytes": peak_memory_bytes(trainer.device),
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 STOP_ON = ("nonfinite", "spike", "never")
@@ -16,6 +18,19 @@ class Diverged(RuntimeError):
     """The loss is no longer finite, or has jumped where ``stop_on`` forbids it."""
 
 
+def numbers(**values: float | Tensor | None) -> dict[str, Any]:
+    """``values`` as Python floats, to the last bit; the tensors come in one copy, for which the CPU waits once."""
+    tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+    copied = {}
+    if tensors:
+        first, *others = tensors.values()
+        dtype = reduce(torch.promote_types, (other.dtype for other in others), first.dtype)
+        copied = dict(
+            zip(tensors, torch.stack([t.to(first.device, dtype) for t in tensors.values()]).tolist(), strict=True)
+        )
+    return {name: copied.get(name, value) for name, value in values.items()}
+
+
 @dataclass
 class Means:
     """Running means of what is logged; in Python floats, so that a checkpoint keeps them to the last bit."""
@@ -23,10 +38,10 @@ class Means:
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, **values: float | Tensor | None) -> None:
+    def add(self, **values: float | None) -> None:
         for name, value in values.items():
-            if value is not None and math.isfinite(number := float(value)):
-                self.sums[name] = self.sums.get(name, 0.0) + number
+            if value is not None and math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def row(self) -> dict[str, float]:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "mlxtend")
+import torch
+
+# what computes, makes the models, and reads the data
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "hydra-core", "mlxtend"),
+    *("timm", "transformers", "tokenizers", "datasets", "pillow"),
+)
 
 
-def provenance() -> dict[str, Any]:
-    """``versions`` of Python and the packages that matter, ``git_commit`` and whether the tree was ``git_dirty``."""
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+def provenance(device: torch.device) -> dict[str, Any]:
+    """``versions`` of Python and the packages that matter, of those that are installed; ``git_commit`` and whether the
+    tree was ``git_dirty``; on CUDA also ``gpu``: its name and the versions of CUDA and cuDNN that torch uses."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     commit = _git("rev-parse", "HEAD")
     # results change while a sweep runs; what counts is whether the code is what the commit holds
     changed = _git("status", "--porcelain", "--", "fogzo", "configs", "hydra_plugins", "train.py")
-    return {"versions": versions, "git_commit": commit, "git_dirty": bool(changed) if commit else None}
+    code = {"versions": versions, "git_commit": commit, "git_dirty": bool(changed) if commit else None}
+    if device.type != "cuda":
+        return code
+    cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    return code | {"gpu": {"name": torch.cuda.get_device_name(device), **cuda}}
 
 
 def _git(*arguments: str) -> str | None:

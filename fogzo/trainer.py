@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from fogzo import checkpoint
 from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
-from fogzo.distributed import barrier, gather, share, world
+from fogzo.distributed import as_rank_0, barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
-from fogzo.monitor import Diverged, LossWatch, Means
+from fogzo.monitor import Diverged, LossWatch, Means, numbers
+from fogzo.replay import tracking_norms
 from fogzo.reporters import Reporter
-from fogzo.runs import RunError, RunFolder, identity
+from fogzo.runs import RunFolder, identity
 from fogzo.seeding import seed_step
 from fogzo.settings import Settings
 from fogzo.signals import Interrupted, StopRequest
@@ -118,7 +119,9 @@ class Trainer:
     def train_step(self, step: int) -> Estimate:
         """One step: batch, learning rate, estimate, clip, update."""
         seed_step(self.settings.seed, step, self.rank if self.settings.parallel == "data" else 0)
+        begun = time.perf_counter()
         batch = self.feed.batch(step)
+        self.ledger.data_seconds += time.perf_counter() - begun
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -150,6 +153,9 @@ class Trainer:
                 if backward:
                     loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        if self.settings.parallel == "probes":  # the estimator sees what it would in one process
+            as_rank_0(p.grad for p in self.model.parameters() if backward)
+            as_rank_0(buffer for norm in tracking_norms(self.model) for buffer in norm.buffers())  # in probes: none
         self.ledger.charge(forwards=evaluations_per_call(), backwards=int(backward), examples=self.settings.batch_size)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -167,6 +173,7 @@ class Trainer:
         return {
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
+            "device": self.device.type,
             "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -187,6 +194,7 @@ class Trainer:
         floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not all(bool(tensor.isfinite().all()) for tensor in floating):
             raise Diverged(f"weights are not finite after step {self.step}")
+        self.ledger.note_memory(self.device)
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
             checkpoint.keep_last(self.folder.checkpoint_file, self.step, self.settings.keep_checkpoints)
@@ -196,8 +204,7 @@ class Trainer:
         """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
 
         Raises:
-            RunError: if the checkpoint is damaged, another run's, or was made with another number of ranks or other
-                data.
+            RunError: if the checkpoint is damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
         """
         folder = folder or self.folder
         if folder is None:
@@ -209,18 +216,7 @@ class Trainer:
                 checkpoint.drop_older(path)
             return False
         state = checkpoint.load(path)
-        own = self.state_dict()
-        # the first checkpoints did not name their data: there is nothing to compare, and no reason to lose the run
-        if set(own) - {"data"} - set(state) or state["run"] != identity(folder.config):
-            raise RunError(
-                f"the checkpoint {path} is not this run's: move it away to start this run from the beginning"
-            )
-        if state["ranks"] != self.ranks:
-            raise RunError(
-                f"the checkpoint {path} was made by {state['ranks']} ranks, but there are {self.ranks} now: start the "
-                "run with as many processes as before, or move the checkpoint away to start from the beginning"
-            )
-        checkpoint.check_data(own["data"], state.get("data", {}), path)
+        checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
@@ -244,15 +240,15 @@ class Trainer:
 
     def _observe(self, estimate: Estimate) -> float:
         """Note what the step saw.  Returns the loss over all ranks."""
-        loss, _ = self._over_ranks(float(estimate.loss))
+        seen = numbers(**vars(estimate))
+        loss, _ = self._over_ranks(seen["loss"])
         event, stop = self.watch.event(loss, self.step)
         if event is not None:
             self._write({"step": self.step, "event": event, "loss": loss if math.isfinite(loss) else None})
         if stop is not None:
             raise stop
-        seen = {"agreement": estimate.agreement, "zero_probes": estimate.zero_probes, "guide_norm": estimate.guide_norm}
         for means in (self.since_row, self.whole_run):
-            means.add(loss=loss, beta=estimate.beta, **seen)
+            means.add(**seen | {"loss": loss})
         return loss
 
     def _log(self, evaluation: dict[str, float]) -> None:
@@ -260,6 +256,7 @@ class Trainer:
         self.since_row = Means()
 
     def _write(self, row: dict[str, Any]) -> None:
+        self.ledger.note_memory(self.device)
         rate = {"lr": self.optimizer.param_groups[0]["lr"]}
         row = {"loss": None, **row, **rate, **self.ledger.row(), **self.watch.row()}
         if self.folder is not None:

@@ -14,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fogzo.data
 import fogzo.launch
+import fogzo.provenance
 from fogzo.build import build
 from fogzo.data import mnist5k
 from fogzo.launch import plain_record, run_path
-from fogzo.runs import RunFolder
+from fogzo.provenance import provenance
+from fogzo.runs import RunError, RunFolder
 from fogzo.schedules import LearningRate, LinearBeta
 from fogzo.settings import Settings
 
@@ -197,6 +199,28 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(train, tmp_
     assert len(records) == 2
     assert all(file.read_bytes() == content for file, content in records)
     assert "finished already" in capsys.readouterr().out
+
+
+def test_a_finished_run_names_its_data_and_is_not_taken_for_one_of_other_data(train, tmp_path, capsys):
+    train()
+    capsys.readouterr()
+    train()
+    assert "data:     mnist5k (sha256 1b845fda5282)" in capsys.readouterr().out
+    (file,) = tmp_path.rglob("summary.json")
+    file.write_text(file.read_text().replace("1b845fda5282", "f00f00f00f00"))
+    with pytest.raises(RunError, match=r"other data called mnist5k \(sha256: f00f00f00f00 → 1b845fda5282\): give back"):
+        train()
+
+
+def test_a_record_says_what_computed_it(monkeypatch):
+    here = provenance(torch.device("cpu"))
+    assert here["versions"].keys() >= {"torch", "timm", "transformers", "tokenizers", "datasets", "pillow"}
+    assert "gpu" not in here
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(fogzo.provenance, "PACKAGES", ("torch", "no-such-package"))
+    there = provenance(torch.device("cuda", 1))
+    assert there["versions"].keys() == {"python", "torch"}
+    assert there["gpu"] == {"name": "GPU 1", "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 BAD_SETTINGS = [

@@ -82,8 +82,39 @@ def test_without_gpus_there_is_nothing_to_share(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with own_gpu():
-        assert choose_device("auto").type in ("cpu", "mps")
+        assert choose_device("auto").type == "cpu"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_apple_gpu_is_taken_only_if_asked_for_and_by_one_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match=r"device=mps is one GPU for 2 processes: choose device=cpu"):
+        choose_device("mps")
+    with pytest.raises(ValueError, match=r"device=cuda:1 is one GPU for 2 processes: choose device=cuda, one GPU"):
+        choose_device("cuda:1")
+
+
+def test_a_run_without_a_number_of_threads_has_not_that_of_the_run_before(monkeypatch):
+    monkeypatch.setattr(devices, "THREADS", 2)
+    found = []
+    for asked in (3, 0, 0, 1, 0):
+        devices.use_threads(asked)
+        found.append(torch.get_num_threads())
+    assert found == [3, 2, 2, 1, 2]
+
+
+def test_one_process_begins_without_a_sum_in_fp64_which_apple_gpus_lack():
+    from test_trainer import make
+
+    from fogzo.launch import same_start
+
+    trainer = make()
+    trainer.model.to("meta")  # nothing can be read there
+    same_start(trainer)
 
 
 @pytest.fixture

@@ -77,6 +77,15 @@ def test_two_processes_equal_one(case, tmp_path):
         assert first["metrics"][name] == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["rescaled", "phased", pytest.param("nspsa", marks=pytest.mark.slow)])
+def test_processes_that_share_probes_stay_the_same_where_their_last_bits_differ(estimator, tmp_path):
+    done = start(2, tmp_path / "out", estimator, "fixed", "norm", 2, "probes", "rounding")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / "out" / f"{rank}.pt") for rank in (0, 1))
+    for mine, its in zip(first["rows"], second["rows"], strict=True):
+        assert [name for name, value in mine["state"].items() if not torch.equal(value, its["state"][name])] == []
+
+
 @pytest.mark.parametrize("what", ["weights", "noise"])
 def test_ranks_that_no_longer_agree_stop_with_a_message(what, tmp_path):
     done = start(2, tmp_path / "out", "fogzo", "fixed", "plain", 1, "data", what)

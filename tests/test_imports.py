@@ -26,11 +26,12 @@ LAYERS = (
 )
 # what each leaf needs of the others ("compute tasks data models runs are leaves; results knows only runs")
 LEAVES = {
-    "compute": set(),
+    "compute": {"memory"},
     "data": {"files", "seeding"},
     "files": set(),
     "devices": {"distributed"},
     "distributed": set(),
+    "memory": set(),
     "monitor": set(),
     "models": set(),
     "provenance": set(),

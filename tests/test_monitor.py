@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -11,17 +12,17 @@ from pathlib import Path
 import pytest
 import test_trainer
 import torch
-from test_trainer import ESTIMATORS, Tell, assert_same_end, assert_same_state, make, outcome
+from test_trainer import ESTIMATORS, TIMES, Tell, assert_same_end, assert_same_state, make, outcome
 
 from fogzo import checkpoint
 from fogzo.data import TensorSplit
-from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means
+from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means, numbers
 from fogzo.runs import RunError
 from fogzo.signals import Interrupted
 from fogzo.tasks import Classification
 
 open_run = test_trainer.open_run
-COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds"}
+COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", *TIMES}
 
 
 class Tampered(Classification):
@@ -128,9 +129,38 @@ def test_a_watch_goes_on_from_its_state(cut):
 
 def test_means_leave_out_what_is_missing_or_no_number():
     means = Means()
-    for loss, beta in ((1.0, None), (torch.nan, 0.5), (torch.tensor(4.0), 1.0), (torch.inf, None)):
+    for loss, beta in ((1.0, None), (torch.nan, 0.5), (4.0, 1.0), (torch.inf, None)):
         means.add(loss=loss, beta=beta)
     assert means.row() == {"loss": 2.5, "beta": 0.75}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_step_saw_is_read_at_once_and_to_the_last_bit(dtype, monkeypatch):
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t, read=torch.Tensor.tolist: (copies.append(t), read(t))[1])
+    values = {"loss": torch.tensor(1 / 3, dtype=dtype), "beta": 0.1, "agreement": None, "norm": torch.tensor(2 / 7)}
+    values["nan"] = torch.tensor(torch.nan)
+    read = numbers(**values)
+    assert list(read) == list(values)
+    assert len(copies) == 1
+    assert math.isnan(read.pop("nan"))
+    assert read == {"loss": values["loss"].item(), "beta": 0.1, "agreement": None, "norm": values["norm"].item()}
+    assert numbers(beta=0.5, loss=None) == {"beta": 0.5, "loss": None}
+
+
+@pytest.mark.parametrize("estimator", ["fogzo", "nspsa"])
+def test_a_step_reads_one_tensor(estimator, monkeypatch):
+    trainer = make(estimator)
+    trainer.fit()
+    reads = []
+    for name in ("__bool__", "__float__", "item", "tolist"):
+        true = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, true=true, name=name: (reads.append(name), true(t))[1])
+    estimate = trainer.train_step(0)
+    assert [read for read in reads if read != "item"] == []  # the seeds of dropout and order are on the CPU
+    reads.clear()
+    trainer._observe(estimate)
+    assert reads == ["tolist"]
 
 
 # ---- the watch in a run
@@ -380,7 +410,17 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
     with pytest.raises(RunError, match=r"made by 2 ranks, but there are 1 now: start the run with as many processes"):
         again.resume()
     assert again.step == 0
-    assert [row | {"seconds": 0} for row in rows_of(again.folder)] == rows
+    assert [row | TIMES for row in rows_of(again.folder)] == rows
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(open_run):
+    trainer = make(folder=open_run(), steps=2)
+    trainer.save()
+    state = checkpoint.load(trainer.folder.checkpoint_file)
+    assert state["device"] == "cpu"
+    checkpoint.save(trainer.folder.checkpoint_file, state | {"device": "cuda"})
+    with pytest.raises(RunError, match=r"another kind of device \(cuda → cpu\).*: choose device=cuda"):
+        trainer.resume()
 
 
 def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
@@ -399,7 +439,7 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     assert again.folder.checkpoint_file.read_bytes() == kept
 
     state = checkpoint.load(again.folder.checkpoint_file)
-    del state["data"]  # as the first checkpoints were
+    del state["data"], state["device"]  # as the first checkpoints were
     checkpoint.save(again.folder.checkpoint_file, state)
     for data in (same, replace(same, sha256="f00")):
         again.task.data = data

@@ -5,6 +5,7 @@ import pytest
 import torch
 from text_helpers import flip, refused_with, write_set
 
+from fogzo.data.present import present_sha256
 from fogzo.data.text import TokenSplit, c4, open_text, prepared_text
 
 
@@ -45,6 +46,12 @@ def test_a_sequence_longer_than_a_split_is_refused(tmp_path):
         open_text(tmp_path, 30, "")
     with refused_with("sequence=0", error=ValueError):
         open_text(tmp_path, 0, "")
+
+
+def test_the_hash_of_a_set_is_known_without_opening_it(tmp_path):
+    write_set(tmp_path / "mine")
+    assert present_sha256("mine", tmp_path) == prepared_text("mine", tmp_path, 4).describe()["sha256"]
+    assert present_sha256("c4", tmp_path) is None
 
 
 def test_an_absent_set_names_folder_command_and_the_embedded_one(tmp_path):

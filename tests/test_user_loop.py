@@ -192,11 +192,35 @@ def test_gradients_on_entry_are_refused_by_name_and_zeros_are_not():
     model.body.parametrizations.weight.original.grad = torch.zeros(16, 8)
     estimator = fogzo.FOGZO(fogzo.quantized_weights(model))
     estimator.estimate(Closure(model))
-    for again in (estimator, NoisyStraightThrough(estimator.weights), RescaledStraightThrough(estimator.weights)):
+    weights = estimator.weights
+    given_weights = (fogzo.StraightThrough, NoisyStraightThrough, RescaledStraightThrough)
+    for again in (estimator, *(kind(weights) for kind in given_weights)):
         with pytest.raises(ValueError, match=r"body\.weight .*zero_grad"):
             again.estimate(Closure(model))
     model.zero_grad(set_to_none=False)
     estimator.estimate(Closure(model))
+
+
+def test_the_ste_that_does_not_know_the_model_adds_to_gradients_as_backward_does():
+    _, _, once = estimate(model := quantized(), fogzo.StraightThrough)
+    once = {name: gradient.clone() for name, gradient in once.items()}
+    fogzo.StraightThrough().estimate(Closure(model))
+    assert all(torch.equal(p.grad, 2 * once[name]) for name, p in model.named_parameters())
+    with pytest.raises(ValueError, match=r"Net.*quantized_weights"):
+        fogzo.StraightThrough(model)
+
+
+@pytest.mark.parametrize("chosen", ["ste", "phased"])
+def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
+    from fogzo import factories
+
+    model = quantized()
+    options = {"ste_share": 1.0, "beta_min": 0.9, "beta_schedule": "constant"} if chosen == "phased" else {}
+    make = {"ste": factories.straight_through, "phased": factories.phased}[chosen]
+    estimator = make(fogzo.quantized_weights(model), 10, 0, **options)
+    estimator.estimate(Closure(model))
+    with pytest.raises(ValueError, match="zero_grad"):
+        estimator.estimate(Closure(model))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import fogzo
 from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData, TensorSplit
 from fogzo.distributed import process_group, synchronise_norms, world
+from fogzo.estimators import Phased, RescaledStraightThrough
 from fogzo.settings import Settings
 from fogzo.tasks import Classification
 from fogzo.trainer import Trainer
@@ -19,8 +20,24 @@ ESTIMATORS = {
     "ste": lambda weights, spread: fogzo.StraightThrough(),
     "fogzo": lambda weights, spread: fogzo.FOGZO(weights, samples=3, beta=0.99, spread=spread),
     "fogzo_batched": lambda weights, spread: fogzo.FOGZO(weights, samples=3, beta=0.99, probe_batch=2, spread=spread),
+    "rescaled": lambda weights, spread: RescaledStraightThrough(weights, samples=3, beta=0.99, spread=spread),
+    "phased": lambda weights, spread: Phased(
+        fogzo.StraightThrough(weights), fogzo.FOGZO(weights, samples=3, beta=0.99, spread=spread), switch_step=4
+    ),
     "nspsa": lambda weights, spread: fogzo.NSPSA(weights, samples=4, spread=spread),
 }
+
+
+class Rounded(torch.autograd.Function):
+    """As on another GPU: the last bits of an activation and of its gradient are other ones."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * (1 + 1e-6)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 + 1e-6)
 
 
 class Network(nn.Sequential):
@@ -78,6 +95,8 @@ def main():
             trainer.estimator.weights[0].latent.data.view(-1)[0] += 0.25
         if disagree == "noise":
             trainer.estimator.seed = rank
+        if disagree == "rounding" and rank:
+            trainer.model[0].register_forward_hook(lambda module, inputs, output: Rounded.apply(output))
         rows = []
         for step in range(trainer.settings.steps):
             estimate = trainer.train_step(step)

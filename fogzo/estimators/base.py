@@ -28,7 +28,7 @@ class Estimate:
             probes, which differs by O(ε²).
         beta: β of this step; ``None`` for estimators without one.
         agreement: measured slope along ĝ over ‖g‖.  1: the STE gradient predicts the loss of the quantized network;
-            0: it is orthogonal to the truth; ``None``: nothing was measured.
+            0: it is orthogonal to the truth; nan: it is zero; ``None``: nothing was measured.
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding
             boundary, or none that matters.  ``None``: no pairs.
         guide_norm: ‖g‖ of the STE gradient over the quantized weights, in units of the noise (ε·α).
@@ -48,9 +48,9 @@ class Estimator(ABC):
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         """Fill ``.grad`` of every trainable parameter for training step ``step``, and say what was seen.
 
-        ``.grad`` must be empty on entry (``optimizer.zero_grad()``): all estimators but the plain STE, which adds to it
-        as ``backward()`` does, refuse anything but zeros.  Weights are restored bit for bit also when the
-        closure raises; ``.grad`` is then undefined.
+        ``.grad`` must be empty on entry (``optimizer.zero_grad()``): estimators refuse anything but zeros, the STE if
+        it was given the weights.  Weights are restored bit for bit also when the closure raises; ``.grad`` is then
+        undefined.
         """
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo.distributed import same_gradients, world
+from fogzo.distributed import world
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
 from fogzo.estimators.probes import Probes, add_weighted, slopes_of
 from fogzo.perturb import Noise
@@ -53,8 +53,9 @@ class FOGZO(Estimator):
             noise, the same estimate to floating-point tolerance, and memory for 2k copies of the weights and of a
             forward pass.
         spread: with several ranks (``torch.distributed``), evaluate each sample on one of them instead of all samples
-            on all: the closure must then be the same, of the whole batch, everywhere.  Without it each rank's closure
-            is of its part of the batch (as with ``DistributedDataParallel``), and losses are averaged.
+            on all: the closure must then be the same, of the whole batch, everywhere, its gradients to the last bit (on
+            GPUs give all ranks those of rank 0, inside the closure, as ``Trainer.closure`` does).  Without it each
+            rank's closure is of its part of the batch (as with ``DistributedDataParallel``), and losses are averaged.
 
     Raises:
         ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
@@ -98,8 +99,6 @@ class FOGZO(Estimator):
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
         loss = self._first_order(closure, beta)
-        if self.spread:
-            same_gradients(self.weights[0].model)
         with torch.no_grad():
             units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
             grads = [_gradient(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place
@@ -131,8 +130,8 @@ class FOGZO(Estimator):
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            agreement=slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope)
-            if beta > 0 and bool(g_norm > 0)
+            agreement=torch.where(g_norm > 0, slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope), torch.nan)
+            if beta > 0
             else None,
             zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
