@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 from torch import nn
@@ -56,9 +56,21 @@ def plan(cfg: DictConfig) -> str:
     )
 
 
-def noise_to_guide(beta: float, coordinates: int) -> float:
-    """√((1-β) d/β): how much longer the noise of a probe is than its guide (paper.md, section 2)."""
-    return math.sqrt((1 - beta) * coordinates / beta) if beta > 0 else math.inf
+def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
+    """How much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
+
+    ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
+    """
+    # a coordinate's mean square times the number of coordinates is ‖ĝ‖²
+    guide = sum(size * square for size, square in zip(sizes, guide_squares(sizes, guide_norm), strict=True))
+    return math.sqrt((1 - beta) * sum(sizes) / (beta * guide)) if beta > 0 else math.inf
+
+
+def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:
+    """ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
+    if guide_norm == "rms":
+        return [1.0 for _ in sizes]
+    return [1 / (size if guide_norm == "per_tensor" else sum(sizes)) for size in sizes]
 
 
 def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
@@ -69,11 +81,17 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
     beta = cfg.estimator.get("beta_min")
     if beta is None or not weights:
         return None
-    d = sum(weight.latent.numel() for weight in weights)
-    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise; the guide's share is spread over all
-    deviation = math.sqrt((1 - beta) + beta / d)
+    sizes = [weight.latent.numel() for weight in weights]
     epsilon = float(cfg.estimator.get("epsilon", 1.0))
-    return sum(2 * epsilon * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
+    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise
+    moved = (0.8 * math.sqrt((1 - beta) + beta * square) for square in guide_squares(sizes, guide_norm_of(cfg)))
+    parts = zip(weights, sizes, moved, strict=True)
+    return sum(2 * epsilon * weight.quantizer.smoothing.std * move * size for weight, size, move in parts)
+
+
+def guide_norm_of(cfg: DictConfig) -> str:
+    """What ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
+    return str(cfg.estimator.get("guide_norm", "global"))
 
 
 def warnings_of(
@@ -125,8 +143,7 @@ def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
 def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     beta = cfg.estimator.get("beta_min")
     if weights and beta is not None:
-        d = sum(weight.latent.numel() for weight in weights)
-        ratio = noise_to_guide(beta, d)
+        ratio = noise_to_guide(beta, [weight.latent.numel() for weight in weights], guide_norm_of(cfg))
         yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g})"
 
 

@@ -1,13 +1,16 @@
 """What plan=true prints is what the run then does, and it needs no data."""
 
+import math
 import re
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from test_configs import CONFIGS
 
-from fogzo.build import build
+import fogzo
+from fogzo.build import build, build_model
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
 
@@ -80,8 +83,29 @@ def test_a_plan_at_paper_scale_needs_no_data(model, tmp_path):
 
 
 def test_the_ratio_of_noise_to_guide_is_the_papers():
-    assert noise_to_guide(0.999, 7960) == pytest.approx(2.82, abs=0.01)
-    assert noise_to_guide(1 - 1e-9, 30_000_000) == pytest.approx(0.173, abs=0.001)
+    assert noise_to_guide(0.999, [7840, 10, 100, 10]) == pytest.approx(2.82, abs=0.01)
+    assert noise_to_guide(1 - 1e-9, [30_000_000]) == pytest.approx(0.173, abs=0.001)
+
+
+@pytest.mark.parametrize("guide_norm", ["global", "rms", "per_tensor"])
+def test_the_plan_knows_how_long_the_guide_is(guide_norm):
+    """As measured: FOGZO's own guide, of made-up gradients, beside noise of deviation 1."""
+    beta, sizes = 0.9, [7840, 10, 100, 10]
+    cfg = config(f"estimator.guide_norm={guide_norm}", f"estimator.beta_min={beta}")
+    model = build_model(cfg)
+    weights = quantized_weights(model)
+    generator = torch.Generator().manual_seed(0)
+    guide = [torch.randn(weight.latent.shape, generator=generator) for weight in weights]
+    units = [torch.ones_like(g) for g in guide]
+    fogzo.FOGZO(weights, beta=beta, guide_norm=guide_norm)._normalise_guide(guide, units)
+    length = math.sqrt(sum(float(g.square().sum()) for g in guide))
+    ratio = math.sqrt((1 - beta) * sum(sizes)) / (math.sqrt(beta) * length)
+    assert [g.numel() for g in guide] == sizes
+    assert number(plan(cfg), r"noise-to-guide ratio ([\d.e+-]+) at") == pytest.approx(ratio, rel=0.01)
+    deviations = [((1 - beta) + beta * g.square().mean()).sqrt() for g in guide]
+    std = weights[0].quantizer.smoothing.std
+    moved = sum(float(deviation) * size * 2 * 0.8 * std for deviation, size in zip(deviations, sizes, strict=True))
+    assert expected_crossings(cfg, weights) == pytest.approx(moved, rel=0.01)
 
 
 @pytest.mark.parametrize(
