@@ -27,7 +27,7 @@ def plan(cfg: DictConfig) -> str:
     model = build_model(cfg)
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
     estimator = build_estimator(cfg, weights, steps=1)
-    steps = total_steps(cfg, EXAMPLES.get(cfg.data.name, 0))
+    steps = total_steps(cfg, known_examples(cfg))
     settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
     optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
     probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
@@ -54,6 +54,20 @@ def plan(cfg: DictConfig) -> str:
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
         ]
     )
+
+
+def known_examples(cfg: DictConfig) -> int:
+    """Training examples of the data set; 0 where they don't matter.
+
+    Raises:
+        ValueError: if ``epochs`` asks for them and only the data could tell.
+    """
+    if cfg.steps is None and cfg.epochs is not None and cfg.data.name not in EXAMPLES:
+        raise ValueError(
+            f"epochs={cfg.epochs} counts examples, and how many data={cfg.data.name} holds is unknown until it is "
+            "read: give the plan steps=N instead (N = epochs · examples / batch_size)"
+        )
+    return EXAMPLES.get(cfg.data.name, 0)
 
 
 def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:

@@ -133,3 +133,11 @@ def test_a_probe_that_crosses_next_to_nothing_is_warned_of():
     )
     assert "codes differ between the probes of a pair" in plan(tiny)
     assert "codes differ" not in plan(config())
+
+
+def test_epochs_of_a_text_cannot_be_planned_and_the_message_says_why():
+    with pytest.raises(
+        ValueError, match=r"epochs=2 counts examples, and how many data=pydocs holds is unknown.*steps=N"
+    ):
+        plan(config("model=llama_mini", "steps=null", "epochs=2"))
+    assert "steps of" in plan(config("model=llama_mini", "steps=7", "epochs=2"))  # steps come first, as in the run
