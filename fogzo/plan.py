@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
@@ -13,8 +14,6 @@ from fogzo.costs import EXAMPLES, measure, memory_bytes, passes
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
 from fogzo.settings import Settings
-
-ROWS = 12  # of the table of layers, before it is folded
 
 
 def plan(cfg: DictConfig) -> str:
@@ -147,11 +146,29 @@ def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     d = sum(weight.latent.numel() for weight in weights)
     yield f"layers:      {len(weights)} tensors quantized, d = {d:,} perturbed coordinates"
     inputs = "" if cfg.activations.name == "none" else f", inputs {cfg.activations.name} {cfg.activations.bits} bits"
-    for weight in weights if len(weights) <= ROWS else weights[: ROWS - 2]:
-        shape, bits = "x".join(map(str, weight.latent.shape)), weight.quantizer.bits
-        yield f"             {weight.name:44s} {shape:>16s}  {cfg.quantizer.name} {bits} bits{inputs}"
-    if len(weights) > ROWS:
-        yield f"             ... and {len(weights) - ROWS + 2} more like these"
+    for names, shape, bits in alike(weights):
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        row = f"{count:>6s}{pattern_of(names):44s} {'x'.join(map(str, shape)):>16s}"
+        yield f"       {row}  {cfg.quantizer.name} {bits} bits{inputs}"
+
+
+def alike(weights: list[QuantizedWeight]) -> list[tuple[list[str], tuple[int, ...], int]]:
+    """Names, shape and bits of the tensors that differ only in the numbers of their names, in the model's order."""
+    groups: dict[tuple[str, tuple[int, ...], int], list[str]] = {}
+    for weight in weights:
+        shape, bits = tuple(weight.latent.shape), weight.quantizer.bits
+        groups.setdefault((re.sub(r"\d+", "#", weight.name), shape, bits), []).append(weight.name)
+    return [(names, shape, bits) for (_, shape, bits), names in groups.items()]
+
+
+def pattern_of(names: list[str]) -> str:
+    """What the names have in common, with ``*`` for the numbers in which they differ.
+
+    >>> pattern_of(["layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"])
+    'layer2.*.conv*'
+    """
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
 
 
 def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:

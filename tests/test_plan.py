@@ -2,6 +2,7 @@
 
 import math
 import re
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -141,3 +142,17 @@ def test_epochs_of_a_text_cannot_be_planned_and_the_message_says_why():
     ):
         plan(config("model=llama_mini", "steps=null", "epochs=2"))
     assert "steps of" in plan(config("model=llama_mini", "steps=7", "epochs=2"))  # steps come first, as in the run
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet18", "deit_mini", "llama_mini"])
+def test_the_table_of_layers_holds_every_tensor(model):
+    cfg = config(f"model={model}", "estimator=ste")
+    table = re.findall(r"^ +(?:(\d+) x )?(\S+) +([\dx]+)  fixed 2 bits$", plan(cfg), re.MULTILINE)
+    left = {weight.name: "x".join(map(str, weight.latent.shape)) for weight in quantized_weights(build_model(cfg))}
+    for count, pattern, shape in table:
+        names = [name for name in left if fnmatch(name, pattern) and left[name] == shape]
+        assert len(names) == int(count or 1), pattern
+        for name in names:
+            del left[name]
+    assert not left
+    assert len(table) <= 16
