@@ -57,13 +57,18 @@ def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]
 
 
 def memory_bytes(
-    model: nn.Module, probed: list[QuantizedWeight], cost: Cost, settings: Settings, optimizer_states: int
+    model: nn.Module, probed: list[QuantizedWeight], cost: Cost, cfg: DictConfig, settings: Settings, ranks: int
 ) -> float:
-    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations."""
+    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations.
+
+    Of one of ``ranks`` processes: DistributedDataParallel keeps the gradients a second time, in its buckets.
+    """
     parameters = sum(p.numel() for p in model.parameters())
+    optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
+    copies = 2 + optimizer_states + (ranks > 1 and settings.parallel == "data")
     kept = sum(weight.latent.numel() for weight in probed)
     activations = cost.saved * (0.6 if settings.precision == "bf16" else 1)
-    return 4.0 * (parameters * (2 + optimizer_states) + kept) + activations
+    return 4.0 * (parameters * copies + kept) + activations
 
 
 def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.build import build_estimator, build_model, check_values, total_steps
+from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
 from fogzo.costs import EXAMPLES, measure, memory_bytes, passes
+from fogzo.distributed import announced
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
 from fogzo.settings import Settings
 
 
 def plan(cfg: DictConfig) -> str:
-    """The plan of the run that ``cfg`` describes, as text for people.
+    """The plan of the run that ``cfg`` describes, by as many processes as torchrun has started, as text for people.
 
     Raises:
         ValueError: as the run would, for what can be known without data.
@@ -28,16 +29,24 @@ def plan(cfg: DictConfig) -> str:
     estimator = build_estimator(cfg, weights, steps=1)
     steps = total_steps(cfg, known_examples(cfg))
     settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
-    optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
+    ranks = announced()[2]
+    settings.check_ranks(ranks)
+    check_samples(cfg, ranks)
     probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
     crossings = expected_crossings(cfg, weights)
     latents = {id(weight.latent) for weight in weights}
     floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
-    examples = settings.batch_size // settings.micro_batches
+    examples = settings.batch_size // settings.micro_batches // (ranks if settings.parallel == "data" else 1)
     cost = measure(model, cfg, examples)  # last: it leaves a model without values
     forwards, backwards = passes(cfg, settings, floats)
-    flops = settings.micro_batches * (forwards * cost.forward + backwards * cost.backward)
-    memory = memory_bytes(model, weights if probing else [], cost, settings, optimizer_states)
+    whole = settings.batch_size // examples
+    flops = whole * (forwards * cost.forward + backwards * cost.backward)
+    repeated = 0.0  # by ranks that share probes: what comes before these
+    if settings.parallel == "probes":
+        repeated = (ranks - 1) * whole * backwards * (cost.forward + cost.backward)
+    hours = (flops + repeated) / cfg.sustained_flops / 3600
+    memory = memory_bytes(model, weights if probing else [], cost, cfg, settings, ranks)
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
     return "\n".join(
         [
             f"scale:       {cfg.scale}",
@@ -46,10 +55,9 @@ def plan(cfg: DictConfig) -> str:
             *_noise(weights, cfg),
             f"training:    {_amount(cfg, settings)}",
             f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
-            f"time:        {flops / cfg.sustained_flops / 3600:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s "
-            "(sustained_flops=... sets it)",
-            f"memory:      about {memory / 2**30:.2f} GiB: weights, gradients, optimizer, probes, and a micro-batch of "
-            f"{examples}",
+            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it)",
+            f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
+            f"micro-batch of {examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
         ]
     )

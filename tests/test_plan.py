@@ -1,7 +1,10 @@
 """What plan=true prints is what the run then does, and it needs no data."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from fnmatch import fnmatch
 
 import pytest
@@ -156,3 +159,55 @@ def test_the_table_of_layers_holds_every_tensor(model):
             del left[name]
     assert not left
     assert len(table) <= 16
+
+
+def test_the_plan_counts_the_processes_of_torchrun(monkeypatch):
+    plans = {}
+    for ranks in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        for parallel in ("data", "probes"):
+            overrides = ("model=resnet_mini", "estimator.samples=4", "estimator.beta_schedule=constant")
+            plans[ranks, parallel] = plan(config(*overrides, f"parallel={parallel}"))
+    assert plans[1, "data"] == plans[1, "probes"]
+    one, data, probes = plans[1, "data"], plans[2, "data"], plans[2, "probes"]
+    assert "GiB in each of 2 processes" in data
+    assert "a micro-batch of 32" in data
+    assert "a micro-batch of 64" in probes
+    memory = r"about ([\d.]+) GiB"
+    assert number(data, memory) < number(one, memory) == number(probes, memory)
+    flops, hours = r"compute: +([\d.e+]+) FLOPs", r"time: +([\d.e+-]+) hours"
+    assert number(data, flops) == pytest.approx(number(one, flops), rel=0.02)
+    assert number(probes, flops) == number(one, flops)
+    assert number(data, hours) == pytest.approx(number(one, hours), rel=0.02)
+    # both ranks run the forward and backward pass; the four pairs are shared
+    assert 1.2 < number(probes, hours) / number(one, hours) < 1.4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("batch_size=64", "batch_size=64 cannot be shared by 3 ranks"),
+        ("parallel=probes estimator.samples=2", "estimator.samples=2 cannot be spread over 3 ranks: raise samples"),
+        ("parallel=probes estimator=ste", "estimator=ste has no samples to share"),
+    ],
+)
+def test_the_plan_refuses_what_the_processes_cannot_share(overrides, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=message):
+        plan(config(*overrides.split()))
+
+
+def test_one_process_of_torchrun_prints_the_plan():
+    printed = []
+    for rank in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "train.py", "plan=true"],
+            cwd=CONFIGS.parent,
+            env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert "in each of 2 processes" in printed[0]
+    assert not printed[1]
