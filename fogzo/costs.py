@@ -14,6 +14,7 @@ from fogzo.compute import measure_flops
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
+from fogzo.tensor_memory import PeakTensorMemory
 
 # Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
 EXAMPLES = {
@@ -32,12 +33,16 @@ SIZES = {
 }
 
 
+ACTIVATIONS = {"fp32": 1.0, "bf16": 0.6}  # bytes of a forward pass's tensors, as a share of those in fp32: some stay
+
+
 class Cost(NamedTuple):
     """Of a micro-batch: what quantizers do to weights is done once for all of its examples."""
 
     forward: float  # FLOPs
     backward: float
     saved: int  # bytes that the forward pass keeps for the backward pass
+    peak: int  # bytes that a forward pass takes at most where there is no backward pass, as in a probe
 
 
 def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]:
@@ -59,7 +64,8 @@ def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]
 def memory_bytes(
     model: nn.Module, probed: list[QuantizedWeight], cost: Cost, cfg: DictConfig, settings: Settings, ranks: int
 ) -> float:
-    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations.
+    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and what is larger: activations
+    that are saved for the backward pass, or the probes that are evaluated together.
 
     Of one of ``ranks`` processes: DistributedDataParallel keeps the gradients a second time, in its buckets.
     """
@@ -67,8 +73,22 @@ def memory_bytes(
     optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
     copies = 2 + optimizer_states + (ranks > 1 and settings.parallel == "data")
     kept = sum(weight.latent.numel() for weight in probed)
-    activations = cost.saved * (0.6 if settings.precision == "bf16" else 1)
-    return 4.0 * (parameters * copies + kept) + activations
+    saved = cost.saved * ACTIVATIONS[settings.precision]
+    return 4.0 * (parameters * copies + kept) + max(saved, probes_bytes(probed, cost, cfg, settings, ranks))
+
+
+def probes_bytes(probed: list[QuantizedWeight], cost: Cost, cfg: DictConfig, settings: Settings, ranks: int) -> float:
+    """What k pairs of probes take that are evaluated together: k directions, 2k copies of the weights, 2k passes."""
+    d = sum(weight.latent.numel() for weight in probed)
+    return pairs_together(cfg, ranks) * (12.0 * d + 2 * cost.peak * ACTIVATIONS[settings.precision])
+
+
+def pairs_together(cfg: DictConfig, ranks: int) -> int:
+    """How many pairs of probes one process evaluates at a time in stacked copies; 0: losses come one by one."""
+    samples = cfg.estimator.get("samples", 1)
+    if cfg.parallel == "probes":
+        samples = -(-samples // ranks)
+    return int(min(cfg.estimator.get("probe_batch", 0), samples))
 
 
 def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
@@ -91,7 +111,9 @@ def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         kept = loss()
     del kept
-    return Cost(forward, backward, sum(saved.values()))
+    with torch.no_grad(), PeakTensorMemory([*model.parameters(), *model.buffers()]) as peak:
+        loss()
+    return Cost(forward, backward, sum(saved.values()), peak.most - peak.existing)
 
 
 def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:

@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
-from fogzo.costs import EXAMPLES, measure, memory_bytes, passes
+from fogzo.costs import EXAMPLES, measure, memory_bytes, passes, probes_bytes
 from fogzo.distributed import announced
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
 from fogzo.settings import Settings
+
+LARGE = 2.0**30  # bytes that probes may take together without a warning
 
 
 def plan(cfg: DictConfig) -> str:
@@ -46,6 +48,7 @@ def plan(cfg: DictConfig) -> str:
         repeated = (ranks - 1) * whole * backwards * (cost.forward + cost.backward)
     hours = (flops + repeated) / cfg.sustained_flops / 3600
     memory = memory_bytes(model, weights if probing else [], cost, cfg, settings, ranks)
+    together = probes_bytes(weights if probing else [], cost, cfg, settings, ranks)
     each = f" in each of {ranks} processes" if ranks > 1 else ""
     return "\n".join(
         [
@@ -59,6 +62,7 @@ def plan(cfg: DictConfig) -> str:
             f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
             f"micro-batch of {examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
+            *_batching(cfg, together),
         ]
     )
 
@@ -136,6 +140,14 @@ def warnings_of(
         d = sum(weight.latent.numel() for weight in weights)
         if cfg.estimator.samples < d / 100:
             yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def _batching(cfg: DictConfig, together: float) -> Iterator[str]:
+    if together > LARGE:
+        yield (
+            f"warning:     estimator.probe_batch={cfg.estimator.probe_batch}: the copies of the network that are "
+            f"evaluated together take about {together / 2**30:.3g} GiB; a smaller one takes less, 0 next to nothing"
+        )
 
 
 def _parameters(model: nn.Module) -> str:

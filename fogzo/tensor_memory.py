@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within: follows the storages that operations return, and keeps the most bytes alive at one time in ``most``.
 
-    ``existing`` counts from the start: an in-place operation returns tensors that were there before.
+    Tensors ``existing`` count from the start, as an in-place operation returns tensors that were there before; the
+    attribute keeps their bytes.
     """
 
     def __init__(self, existing: Iterable[Any] = ()) -> None:
@@ -23,6 +24,7 @@ class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in existing:
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
+        self.existing = self.alive
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

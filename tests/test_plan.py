@@ -15,8 +15,10 @@ from test_configs import CONFIGS
 
 import fogzo
 from fogzo.build import build, build_model
+from fogzo.costs import measure, memory_bytes, probes_bytes
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
+from fogzo.tensor_memory import PeakTensorMemory
 
 
 def config(*overrides):
@@ -211,3 +213,35 @@ def test_one_process_of_torchrun_prints_the_plan():
         printed.append(done.stdout)
     assert "in each of 2 processes" in printed[0]
     assert not printed[1]
+
+
+@pytest.mark.parametrize(("estimator", "largest"), [("nspsa", 3), ("fogzo", 8)])
+def test_the_planned_memory_holds_probes_that_are_evaluated_together(estimator, largest):
+    cfg = config(
+        "model=deit_mini",
+        f"estimator={estimator}",
+        "estimator.samples=3",
+        f"estimator.probe_batch={largest}",
+        "estimator.beta_schedule=constant" if estimator == "fogzo" else "seed=0",
+        "batch_size=16",
+    )
+    trainer = build(cfg)
+    trainer.train_step(0)
+    state = [buffer for values in trainer.optimizer.state.values() for buffer in values.values()]
+    with PeakTensorMemory([*trainer.model.parameters(), *trainer.model.buffers(), *state]) as peak:
+        trainer.train_step(1)
+    weights = quantized_weights(trainer.model)
+    cost = measure(trainer.model, cfg, 16)
+    planned = memory_bytes(trainer.model, weights, cost, cfg, trainer.settings, 1)
+    assert planned == pytest.approx(peak.most, rel=0.3)
+    assert probes_bytes(weights, cost, cfg, trainer.settings, 1) > planned / 2
+
+
+def test_many_copies_of_a_large_model_are_warned_of_and_not_the_default():
+    assert config("estimator=nspsa").estimator.probe_batch == 32  # as the records of the MLP have it
+    assert config("estimator=nspsa", "model=deit_mini").estimator.probe_batch == 0
+    large = ("model=deit_tiny", "estimator=nspsa", "estimator.samples=100", "batch_size=16")
+    assert "probe_batch" not in plan(config(*large))
+    text = plan(config(*large, "estimator.probe_batch=32"))
+    assert re.search(r"warning: +estimator.probe_batch=32: the copies .* take about [\d.]+ GiB", text)
+    assert number(text, r"memory: +about ([\d.]+) GiB") > number(text, r"about ([\d.]+) GiB; a smaller")
