@@ -32,6 +32,8 @@ def main(cfg: DictConfig) -> None:
                 f"cell={cfg.cell} is filled by a sweep, which knows the cell's settings: "
                 f"python train.py -m experiment=NAME cell={cfg.cell} seed={cfg.seed}"
             )
+        if cfg.plan and os.environ.get("RANK", "0") != "0":  # one process of torchrun prints it for all
+            return
         train(cfg, sweeping=sweeping)
     except Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -100,10 +100,22 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int) -> Estimator:
     """The estimator of ``estimator=...``; its probes are spread over ranks if ``parallel=probes``."""
     spread = {"spread": True} if cfg.parallel == "probes" and world()[1] > 1 else {}
-    if spread and "samples" not in cfg.estimator:
-        raise ValueError(f"parallel=probes: estimator={cfg.estimator.name} has no samples to share: use parallel=data")
+    check_samples(cfg, world()[1])
     estimator: Estimator = instantiate(cfg.estimator, weights=weights, steps=steps, seed=cfg.seed, **spread)
     return estimator
+
+
+def check_samples(cfg: DictConfig, ranks: int) -> None:
+    """Refuse ranks that have no samples to share, or too few."""
+    if cfg.parallel != "probes" or ranks == 1:
+        return
+    if "samples" not in cfg.estimator:
+        raise ValueError(f"parallel=probes: estimator={cfg.estimator.name} has no samples to share: use parallel=data")
+    if cfg.estimator.samples < ranks:
+        raise ValueError(
+            f"estimator.samples={cfg.estimator.samples} cannot be spread over {ranks} ranks: raise samples, start "
+            "fewer processes, or let them share the batch (parallel=data)"
+        )
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

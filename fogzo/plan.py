@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Sequence
 
-import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
-from fogzo.build import build_estimator, build_model, check_values, total_steps
-from fogzo.compute import measure_flops
+from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
+from fogzo.costs import EXAMPLES, measure, memory_bytes, passes, probes_bytes
+from fogzo.distributed import announced
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
-from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
 
-# Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
-EXAMPLES = {
-    "mnist5k": 4_000,
-    "mnist": 60_000,
-    "fashion_mnist": 60_000,
-    "imagenet100": 126_689,
-    "imagenet1k": 1_281_167,
-}
-SIZES = {
-    "mnist5k": (1, 28),
-    "mnist": (1, 28),
-    "fashion_mnist": (1, 28),
-    "imagenet100": (3, 224),
-    "imagenet1k": (3, 224),
-}
-ROWS = 12  # of the table of layers, before it is folded
-
-
-class Cost(NamedTuple):
-    """Of a micro-batch: what quantizers do to weights is done once for all of its examples."""
-
-    forward: float  # FLOPs
-    backward: float
-    saved: int  # bytes that the forward pass keeps for the backward pass
+LARGE = 2.0**30  # bytes that probes may take together without a warning
 
 
 def plan(cfg: DictConfig) -> str:
-    """The plan of the run that ``cfg`` describes, as text for people.
+    """The plan of the run that ``cfg`` describes, by as many processes as torchrun has started, as text for people.
 
     Raises:
         ValueError: as the run would, for what can be known without data.
@@ -54,18 +29,27 @@ def plan(cfg: DictConfig) -> str:
     model = build_model(cfg)
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
     estimator = build_estimator(cfg, weights, steps=1)
-    steps = total_steps(cfg, EXAMPLES.get(cfg.data.name, 0))
+    steps = total_steps(cfg, known_examples(cfg))
     settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
-    optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
+    ranks = announced()[2]
+    settings.check_ranks(ranks)
+    check_samples(cfg, ranks)
     probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
     crossings = expected_crossings(cfg, weights)
     latents = {id(weight.latent) for weight in weights}
     floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
-    examples = settings.batch_size // settings.micro_batches
+    examples = settings.batch_size // settings.micro_batches // (ranks if settings.parallel == "data" else 1)
     cost = measure(model, cfg, examples)  # last: it leaves a model without values
     forwards, backwards = passes(cfg, settings, floats)
-    flops = settings.micro_batches * (forwards * cost.forward + backwards * cost.backward)
-    memory = memory_bytes(model, weights if probing else [], cost, settings, optimizer_states)
+    whole = settings.batch_size // examples
+    flops = whole * (forwards * cost.forward + backwards * cost.backward)
+    repeated = 0.0  # by ranks that share probes: what comes before these
+    if settings.parallel == "probes":
+        repeated = (ranks - 1) * whole * backwards * (cost.forward + cost.backward)
+    hours = (flops + repeated) / cfg.sustained_flops / 3600
+    memory = memory_bytes(model, weights if probing else [], cost, cfg, settings, ranks)
+    together = probes_bytes(weights if probing else [], cost, cfg, settings, ranks)
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
     return "\n".join(
         [
             f"scale:       {cfg.scale}",
@@ -74,87 +58,44 @@ def plan(cfg: DictConfig) -> str:
             *_noise(weights, cfg),
             f"training:    {_amount(cfg, settings)}",
             f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
-            f"time:        {flops / cfg.sustained_flops / 3600:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s "
-            "(sustained_flops=... sets it)",
-            f"memory:      about {memory / 2**30:.2f} GiB: weights, gradients, optimizer, probes, and a micro-batch of "
-            f"{examples}",
+            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it)",
+            f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
+            f"micro-batch of {examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
+            *_batching(cfg, together),
         ]
     )
 
 
-def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]:
-    """Forward and backward passes over whole batches in the whole run.
+def known_examples(cfg: DictConfig) -> int:
+    """Training examples of the data set; 0 where they don't matter.
 
-    ``floats``: there are parameters that are not quantized, which keep their first-order gradient.
+    Raises:
+        ValueError: if ``epochs`` asks for them and only the data could tell.
     """
-    steps, name = settings.steps, cfg.estimator.name
-    samples = cfg.estimator.get("samples", 1)
-    if name in ("ste", "ste_longer", "noisy_ste"):
-        return steps, steps
-    if name == "nspsa":
-        return steps * (2 * samples + floats), steps * floats
-    probed = steps - round(cfg.estimator.get("ste_share", 0.0) * steps)
-    pairs = 1 if cfg.estimator.get("beta_min") == 1 else samples
-    return steps + 2 * pairs * probed, steps
+    if cfg.steps is None and cfg.epochs is not None and cfg.data.name not in EXAMPLES:
+        raise ValueError(
+            f"epochs={cfg.epochs} counts examples, and how many data={cfg.data.name} holds is unknown until it is "
+            "read: give the plan steps=N instead (N = epochs · examples / batch_size)"
+        )
+    return EXAMPLES.get(cfg.data.name, 0)
 
 
-def memory_bytes(
-    model: nn.Module, probed: list[QuantizedWeight], cost: Cost, settings: Settings, optimizer_states: int
-) -> float:
-    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and saved activations."""
-    parameters = sum(p.numel() for p in model.parameters())
-    kept = sum(weight.latent.numel() for weight in probed)
-    activations = cost.saved * (0.6 if settings.precision == "bf16" else 1)
-    return 4.0 * (parameters * (2 + optimizer_states) + kept) + activations
+def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
+    """How much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
+
+    ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
+    """
+    # a coordinate's mean square times the number of coordinates is ‖ĝ‖²
+    guide = sum(size * square for size, square in zip(sizes, guide_squares(sizes, guide_norm), strict=True))
+    return math.sqrt((1 - beta) * sum(sizes) / (beta * guide)) if beta > 0 else math.inf
 
 
-def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
-    """Costs of a micro-batch, from shapes alone: the model is moved to the meta device, and is of no use afterwards."""
-    model = model.to("meta").train()
-    loss = example_loss(model, cfg, examples)
-    for module in model.modules():
-        if isinstance(module, InputQuantizer):
-            module.fitted = True  # only shapes matter here
-    forward, backward = measure_flops(loss)
-    saved: dict[int, int] = {}
-    owned = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            saved[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = loss()
-    del kept
-    return Cost(forward, backward, sum(saved.values()))
-
-
-def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:
-    """The loss of so many made-up examples of the data set's shape."""
-    if cfg.data.name in SIZES:
-        channels, size = SIZES[cfg.data.name]
-        size = cfg.data.get("image_size", size)
-        images = torch.empty(examples, channels, size, size, device="meta")
-        targets = torch.empty(examples, dtype=torch.int64, device="meta")
-        return lambda: F.cross_entropy(model(images), targets)
-    length = cfg.data.sequence
-    tokens = torch.empty(examples, length, dtype=torch.int64, device="meta")
-    # given whole, as transformers would look at values to make it
-    mask = torch.empty(examples, 1, length, length, dtype=torch.bool, device="meta")
-
-    def loss() -> Tensor:
-        logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-
-    return loss
-
-
-def noise_to_guide(beta: float, coordinates: int) -> float:
-    """√((1-β) d/β): how much longer the noise of a probe is than its guide (paper.md, section 2)."""
-    return math.sqrt((1 - beta) * coordinates / beta) if beta > 0 else math.inf
+def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:
+    """ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
+    if guide_norm == "rms":
+        return [1.0 for _ in sizes]
+    return [1 / (size if guide_norm == "per_tensor" else sum(sizes)) for size in sizes]
 
 
 def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
@@ -165,11 +106,17 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
     beta = cfg.estimator.get("beta_min")
     if beta is None or not weights:
         return None
-    d = sum(weight.latent.numel() for weight in weights)
-    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise; the guide's share is spread over all
-    deviation = math.sqrt((1 - beta) + beta / d)
+    sizes = [weight.latent.numel() for weight in weights]
     epsilon = float(cfg.estimator.get("epsilon", 1.0))
-    return sum(2 * epsilon * w.quantizer.smoothing.std * 0.8 * deviation * w.latent.numel() for w in weights)
+    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise
+    moved = (0.8 * math.sqrt((1 - beta) + beta * square) for square in guide_squares(sizes, guide_norm_of(cfg)))
+    parts = zip(weights, sizes, moved, strict=True)
+    return sum(2 * epsilon * weight.quantizer.smoothing.std * move * size for weight, size, move in parts)
+
+
+def guide_norm_of(cfg: DictConfig) -> str:
+    """What ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
+    return str(cfg.estimator.get("guide_norm", "global"))
 
 
 def warnings_of(
@@ -195,6 +142,14 @@ def warnings_of(
             yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
 
 
+def _batching(cfg: DictConfig, together: float) -> Iterator[str]:
+    if together > LARGE:
+        yield (
+            f"warning:     estimator.probe_batch={cfg.estimator.probe_batch}: the copies of the network that are "
+            f"evaluated together take about {together / 2**30:.3g} GiB; a smaller one takes less, 0 next to nothing"
+        )
+
+
 def _parameters(model: nn.Module) -> str:
     total = sum(p.numel() for p in model.parameters())
     config = getattr(model, "config", None)
@@ -211,18 +166,35 @@ def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     d = sum(weight.latent.numel() for weight in weights)
     yield f"layers:      {len(weights)} tensors quantized, d = {d:,} perturbed coordinates"
     inputs = "" if cfg.activations.name == "none" else f", inputs {cfg.activations.name} {cfg.activations.bits} bits"
-    for weight in weights if len(weights) <= ROWS else weights[: ROWS - 2]:
-        shape, bits = "x".join(map(str, weight.latent.shape)), weight.quantizer.bits
-        yield f"             {weight.name:44s} {shape:>16s}  {cfg.quantizer.name} {bits} bits{inputs}"
-    if len(weights) > ROWS:
-        yield f"             ... and {len(weights) - ROWS + 2} more like these"
+    for names, shape, bits in alike(weights):
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        row = f"{count:>6s}{pattern_of(names):44s} {'x'.join(map(str, shape)):>16s}"
+        yield f"       {row}  {cfg.quantizer.name} {bits} bits{inputs}"
+
+
+def alike(weights: list[QuantizedWeight]) -> list[tuple[list[str], tuple[int, ...], int]]:
+    """Names, shape and bits of the tensors that differ only in the numbers of their names, in the model's order."""
+    groups: dict[tuple[str, tuple[int, ...], int], list[str]] = {}
+    for weight in weights:
+        shape, bits = tuple(weight.latent.shape), weight.quantizer.bits
+        groups.setdefault((re.sub(r"\d+", "#", weight.name), shape, bits), []).append(weight.name)
+    return [(names, shape, bits) for (_, shape, bits), names in groups.items()]
+
+
+def pattern_of(names: list[str]) -> str:
+    """What the names have in common, with ``*`` for the numbers in which they differ.
+
+    >>> pattern_of(["layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"])
+    'layer2.*.conv*'
+    """
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
 
 
 def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     beta = cfg.estimator.get("beta_min")
     if weights and beta is not None:
-        d = sum(weight.latent.numel() for weight in weights)
-        ratio = noise_to_guide(beta, d)
+        ratio = noise_to_guide(beta, [weight.latent.numel() for weight in weights], guide_norm_of(cfg))
         yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g})"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fogzo.tensor_memory import PeakTensorMemory
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
@@ -20,10 +22,9 @@ def scripts(monkeypatch):
     return bench_tools, bench_processes
 
 
-def test_peak_memory_is_of_tensors_that_are_alive_together(scripts):
-    tools, _ = scripts
+def test_peak_memory_is_of_tensors_that_are_alive_together():
     before = torch.zeros(1000)
-    with tools.PeakTensorMemory([before]) as peak:
+    with PeakTensorMemory([before]) as peak:
         before.add_(1)
         first = torch.ones(500)
         del first

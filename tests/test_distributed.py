@@ -1,8 +1,11 @@
 """Two gloo processes compute what one does, step by step; and they notice when they no longer do."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,31 @@ def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_rea
     assert len(complaints) == 1
     assert "samples=2 cannot be spread over 3 ranks: raise samples" in complaints[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_path):
+    page = (SCRIPT.parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (option,) = re.findall(r"torchrun .*(--signals-to-handle=\S+)", page)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", option]
+    length = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0", f"run_dir={tmp_path}"]
+    run = subprocess.Popen(
+        [*launcher, "train.py", *length],
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics, begun = tmp_path / "metrics.jsonl", time.monotonic()
+    while run.poll() is None and time.monotonic() < begun + 120 and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    run.send_signal(signal.SIGUSR1)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    stops = re.findall(r"stopped by SIGUSR1 after step (\d+)", said)
+    assert len(stops) == 2
+    assert len(set(stops)) == 1
+    assert (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(("total", "ranks"), [(7, 2), (3, 3), (10, 4)])

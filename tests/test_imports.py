@@ -20,6 +20,7 @@ LAYERS = (
     "settings",
     "trainer",
     "build",
+    "costs",
     "plan",
     "launch",
     "workers",
@@ -59,6 +60,7 @@ LEAVES = {
     "tuning": {"sweep"},
     "records": {"results", "runs", "sweep"},
     "tasks": {"data", "distributed"},
+    "tensor_memory": set(),
 }
 LIGHT = ("runs", "results", "sweep", "tuning", "records", "report", "figures")  # for these torch must not load
 HYDRA = {"hydra", "omegaconf"}
@@ -148,6 +150,7 @@ def test_only_build_knows_hydra(name):
         "fogzo.build": HYDRA,
         "fogzo.workers": {"hydra"},
         "fogzo.launch": {"omegaconf"},
+        "fogzo.costs": {"omegaconf"},
         "fogzo.plan": {"omegaconf"},
     }.get(name, set())
 

@@ -1,15 +1,24 @@
 """What plan=true prints is what the run then does, and it needs no data."""
 
+import math
+import os
 import re
+import subprocess
+import sys
+from fnmatch import fnmatch
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from test_configs import CONFIGS
 
-from fogzo.build import build
+import fogzo
+from fogzo.build import build, build_model
+from fogzo.costs import measure, memory_bytes, probes_bytes
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
+from fogzo.tensor_memory import PeakTensorMemory
 
 
 def config(*overrides):
@@ -80,8 +89,29 @@ def test_a_plan_at_paper_scale_needs_no_data(model, tmp_path):
 
 
 def test_the_ratio_of_noise_to_guide_is_the_papers():
-    assert noise_to_guide(0.999, 7960) == pytest.approx(2.82, abs=0.01)
-    assert noise_to_guide(1 - 1e-9, 30_000_000) == pytest.approx(0.173, abs=0.001)
+    assert noise_to_guide(0.999, [7840, 10, 100, 10]) == pytest.approx(2.82, abs=0.01)
+    assert noise_to_guide(1 - 1e-9, [30_000_000]) == pytest.approx(0.173, abs=0.001)
+
+
+@pytest.mark.parametrize("guide_norm", ["global", "rms", "per_tensor"])
+def test_the_plan_knows_how_long_the_guide_is(guide_norm):
+    """As measured: FOGZO's own guide, of made-up gradients, beside noise of deviation 1."""
+    beta, sizes = 0.9, [7840, 10, 100, 10]
+    cfg = config(f"estimator.guide_norm={guide_norm}", f"estimator.beta_min={beta}")
+    model = build_model(cfg)
+    weights = quantized_weights(model)
+    generator = torch.Generator().manual_seed(0)
+    guide = [torch.randn(weight.latent.shape, generator=generator) for weight in weights]
+    units = [torch.ones_like(g) for g in guide]
+    fogzo.FOGZO(weights, beta=beta, guide_norm=guide_norm)._normalise_guide(guide, units)
+    length = math.sqrt(sum(float(g.square().sum()) for g in guide))
+    ratio = math.sqrt((1 - beta) * sum(sizes)) / (math.sqrt(beta) * length)
+    assert [g.numel() for g in guide] == sizes
+    assert number(plan(cfg), r"noise-to-guide ratio ([\d.e+-]+) at") == pytest.approx(ratio, rel=0.01)
+    deviations = [((1 - beta) + beta * g.square().mean()).sqrt() for g in guide]
+    std = weights[0].quantizer.smoothing.std
+    moved = sum(float(deviation) * size * 2 * 0.8 * std for deviation, size in zip(deviations, sizes, strict=True))
+    assert expected_crossings(cfg, weights) == pytest.approx(moved, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +139,109 @@ def test_a_probe_that_crosses_next_to_nothing_is_warned_of():
     )
     assert "codes differ between the probes of a pair" in plan(tiny)
     assert "codes differ" not in plan(config())
+
+
+def test_epochs_of_a_text_cannot_be_planned_and_the_message_says_why():
+    with pytest.raises(
+        ValueError, match=r"epochs=2 counts examples, and how many data=pydocs holds is unknown.*steps=N"
+    ):
+        plan(config("model=llama_mini", "steps=null", "epochs=2"))
+    assert "steps of" in plan(config("model=llama_mini", "steps=7", "epochs=2"))  # steps come first, as in the run
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet18", "deit_mini", "llama_mini"])
+def test_the_table_of_layers_holds_every_tensor(model):
+    cfg = config(f"model={model}", "estimator=ste")
+    table = re.findall(r"^ +(?:(\d+) x )?(\S+) +([\dx]+)  fixed 2 bits$", plan(cfg), re.MULTILINE)
+    left = {weight.name: "x".join(map(str, weight.latent.shape)) for weight in quantized_weights(build_model(cfg))}
+    for count, pattern, shape in table:
+        names = [name for name in left if fnmatch(name, pattern) and left[name] == shape]
+        assert len(names) == int(count or 1), pattern
+        for name in names:
+            del left[name]
+    assert not left
+    assert len(table) <= 16
+
+
+def test_the_plan_counts_the_processes_of_torchrun(monkeypatch):
+    plans = {}
+    for ranks in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        for parallel in ("data", "probes"):
+            overrides = ("model=resnet_mini", "estimator.samples=4", "estimator.beta_schedule=constant")
+            plans[ranks, parallel] = plan(config(*overrides, f"parallel={parallel}"))
+    assert plans[1, "data"] == plans[1, "probes"]
+    one, data, probes = plans[1, "data"], plans[2, "data"], plans[2, "probes"]
+    assert "GiB in each of 2 processes" in data
+    assert "a micro-batch of 32" in data
+    assert "a micro-batch of 64" in probes
+    memory = r"about ([\d.]+) GiB"
+    assert number(data, memory) < number(one, memory) == number(probes, memory)
+    flops, hours = r"compute: +([\d.e+]+) FLOPs", r"time: +([\d.e+-]+) hours"
+    assert number(data, flops) == pytest.approx(number(one, flops), rel=0.02)
+    assert number(probes, flops) == number(one, flops)
+    assert number(data, hours) == pytest.approx(number(one, hours), rel=0.02)
+    # both ranks run the forward and backward pass; the four pairs are shared
+    assert 1.2 < number(probes, hours) / number(one, hours) < 1.4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("batch_size=64", "batch_size=64 cannot be shared by 3 ranks"),
+        ("parallel=probes estimator.samples=2", "estimator.samples=2 cannot be spread over 3 ranks: raise samples"),
+        ("parallel=probes estimator=ste", "estimator=ste has no samples to share"),
+    ],
+)
+def test_the_plan_refuses_what_the_processes_cannot_share(overrides, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=message):
+        plan(config(*overrides.split()))
+
+
+def test_one_process_of_torchrun_prints_the_plan():
+    printed = []
+    for rank in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "train.py", "plan=true"],
+            cwd=CONFIGS.parent,
+            env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert "in each of 2 processes" in printed[0]
+    assert not printed[1]
+
+
+@pytest.mark.parametrize(("estimator", "largest"), [("nspsa", 3), ("fogzo", 8)])
+def test_the_planned_memory_holds_probes_that_are_evaluated_together(estimator, largest):
+    cfg = config(
+        "model=deit_mini",
+        f"estimator={estimator}",
+        "estimator.samples=3",
+        f"estimator.probe_batch={largest}",
+        "estimator.beta_schedule=constant" if estimator == "fogzo" else "seed=0",
+        "batch_size=16",
+    )
+    trainer = build(cfg)
+    trainer.train_step(0)
+    state = [buffer for values in trainer.optimizer.state.values() for buffer in values.values()]
+    with PeakTensorMemory([*trainer.model.parameters(), *trainer.model.buffers(), *state]) as peak:
+        trainer.train_step(1)
+    weights = quantized_weights(trainer.model)
+    cost = measure(trainer.model, cfg, 16)
+    planned = memory_bytes(trainer.model, weights, cost, cfg, trainer.settings, 1)
+    assert planned == pytest.approx(peak.most, rel=0.3)
+    assert probes_bytes(weights, cost, cfg, trainer.settings, 1) > planned / 2
+
+
+def test_many_copies_of_a_large_model_are_warned_of_and_not_the_default():
+    assert config("estimator=nspsa").estimator.probe_batch == 32  # as the records of the MLP have it
+    assert config("estimator=nspsa", "model=deit_mini").estimator.probe_batch == 0
+    large = ("model=deit_tiny", "estimator=nspsa", "estimator.samples=100", "batch_size=16")
+    assert "probe_batch" not in plan(config(*large))
+    text = plan(config(*large, "estimator.probe_batch=32"))
+    assert re.search(r"warning: +estimator.probe_batch=32: the copies .* take about [\d.]+ GiB", text)
+    assert number(text, r"memory: +about ([\d.]+) GiB") > number(text, r"about ([\d.]+) GiB; a smaller")

@@ -34,6 +34,14 @@ def test_a_recipe_opens_with_command_expectation_cost_and_source(file):
     assert source.startswith("# Source: ")
 
 
+def test_perplexities_of_the_paper_are_named_as_of_another_split_than_ours():
+    expected = [line for file in RECIPES for line in header(file) if line.startswith("# Expected (the paper's")]
+    perplexities = [line for line in expected if "perplexity" in line]
+    assert perplexities
+    assert all("on its split of C4" in line for line in perplexities)
+    assert "The test split is ours" in (CONFIGS.parent / "docs" / "training.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "file",
     [pytest.param(file, marks=[pytest.mark.slow] if file.stem in LARGE else [], id=name(file)) for file in RECIPES],
