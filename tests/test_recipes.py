@@ -1,5 +1,6 @@
 """Every recipe opens with its command, what to expect, its cost and source; the cost is what plan=true computes."""
 
+import json
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from fogzo.plan import plan
 
 LARGE = {"llama_95m", "llama_200m", "llama_300m", "resnet50"}  # their weights take seconds to make
 RECIPES = sorted(CONFIGS.glob("recipe/*/*.yaml"))
+RECORDS = CONFIGS.parent / "results" / "runs" / "recipes"
 COST = re.compile(r"# Cost with FOGZO, n = 1: (\S+) FLOPs(?:, (\S+) hours on an RTX 5090 at 1e14 FLOP/s)?")
 
 
@@ -29,6 +31,7 @@ def test_a_recipe_opens_with_command_expectation_cost_and_source(file):
     assert package == "# @package _global_"
     assert command.startswith("# python train.py")
     assert expected.startswith("# Expected")
+    assert "not measured" not in cost
     assert COST.match(cost)
     assert "plan=true" in cost
     assert source.startswith("# Source: ")
@@ -40,6 +43,22 @@ def test_perplexities_of_the_paper_are_named_as_of_another_split_than_ours():
     assert perplexities
     assert all("on its split of C4" in line for line in perplexities)
     assert "The test split is ours" in (CONFIGS.parent / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", [file for file in RECIPES if file.parent.name == "mini"], ids=name)
+def test_what_a_mini_recipe_expects_was_recorded(file):
+    _, _, expected, cost, *_ = header(file)
+    summaries = {}
+    for estimator in ("fogzo", "ste"):
+        for found in RECORDS.glob(f"{file.stem}-fixed-{estimator}-seed0-*/summary.json"):
+            summaries[estimator] = json.loads(found.read_text(encoding="utf-8"))
+    if len(summaries) < 2:
+        assert expected == "# Expected: not run by us."
+        return
+    metric = "accuracy" if "accuracy" in summaries["ste"] else "perplexity"
+    said = [float(number) for number in re.findall(r"\d+\.\d", expected)]
+    assert said == [round(summaries[estimator][metric], 1) for estimator in ("fogzo", "ste")]
+    assert f"{summaries['fogzo']['seconds'] / 60:.1f} minutes of training" in cost
 
 
 @pytest.mark.parametrize(
