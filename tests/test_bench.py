@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fogzo.data.mnist5k import mnist5k
 from fogzo.tensor_memory import PeakTensorMemory
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -32,6 +33,18 @@ def test_peak_memory_is_of_tensors_that_are_alive_together():
         assert peak.alive == 4 * 2000
     assert peak.most == 4 * 2000
     assert second.shape == (10, 100)
+
+
+def test_the_trainers_overhead_is_of_its_whole_loop(scripts, monkeypatch, capsys):
+    import bench_method
+
+    seen = []
+    whole = bench_method.Trainer._observe
+    monkeypatch.setattr(bench_method.Trainer, "_observe", lambda one, estimate: seen.append(0) or whole(one, estimate))
+    monkeypatch.setattr(bench_method, "vit", bench_method.quantized_mlp)  # fast
+    bench_method.trainer_overhead(mnist5k(), 2, steps=3)
+    assert len(seen) == (2 + 2) * 3
+    assert "fit / bare loop, 3 steps" in capsys.readouterr().out
 
 
 def test_functions_take_turns_and_the_first_two_rounds_do_not_count(scripts):
