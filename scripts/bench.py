@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from bench_data import data
 from bench_method import method
 from bench_models import models
 from bench_processes import processes
@@ -19,7 +20,7 @@ from fogzo.data import mnist5k
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repetitions: checks that it runs, not how fast")
-    parser.add_argument("--only", choices=("method", "models", "processes"), help="one part of the figures")
+    parser.add_argument("--only", choices=("method", "models", "data", "processes"), help="one part of the figures")
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else 40
     print(
@@ -29,6 +30,8 @@ def main() -> None:
         method(mnist5k(), rounds)
     if arguments.only in (None, "models"):
         models(max(rounds // 4, 2))
+    if arguments.only in (None, "data"):
+        data(max(rounds // 4, 2), images=1 if arguments.quick else 8, tokens=10**6 if arguments.quick else 10**8)
     if arguments.only in (None, "processes"):
         processes(steps=rounds, megabytes=2 if arguments.quick else 20)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch._dynamo.utils
-from bench_tools import alternate, extra_memory, step_times
-from hydra import compose, initialize_config_dir
+from bench_tools import alternate, extra_memory, of_recipe, step_times
 
-from fogzo.build import build
 from fogzo.trainer import Trainer
 
 
@@ -46,13 +43,6 @@ def models(rounds: int) -> None:
     )
     ratio, (before, after) = step_times(plain, quest, rounds)
     print(f"W2A2 QuEST / full-precision step, llama_mini: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   limit 2.0x")
-
-
-def of_recipe(*overrides: str) -> Trainer:
-    """A trainer from the configs, as train.py makes it, without a folder."""
-    configs = Path(__file__).resolve().parent.parent / "configs"
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        return build(compose("train", list(overrides)))
 
 
 def loading(one: Trainer, rounds: int) -> float:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating times, and what a step's tensors take in memory."""
+"""What the benchmarks share: alternating times, and what a step's tensors take in memory, and trainers of recipes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+
+from fogzo.build import build
 from fogzo.quantize import quantized_weights
 from fogzo.tensor_memory import PeakTensorMemory
 from fogzo.trainer import Trainer
@@ -44,3 +48,10 @@ def extra_memory(ste: Trainer, own: Trainer) -> str:
     size = sum(weight.latent.numel() * 4 for weight in quantized_weights(own.model))
     more = peaks[1] - peaks[0]
     return f"FOGZO - STE = {more / 2**20:.2f} MiB = {more / size:.2f} weight-sized buffers   limit 1"
+
+
+def of_recipe(*overrides: str) -> Trainer:
+    """A trainer from the configs, as train.py makes it, without a folder."""
+    configs = Path(__file__).resolve().parent.parent / "configs"
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return build(compose("train", list(overrides)))
