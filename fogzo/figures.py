@@ -84,7 +84,7 @@ def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key:
     bottom, top = float(min(low)), float(max(high))
     if logarithmic:
         axes[0].set_ylim(bottom * (bottom / top) ** 0.06, top * (top / bottom) ** 0.06 if top > bottom else top * 1.1)
-        _plain_ticks(axes[0].yaxis)
+        plain_ticks(axes[0].yaxis)
     else:
         margin = 0.06 * (top - bottom) or 1.0
         axes[0].set_ylim(bottom - margin, top + margin)
@@ -94,7 +94,7 @@ def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key:
             axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     """Numbers such as 0.2, not 2 × 10⁻¹."""
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))

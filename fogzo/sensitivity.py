@@ -18,12 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fogzo.evidence import METRICS, Evidence
-from fogzo.figures import WIDE, save
+from fogzo.figures import WIDE, plain_ticks, save
 from fogzo.style import RC, colour, line
 from fogzo.sweep import Cell
 
 Points = list[tuple[float, Cell]]
 ACROSS = 3  # panels side by side
+FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
 def sensitivity(stem: Path, evidence: Evidence) -> None:
@@ -44,15 +45,22 @@ def sensitivity(stem: Path, evidence: Evidence) -> None:
 
 def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
     places = {name: float(value) for name, value in (asked.get("settings") or asked["methods"]).items()}
+    drawn: list[str] = []
+    reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):
+        drawn.append(points[0][1].setting)
         values = [list(evidence.values(cell).values()) for _, cell in points]
         style = line(method, points[0][1].label) | {"marker": "o"}
         (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
+        reach += [seed for seeds in values for seed in seeds]
         for (at, _), seeds in zip(points, values, strict=True):
             axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
         handles.setdefault(label, handle)
     if "methods" in asked:
-        _baselines(axis, evidence, key, handles)
+        _baselines(axis, evidence, key, drawn, handles)
+    if reach and key != "accuracy" and 0 < FLAT * min(reach) < max(reach):
+        axis.set_yscale("log")
+        plain_ticks(axis.yaxis)
     where = sorted(set(places.values()))
     if where[0] > 0 and where[-1] >= WIDE * where[0]:
         axis.set_xscale("log")
@@ -71,18 +79,22 @@ def _lines(
         place, line_of = (cell.setting, cell.method) if by_settings else (cell.method, cell.setting)
         if evidence.metric_of(cell) == key and place in places and evidence.values(cell):
             found.setdefault(line_of, []).append((places[place], cell))
+    # a setting with one of the methods alone shows nothing of what they vary
+    found = {line_of: points for line_of, points in found.items() if len(points) > 1}
     for line_of, points in found.items():
         points.sort(key=lambda point: point[0])
         if by_settings:
             yield points[0][1].label, line_of, points
         else:
-            several = len(evidence.settings()) > 1
+            several = len(found) > 1
             yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), "fogzo", points
 
 
-def _baselines(axis: Any, evidence: Evidence, key: str, handles: dict[str, Any]) -> None:
-    """The baseline of each setting as a level with the range of its seeds."""
-    for cells in evidence.settings().values():
+def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:
+    """The baseline of each setting that is drawn, as a level with the range of its seeds."""
+    for setting, cells in evidence.settings().items():
+        if setting not in drawn:
+            continue
         baseline = next((cell for cell in cells if evidence.baseline(cell) is None), None)
         if baseline is None or evidence.metric_of(baseline) != key or not evidence.values(baseline):
             continue
