@@ -12,7 +12,7 @@ from fogzo.comparison import Difference, paired_difference
 from fogzo.records import records_of
 from fogzo.results import Run, fault, read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, read_tuned
+from fogzo.sweep import Cell, cells_of, read_tuned, tune_command
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Evidence:
         if not seeds:
             return []
         untuned = cell.search and cell.name not in self.tuned
-        tune = [f"python scripts/tune.py experiment={self.name} cell={cell.name}"] if untuned else []
+        tune = [tune_command(self.name, cell)] if untuned else []
         return [*tune, f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(map(str, seeds))}"]
 
     def all_runs(self) -> list[Run]:
@@ -187,8 +187,8 @@ def _check_axes(evidence: Evidence) -> None:
         kind = next((kind for kind in known if kind in asked), None)
         if kind is None or set(asked) != {"label", kind} or not asked[kind] or not set(asked[kind]) <= known[kind]:
             raise RunError(
-                f"experiment {evidence.name}: axes holds {dict(asked)}: give a label, and a number for some of its "
-                "settings or of its methods"
+                f"experiment {evidence.name}: axes holds {dict(asked)}: give a label, and numbers or words for some of "
+                "its settings or of its methods"
             )
 
 

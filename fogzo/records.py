@@ -6,6 +6,7 @@ file of tuned values, has changed since.  No torch here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from fogzo.results import Run, load_runs
-from fogzo.runs import RunError, identity, one_line
+from fogzo.runs import RunError, differences, identity, one_line
 from fogzo.sweep import Cell, borrowed_values, cells_of, key_of, points_of, read_tuned, tuned_values
 
 
@@ -48,7 +49,7 @@ def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: list[
     runs: dict[str, dict[int, Run]] = {name: {} for name in cells}
     unfinished: dict[str, dict[int, Path]] = {name: {} for name in cells}
     stale = {}
-    for run in [*load_runs(folder, problems), *_begun(folder)]:
+    for run in [*load_runs(folder, problems), *_begun(folder, problems)]:
         reason = staleness(run, experiment, cells, values)
         if reason is not None:
             stale[run.path] = reason
@@ -61,7 +62,23 @@ def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: list[
             other = runs[cell][seed].path
             raise RunError(f"{run.path} and {other} both claim cell {cell}, seed {seed}: remove the one that is wrong")
         runs[cell][seed] = run
+    for those in runs.values():
+        for seed, reason in _strangers(those).items():
+            stale[those.pop(seed).path] = reason
     return Records(runs, unfinished, stale)
+
+
+def _strangers(runs: Mapping[int, Run]) -> dict[int, str]:
+    """Of one cell's runs, by seed, those whose config differs from that of most of them in more than the seed."""
+    configs = {seed: {key: value for key, value in run.config.items() if key != "seed"} for seed, run in runs.items()}
+    names = {seed: identity(config) for seed, config in configs.items()}
+    usual, _ = Counter(names.values()).most_common(1)[0] if names else ("", 0)
+    pattern = next((configs[seed] for seed, name in names.items() if name == usual), {})
+    return {
+        seed: f"its config is not that of the cell's other seeds ({'; '.join(differences(pattern, configs[seed])[:3])})"
+        for seed, name in names.items()
+        if name != usual
+    }
 
 
 def staleness(
@@ -121,13 +138,17 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
     return None
 
 
-def _begun(folder: Path) -> Iterable[Run]:
+def _begun(folder: Path, problems: list[str] | None) -> Iterable[Run]:
     for file in sorted(folder.glob("*/config.yaml")):
         if not (file.parent / "summary.json").exists():
             try:
                 config = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError) as error:
-                raise RunError(f"{file} cannot be read ({one_line(error)}): remove its folder") from error
+                problem = f"{file} cannot be read ({one_line(error)}): remove its folder"
+                if problems is None:
+                    raise RunError(problem) from error
+                problems.append(problem)
+                continue
             yield Run(file.parent, config if isinstance(config, Mapping) else {}, {})
 
 

@@ -18,7 +18,17 @@ from fogzo.runs import RunError, one_line
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
 # What a summary repeats of its config, and of the last row of its metrics: where they differ, somebody has edited one
 OF_CONFIG = ("seed", "cell", "experiment", "scale", "phase")
-OF_LAST_ROW = ("train_loss", "test_loss", "accuracy", "perplexity", "forwards", "backwards", "flops", "seconds")
+OF_LAST_ROW = (
+    "train_loss",
+    "test_loss",
+    "accuracy",
+    "perplexity",
+    "forwards",
+    "backwards",
+    "flops",
+    "forward_equivalents",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ FLAT = 4  # losses that differ by more than this factor are drawn on a logarithm
 def sensitivity(stem: Path, evidence: Evidence) -> None:
     """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
     panels = [(asked, key) for asked in evidence.experiment["axes"] for key in evidence.metrics()]
-    across = min(ACROSS, len(panels))
+    across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
         figure, grid = plt.subplots(down, across, figsize=(10.5, 0.6 + 3.3 * down), layout="constrained", squeeze=False)
@@ -44,7 +44,9 @@ def sensitivity(stem: Path, evidence: Evidence) -> None:
 
 
 def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
-    places = {name: float(value) for name, value in (asked.get("settings") or asked["methods"]).items()}
+    given = asked.get("settings") or asked["methods"]
+    words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))  # in their order
+    places = {name: float(words.index(at) if at in words else at) for name, at in given.items()}
     drawn: list[str] = []
     reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):
@@ -64,7 +66,7 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
     where = sorted(set(places.values()))
     if where[0] > 0 and where[-1] >= WIDE * where[0]:
         axis.set_xscale("log")
-    axis.set_xticks(where, [f"{value:g}" for value in where])
+    axis.set_xticks(where, words or [f"{value:g}" for value in where])
     axis.minorticks_off()
     axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
 

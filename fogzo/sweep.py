@@ -204,6 +204,12 @@ def _chosen(experiment: Mapping[str, Any], cell: str, search: Mapping[str, Any])
     return values
 
 
+def tune_command(experiment: str, cell: Cell) -> str:
+    """What tunes a cell, with the one that it borrows from: that one is skipped if it is done."""
+    cells = f"{cell.tuned_as},{cell.name}" if cell.tuned_as else cell.name
+    return f"python scripts/tune.py experiment={experiment} cell={cells}"
+
+
 def key_of(override: str) -> str:
     """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
     return override.partition("=")[0].lstrip("+~")

@@ -75,7 +75,7 @@ def published_number(evidence: Evidence, cell: Cell) -> float | None:
 def published_direction(evidence: Evidence, cell: Cell) -> int:
     """+1: better than the baseline in the paper, -1: worse, 0: not known.  Words count if they say so."""
     base = evidence.baseline(cell)
-    if base is None or not is_published(evidence, cell):
+    if base is None or not is_published(evidence, cell) or not at_equal_steps(evidence, cell, base):
         return 0
     own, other = published_number(evidence, cell), published_number(evidence, base)
     if own is not None and other is not None:
@@ -84,6 +84,12 @@ def published_direction(evidence: Evidence, cell: Cell) -> int:
         return higher * ((own > other) - (own < other))
     words = published_text(evidence, cell)
     return ("better than STE" in words) - ("worse than STE" in words)
+
+
+def at_equal_steps(evidence: Evidence, cell: Cell, base: Cell) -> bool:
+    """Whether two cells trained for equally many steps, as the paper compares; also where one has no runs yet."""
+    own, other = ({run.summary.get("steps") for run in evidence.finished(one)} for one in (cell, base))
+    return not own or not other or own == other
 
 
 def status(evidence: Evidence, cell: Cell) -> str:
@@ -95,8 +101,11 @@ def status(evidence: Evidence, cell: Cell) -> str:
     known = published_direction(evidence, cell)
     if evidence.scale == "paper":
         return _status_at_paper_scale(evidence, cell, known)
-    if evidence.baseline(cell) is None:
+    base = evidence.baseline(cell)
+    if base is None:
         return TWIN
+    if not at_equal_steps(evidence, cell, base):
+        return f"{TWIN}: not at equal steps, not judged"
     return f"{TWIN}: {_direction(evidence.difference(cell, evidence.baseline(cell)), known)}"
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from fogzo.records import Records, records_of, tuning_fault
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of
+from fogzo.sweep import Cell, cells_of, tune_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
@@ -64,7 +64,7 @@ def gaps_of(experiment: dict[str, Any], cell: Cell, records: Records) -> Iterato
     """What one cell lacks, and the command for it."""
     name = experiment["name"]
     if (fault := tuning_fault(experiment, cell)) is not None:
-        yield f"{cell.name}: {fault}", f"python scripts/tune.py experiment={name} cell={cell.name}"
+        yield f"{cell.name}: {fault}", tune_command(name, cell)
     missing = [seed for seed in experiment["seeds"] if seed not in records.runs[cell.name]]
     begun = [seed for seed in missing if seed in records.unfinished[cell.name]]
     for what, seeds in (("unfinished", begun), ("missing", [seed for seed in missing if seed not in begun])):
