@@ -18,7 +18,7 @@ from fogzo.comparison import (
     sign_flip_p,
 )  # fmt: skip
 
-BASE = {seed: 10.0 + seed for seed in range(5)}
+BASE = {seed: 10.0 + seed for seed in range(8)}
 
 
 def difference(values, higher_is_better=True):
@@ -74,6 +74,7 @@ def test_the_t_test_is_scipys():
         ([0, 0, 0], UNDECIDED),
         ([1, 1.1, 0.9, 1, 1.2], BETTER),
         ([-1, -1.1, -0.9], WORSE),
+        ([-0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -1.8], WORSE),  # all eight agree, one of them by far the most
     ],
 )
 def test_words_follow_the_rule(values, outcome):

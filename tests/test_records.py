@@ -104,6 +104,23 @@ def test_a_summary_of_another_run_is_stale(project):
     assert "another cell or seed" in records_of(project, Path("results")).stale[path]
 
 
+def test_a_record_whose_config_is_not_that_of_its_siblings_is_stale(project):
+    paths = [record("ste", seed) for seed in (1, 2, 3)]
+    odd = record("ste", 4, changes=[("clip_norm", 1.0)])
+    found = records_of(project | {"seeds": [1, 2, 3, 4]}, Path("results"))
+    assert [run.path for run in found.runs["mlp.ste"].values()] == paths
+    assert "not that of the cell's other seeds (clip_norm: None → 1.0)" in found.stale[odd]
+
+
+def test_a_damaged_config_of_a_begun_run_is_named_and_the_rest_read(project):
+    path = record("ste", 1)
+    begun = record("ste", 2, finished=False)
+    (begun / "config.yaml").write_text("a: [")
+    problems = []
+    assert records_of(project, Path("results"), problems).runs["mlp.ste"][1].path == path
+    assert "cannot be read" in problems[0]
+
+
 def test_two_records_for_one_cell_are_refused_by_name(project):
     first, second = record("ste", 1), record("ste", 1, changes={"batch_size": 7})
     with pytest.raises(RunError, match=r"both claim cell mlp\.ste, seed 1") as caught:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from fogzo.sweep import cells_of, expand, points_of, tuned_values
+from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values
 
 EXPERIMENT = {
     "name": "example",
@@ -124,3 +124,8 @@ def test_mistaken_experiments_are_refused(experiment):
     ]:
         with pytest.raises(ValueError, match=message):
             cells_of(broken(*path, value=value))
+
+
+def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too():
+    cell = Cell("a.noisy_ste", "a", "noisy_ste", "noise", tuned_as="a.fogzo")
+    assert tune_command("x", cell) == "python scripts/tune.py experiment=x cell=a.fogzo,a.noisy_ste"

@@ -101,6 +101,15 @@ def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project)
     assert status(gather(twin), gather(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
 
 
+def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
+    made = experiment()
+    for (cell, _), path in write(project, made, effect=effect).items():
+        if cell == "deit.fogzo":
+            edit(path, steps=7)
+    found = gather(made)
+    assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at equal steps, not judged"
+
+
 def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
     made = experiment()
     write(project, made, effect=effect)
