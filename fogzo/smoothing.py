@@ -87,10 +87,10 @@ class Triangular(Smoothing):
     std = 1 / math.sqrt(6)
 
     def from_uniform(self, c: Tensor) -> Tensor:
-        lower = c <= 0.5
-        tail = torch.where(lower, c, 1 - c)  # distance to the nearer end
-        magnitude = 1 - (2 * tail).sqrt_()
-        return torch.where(lower, -magnitude, magnitude).mul_(math.sqrt(6))
+        side = c - 0.5
+        tail = torch.minimum(c, 1 - c)  # distance to the nearer end; in place from here, as memory is what takes time
+        magnitude = tail.mul_(2).sqrt_().neg_().add_(1)
+        return magnitude.copysign_(side).mul_(math.sqrt(6))
 
     def derivative(self, x: Tensor) -> Tensor:
         return (1 - x.abs()).clamp_min(0)
