@@ -26,7 +26,8 @@ class Cell:
         method: the key in ``methods``; the cell's name where the experiment lists its ``cells``.
         overrides: ``KEY=VALUE``, each key once; without what is tuned.
         search: the values that tuning may try, for each key.
-        tuned_as: a cell from which the values of keys come that this one does not search itself.
+        tuned_as: a cell from which the values of keys come that this one does not search itself (a method that gives
+            a searched key the value null does not).
         metric: key of ``summary.json`` that the cell is compared by, its setting's or the experiment's.
     """
 
@@ -66,6 +67,7 @@ def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
         for method in chosen:
             of_method = methods[method]
             searched = {**search, **(of_method.get("search") or {})}
+            searched = {key: default for key, default in searched.items() if default is not None}  # null: not searched
             as_method = of_method.get("tuned_as")
             cells[f"{setting}.{method}"] = Cell(
                 name=f"{setting}.{method}",
@@ -128,7 +130,8 @@ def _runs_of(
     if phase == "tune":
         borrowed = borrowed_values(experiment, cell)
         return [(borrowed | point, tuning["seed"]) for point in points_of(cell)]
-    needed = not set(cell.search) <= set(given)  # on the command line they take the place of tuning
+    keys = set(cell.search).union(cells_of(experiment)[cell.tuned_as].search if cell.tuned_as else ())
+    needed = not keys <= set(given)  # on the command line they take the place of tuning
     values = tuned_values(experiment, cell) if needed else {}
     return [(values, seed) for seed in experiment["seeds"]]
 

@@ -1,6 +1,7 @@
 """Experiments as cells, and cells as the overrides of their runs."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -71,6 +72,19 @@ def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
         "optimizer.lr": 0.1,
     }
     assert [job[-1] for job in expand(experiment, "confirm", ["cell=wide.ste"])] == ["seed=1", "seed=2"]
+
+
+def test_a_method_may_take_all_tuned_values_from_another(experiment):
+    experiment["methods"]["dropin"] = {
+        "label": "FOGZO", "overrides": ["estimator=fogzo"], "search": {"optimizer.lr": None}, "tuned_as": "ste",
+    }  # fmt: skip
+    cell = cells_of(experiment)["wide.dropin"]
+    assert (cell.search, cell.tuned_as) == ({}, "wide.ste")
+    jobs = expand(experiment, "confirm", ["cell=wide.dropin"])
+    assert [job[-2:] for job in jobs] == [["optimizer.lr=0.1", f"seed={seed}"] for seed in (1, 2)]
+    Path(experiment["tuning"]["chosen"]).unlink()
+    with pytest.raises(ValueError, match=r"no tuned values for wide\.ste"):
+        expand(experiment, "confirm", ["cell=wide.dropin"])
 
 
 def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):
