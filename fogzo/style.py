@@ -6,12 +6,13 @@ import math
 import zlib
 from typing import Any
 
-from fogzo.verdicts import family
+from fogzo.verdicts import family, samples_of
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale on white
 COLOURS = {
     "ste": "#000000",
     "fogzo": "#D55E00",
+    "fogzo_dropin": "#CC6677",
     "nspsa": "#56B4E9",
     "slope": "#009E73",
     "noisy_ste": "#E69F00",
@@ -39,11 +40,6 @@ RC: dict[Any, Any] = {
     "grid.linewidth": 0.5,
     "figure.facecolor": "white",
 }
-
-
-def samples_of(method: str) -> int:
-    """The number at the end of a method's name; 1 if it has none."""
-    return int(method.removeprefix(family(method)).lstrip("_") or 1)
 
 
 def colour(method: str) -> str:

@@ -14,8 +14,11 @@ from fogzo.tables import signed
 
 NOT_RUN = "not run"
 TWIN = "scaled-down twin"
+OUTCOMES = (BETTER, WORSE, UNDECIDED, TOO_FEW)
 SHORT = {UNDECIDED: "open"}
-FOGZO = ("fogzo", "phased")  # methods that are compared with every control
+FOGZO = ("fogzo", "fogzo_dropin", "phased")  # methods that are compared with the controls
+# controls with the noise, the norm or the compute of FOGZO with n = 1: no match for more samples
+OF_ONE_SAMPLE = ("noisy_ste", "rescaled_ste", "ste_longer")
 DESCRIPTIVE = (
     "model",
     "data",
@@ -141,6 +144,7 @@ class Verdict:
             where the paper makes no such comparison better and worse stand for the first two.
         counts: in how many settings which outcome; ``tally`` is the same in short, empty for one setting.
         effect: smallest to greatest paired difference of the settings.
+        aside: the same by another metric that the experiment shows: its name, the outcomes and the effect.
     """
 
     method: str
@@ -150,11 +154,12 @@ class Verdict:
     counts: str
     tally: str
     effect: str
+    aside: str = ""
 
     @property
     def sentence(self) -> str:
         """The comparison with its numbers, to stand after the word."""
-        said = [part for part in (self.counts if self.counts != self.word else "", self.effect) if part]
+        said = [part for part in (self.counts if self.counts != self.word else "", self.effect, self.aside) if part]
         return f"{self.labels[0]} against {self.labels[1]}" + (f": {'; '.join(said)}" if said else "") + "."
 
 
@@ -167,7 +172,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 
 
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Pairs of methods: published ones and the baseline, every FOGZO and each control."""
+    """Pairs of methods: published ones and the baseline, every FOGZO and each control that matches it."""
     cells = list(evidence.cells.values())
     baseline = evidence.experiment.get("baseline", "ste")
     methods = list(dict.fromkeys(cell.method for cell in cells))
@@ -179,7 +184,15 @@ def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield method, baseline
     for method in fogzos:
         for control in controls:
-            yield method, control
+            if _matches(control, method):
+                yield method, control
+
+
+def _matches(control: str, method: str) -> bool:
+    """Whether a control has what it is to have in common with ``method``: noise, norm, compute or tuning."""
+    if method == "fogzo_dropin":
+        return control == "ste_longer"  # the others are tuned, or of the noise that was tuned
+    return samples_of(method) == 1 or control not in OF_ONE_SAMPLE
 
 
 def family(method: str) -> str:
@@ -190,6 +203,11 @@ def family(method: str) -> str:
     """
     head, _, tail = method.rpartition("_")
     return head if head and tail.isdigit() else method
+
+
+def samples_of(method: str) -> int:
+    """The number at the end of a method's name; 1 if it has none."""
+    return int(method.removeprefix(family(method)).lstrip("_") or 1)
 
 
 def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, Cell]]:
@@ -204,48 +222,80 @@ def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, 
 
 def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) -> Verdict:
     pairs = pairs_of(evidence, method, against)
-    found = [(cell, evidence.difference(cell, other)) for cell, other in pairs]
-    judged = [(cell, difference) for cell, difference in found if difference is not None]
+    judged = _judged(evidence, pairs)
     first, second = (next(c.label for c in evidence.cells.values() if c.method == m) for m in (method, against))
     if not judged:
         return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "", "")
+    signs = {cell.name: published_direction(evidence, cell) for cell, _ in judged} if claimed else {}
+    # where the paper says something of some settings, those alone can confirm it
+    said = [(cell, difference) for cell, difference in judged if signs.get(cell.name)] or judged
+    word = word_of([d.outcome for _, d in said], [signs.get(cell.name, 0) for cell, _ in said])
     counts = Counter(difference.outcome for _, difference in judged)
-    signs = [published_direction(evidence, cell) for cell, _ in judged] if claimed else []
-    expected = -1 if signs and all(sign < 0 for sign in signs) else 1
-    word = _word(counts, len(judged), expected=expected, claimed=any(signs))
-    seen = [outcome for outcome in (BETTER, WORSE, UNDECIDED, TOO_FEW) if counts[outcome]]
     unrun = len(pairs) - len(judged)
-    text = ", ".join(f"{outcome} in {counts[outcome]}" for outcome in seen)
-    text += f" of {len(judged)} settings" + (f", {unrun} not run" if unrun else "")
-    tally = ", ".join(f"{counts[outcome]} {SHORT.get(outcome, outcome)}" for outcome in seen)
+    text = _outcomes(counts) + f" of {len(judged)} settings" + (f", {unrun} not run" if unrun else "")
+    if said != judged and any(signs.values()):
+        text += f" (of {len(judged) - len(said)} the paper's direction is not known)"
+    tally = ", ".join(f"{counts[outcome]} {SHORT.get(outcome, outcome)}" for outcome in OUTCOMES if counts[outcome])
     tally += f", {unrun} not run" if unrun else ""
     if len(pairs) == 1:
-        text, tally = seen[0], ""
-    return Verdict(method, against, (first, second), word, text, tally, _effect(evidence, judged))
+        text, tally = next(iter(counts)), ""
+    effect, aside = _effect(evidence, judged), _aside(evidence, pairs)
+    return Verdict(method, against, (first, second), word, text, tally, effect, aside)
 
 
-def _effect(evidence: Evidence, found: Sequence[tuple[Cell, Difference]]) -> str:
+def _judged(
+    evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]], key: str | None = None
+) -> list[tuple[Cell, Difference]]:
+    found = [(cell, evidence.difference(cell, other, key)) for cell, other in pairs]
+    return [(cell, difference) for cell, difference in found if difference is not None]
+
+
+def _outcomes(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome])
+
+
+def _aside(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]]) -> str:
+    """The outcomes by the first metric that is shown too and that cells can be compared by."""
+    also = evidence.experiment.get("also") or []
+    key = next((key for key in also if METRICS[key].higher_is_better is not None), None)
+    judged = _judged(evidence, pairs, key) if key else []
+    if key is None or not judged:
+        return ""
+    counts = Counter(difference.outcome for _, difference in judged)
+    said = next(iter(counts)) if len(pairs) == 1 else _outcomes(counts)
+    return f"by {METRICS[key].label.removesuffix(', %')} {said}, {_effect(evidence, judged, key)}"
+
+
+def _effect(evidence: Evidence, found: Sequence[tuple[Cell, Difference]], key: str | None = None) -> str:
     """Smallest to greatest difference, metric by metric: accuracies and perplexities have no common mean."""
     means: dict[str, list[float]] = {}
     for cell, difference in found:
-        means.setdefault(evidence.metric_of(cell), []).append(difference.mean)
+        means.setdefault(key or evidence.metric_of(cell), []).append(difference.mean)
     texts = []
-    for key, values in means.items():
-        metric = METRICS[key]
+    for name, values in means.items():
+        metric = METRICS[name]
         low, high = signed(min(values), metric.digits), signed(max(values), metric.digits)
         size = low if len(values) == 1 else f"{low} to {high}"
         texts.append(f"{size} {metric.unit}")
     return ", ".join(texts)
 
 
-def _word(counts: Mapping[str, int], settings: int, *, expected: int, claimed: bool) -> str:
-    with_it, against_it = (BETTER, WORSE) if expected > 0 else (WORSE, BETTER)
-    same, opposite = counts.get(with_it, 0), counts.get(against_it, 0)
-    words = ("confirmed", "opposite") if claimed else (with_it, against_it)
-    if same and opposite:
+def word_of(outcomes: Sequence[str], signs: Sequence[int]) -> str:
+    """One word for the outcomes of several settings, given what the paper says of each.
+
+    Args:
+        signs: +1: better in the paper, -1: worse, all 0: the paper makes no such comparison.
+
+    >>> word_of([BETTER, UNDECIDED], [1, 1]), word_of([BETTER, WORSE], [1, -1]), word_of([WORSE], [0])
+    ('confirmed in part', 'confirmed', 'worse')
+    """
+    claimed = any(signs)
+    words = ("confirmed", "opposite") if claimed else (BETTER, WORSE)
+    with_it = sum(outcome == (WORSE if sign < 0 else BETTER) for outcome, sign in zip(outcomes, signs, strict=True))
+    against_it = sum(outcome == (BETTER if sign < 0 else WORSE) for outcome, sign in zip(outcomes, signs, strict=True))
+    if with_it and against_it:
         return "mixed"
-    if same:
-        return words[0] if same == settings else f"{words[0]} in part"
-    if opposite:
-        return words[1] if opposite == settings else f"{words[1]} in part"
-    return UNDECIDED if counts.get(UNDECIDED) else TOO_FEW
+    for count, word in ((with_it, words[0]), (against_it, words[1])):
+        if count:
+            return word if count == len(outcomes) else f"{word} in part"
+    return UNDECIDED if UNDECIDED in outcomes else TOO_FEW

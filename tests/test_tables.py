@@ -2,13 +2,15 @@
 
 import csv
 import io
+import math
 import re
 import shutil
+import statistics
 
 import pytest
 from made_up import edit, experiment, write
 
-from fogzo.equal_loss import cost_pairs, ratio_table
+from fogzo.equal_loss import Ratio, Reached, cost_pairs, ratio_of, ratio_table
 from fogzo.evidence import gather
 from fogzo.pages import comparison_table, control_table, footer, page, values_table
 from fogzo.tables import Table
@@ -158,13 +160,43 @@ def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
     cells = found.cells
     pairs = cost_pairs(found, cells["deit.slope"], cells["deit.fogzo"])
     assert len(pairs) == 3
-    assert all(own >= other for own, other in pairs)
+    assert all(own.before < own.at >= other.at for own, other in pairs)
     asked = [{"of": "deit.slope", "to": "deit.fogzo", "paper": 796}, {"of": "deit.fogzo", "to": "deit.slope"}]
     better, never = ratio_table(found, asked).rows
-    quotients = [own / other for own, other in pairs]
-    assert float(better[3]) == pytest.approx(sum(quotients) / 3, rel=0.01)
+    quotients = [own.at / other.at for own, other in pairs]
+    assert float(better[3]) == pytest.approx(statistics.geometric_mean(quotients), rel=0.01)
     assert better[5] == "3 of 3"
     assert never[3:6] == ["not reached", "–", "0 of 3"]
+
+
+def test_a_ratio_that_no_later_evaluation_bounds_has_no_upper_end():
+    early = [(Reached(70, 80), Reached(0, 10))]
+    assert (ratio_of(early).low, ratio_of(early).high) == (7, math.inf)
+    some = ratio_of([*early, (Reached(70, 80), None)])
+    assert some == Ratio(pytest.approx(8), 7, math.inf, seeds=1, pairs=2)
+    assert ratio_of([]) is None
+
+
+def test_verdicts_compare_with_the_controls_that_match(project):
+    made = experiment()
+    for method, label in (("fogzo_4", "FOGZO, n = 4"), ("fogzo_dropin", "FOGZO, dropped in")):
+        made["methods"][method] = made["methods"]["fogzo"] | {"label": label}
+    write(project, made)
+    found = [(v.method, v.against) for v in verdicts(gather(made))]
+    assert ("fogzo_4", "slope") in found
+    assert not {("fogzo_4", control) for control in ("noisy_ste", "ste_longer")} & set(found)
+    assert [against for method, against in found if method == "fogzo_dropin"] == ["ste", "ste_longer"]
+
+
+def test_settings_of_which_the_paper_says_nothing_confirm_nothing(project):
+    made = experiment()
+    write(project, made, effect=lambda cell: 3 * (cell == "deit.fogzo") - 3 * (cell == "resnet.fogzo"))
+    found = gather(made)
+    assert verdicts(found)[0].word == "mixed"
+    found.paper["rows"]["deit_row"]["fogzo"] = None
+    first = verdicts(found)[0]
+    assert first.word == "opposite"
+    assert "of 1 the paper's direction is not known" in first.sentence
 
 
 def test_the_page_names_runs_seeds_commit_and_versions(project):
