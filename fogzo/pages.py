@@ -10,8 +10,8 @@ from fogzo.comparison import METHOD, Difference
 from fogzo.evidence import METRICS, Evidence
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
-from fogzo.tables import DASH, Table, difference_text, short
-from fogzo.verdicts import STATUS_RULE, pairs_of, published_text, status, verdicts
+from fogzo.tables import DASH, Table, difference_text, short, signed
+from fogzo.verdicts import STATUS_RULE, pairs_of, published_difference, published_text, status, verdicts
 
 COSTS = ("forward_equivalents", "flops", "seconds")
 COST_NOTE = (
@@ -40,7 +40,7 @@ def comparison_table(evidence: Evidence) -> Table:
                 [
                     evidence.setting_label(setting) if number == 0 else "",
                     cell.label,
-                    published_text(evidence, cell),
+                    _published(evidence, cell),
                     spread(values, metric.digits) + (f"{sign} ({len(values)})" if values else ""),
                     *(spread(list(evidence.values(cell, key).values()), METRICS[key].digits) for key in also),
                     difference_text(evidence.difference(cell, evidence.baseline(cell)), metric.digits),
@@ -49,6 +49,12 @@ def comparison_table(evidence: Evidence) -> Table:
                 ]
             )
     return _without_setting(evidence, Table(header, rows, notes(evidence), blocks))
+
+
+def _published(evidence: Evidence, cell: Cell) -> str:
+    """The published value, and how much better it is than the published baseline."""
+    text, difference = published_text(evidence, cell), published_difference(evidence, cell)
+    return text if difference is None else f"{text} ({signed(difference, 2)})"
 
 
 def _without_setting(evidence: Evidence, table: Table) -> Table:

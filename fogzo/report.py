@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fogzo.claims import Claim, cases_table, check_commands, claims_of, claims_table
 from fogzo.comparison import METHOD
 from fogzo.equal_loss import section
 from fogzo.evidence import METRICS, Evidence
@@ -43,10 +44,12 @@ def report(found: Sequence[Evidence]) -> str:
     answers = Path("docs/replication.md")
     parts = [
         (Path(__file__).with_name("report_head.html")).read_text(encoding="utf-8"),
-        f"<nav><a href='#summary'>Summary</a> {'<a href=#answers>Answers</a> ' if answers.exists() else ''}",
+        "<nav><a href='#claims'>Claims</a> <a href='#summary'>Summary</a> ",
+        "<a href='#answers'>Answers</a> " if answers.exists() else "",
         "".join(f'<a href="#{e.name}">{html.escape(e.title)}</a> ' for e in run),
         "<a href='#cells'>Every published cell</a> <a href='#unrun'>Not run</a> ",
         "<a href='#reading'>How to read this</a></nav>",
+        _claims(claims_of(found)),
         f"<section id='summary'><h2>Summary</h2>{_html(summary_table(run))}</section>",
     ]
     if answers.exists():
@@ -62,6 +65,30 @@ def report(found: Sequence[Evidence]) -> str:
         "Exploratory runs are not in it.</p></section></main></body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def _claims(claims: Sequence[Claim]) -> str:
+    """Claim by claim: verdict, what it rests on, the figures, and how to check it."""
+    if not claims:
+        return ""
+    parts = [f"<section id='claims'><h2>The paper's claims</h2>{_html(claims_table(claims))}"]
+    for claim in claims:
+        shown, commands = cases_table(claim), check_commands(claim)
+        parts.append(f"<h3>{html.escape(claim.text)}</h3><p>{_badge(claim.word('mini'))} at laptop scale")
+        parts.append(f"{html.escape(': ' + claim.effect('mini') if claim.effect('mini') else '')}.")
+        parts.append(f"At the paper's scale: {_badge(claim.word('paper'))}. Trust: {html.escape(claim.trust)}.</p>")
+        parts.append(_html(shown) if shown.rows else "".join(map(_prose, shown.notes)))
+        names = list(
+            dict.fromkeys([t.evidence.name for t in claim.cases if t.difference] + [r[0].name for r in claim.ratios])
+        )
+        kind = "" if claim.ratios else "_differences"
+        for name in names:
+            parts.append(f"<details><summary>Figure: {html.escape(name)}</summary>")
+            parts.append(_figure(RESULTS / "figures" / f"{name}{kind}.svg", f"{name}: {FOREST if kind else 'curves'}"))
+            parts.append("</details>")
+        if commands:
+            parts.append(f"<details><summary>How to check it</summary>{_code(commands)}</details>")
+    return "".join(parts) + "</section>"
 
 
 def _experiment(evidence: Evidence) -> str:

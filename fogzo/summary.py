@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from fogzo.claims import claims_of, claims_table
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
 from fogzo.files import atomic_write
@@ -92,7 +93,8 @@ def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scal
 def fill_pages(found: Sequence[Evidence]) -> None:
     """Write what README.md and docs/*.md ask for between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``.
 
-    WHAT is ``summary``, or ``table``, ``verdict``, ``controls`` or ``equal loss`` and an experiment's name.
+    WHAT is ``summary`` or ``claims``, or ``table``, ``verdict``, ``controls`` or ``equal loss`` with an experiment's
+    name.
 
     Raises:
         RunError: if a page asks for something else.
@@ -114,11 +116,14 @@ def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
     if what == "summary":
         folder = "results/tables" if page.parent == Path() else "../results/tables"
         return summary_table([e for e in found if e.all_runs()], folder).markdown()
+    if what == "claims":
+        return claims_table(claims_of(found)).markdown()
     kind, _, name = what.rpartition(" ")
     evidence = next((e for e in found if e.name == name), None)
     if evidence is None or kind not in ("table", "verdict", "controls", "equal loss"):
         raise RunError(
-            f"{page} asks for `{what}`: choose summary, or table, verdict, controls or equal loss and an experiment"
+            f"{page} asks for `{what}`: choose summary or claims, or table, verdict, controls or equal loss and the "
+            "name of an experiment"
         )
     if kind == "verdict":
         return verdict_list(evidence)

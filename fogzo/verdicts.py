@@ -80,13 +80,28 @@ def published_direction(evidence: Evidence, cell: Cell) -> int:
     base = evidence.baseline(cell)
     if base is None or not is_published(evidence, cell) or not at_equal_steps(evidence, cell, base):
         return 0
-    own, other = published_number(evidence, cell), published_number(evidence, base)
-    if own is not None and other is not None:
-        metric = METRICS.get(paper_row(evidence, cell).get("metric", evidence.metric_of(cell)))
-        higher = 1 if metric is not None and metric.higher_is_better else -1
-        return higher * ((own > other) - (own < other))
+    published = published_difference(evidence, cell)
+    if published is not None:
+        return (published > 0) - (published < 0)
     words = published_text(evidence, cell)
     return ("better than STE" in words) - ("worse than STE" in words)
+
+
+def published_difference(evidence: Evidence, cell: Cell) -> float | None:
+    """The published value less the baseline's, positive is better; ``None`` where it is not known."""
+    base = evidence.baseline(cell)
+    if base is None:
+        return None
+    own, other = published_number(evidence, cell), published_number(evidence, base)
+    if own is None or other is None:
+        return None
+    return (own - other) * (1 if _higher_is_better(evidence, cell) else -1)
+
+
+def _higher_is_better(evidence: Evidence, cell: Cell) -> bool:
+    """Of the metric that the paper gives."""
+    metric = METRICS.get(paper_row(evidence, cell).get("metric", evidence.metric_of(cell)))
+    return metric is not None and bool(metric.higher_is_better)
 
 
 def at_equal_steps(evidence: Evidence, cell: Cell, base: Cell) -> bool:

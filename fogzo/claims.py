@@ -1,0 +1,211 @@
+"""The paper's claims, one by one: what our records say to each, and how to check it.
+
+``results/paper/claims.yaml`` lists them, with the experiments that bear on each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from fogzo.comparison import Difference
+from fogzo.equal_loss import Ratio, cost_pairs, ratio_of
+from fogzo.evidence import METRICS, Evidence
+from fogzo.results import read_yaml, spread
+from fogzo.runs import RunError
+from fogzo.sweep import Cell
+from fogzo.tables import DASH, Table, difference_text, short, signed
+from fogzo.verdicts import NOT_RUN, published_difference, published_direction, word_of
+
+CLAIMS = Path("results/paper/claims.yaml")
+RULE = (
+    "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
+    "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
+    "disagree. Settings of which the paper's own direction is not known are shown and not counted. A ratio of compute "
+    "is confirmed where the published one lies in the range of ours. Twins are far smaller than the paper's networks: "
+    "they can speak for or against a direction, not a size."
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of one experiment that bears on a claim."""
+
+    evidence: Evidence
+    cell: Cell
+    baseline: Cell
+    difference: Difference | None
+    sign: int  # of the paper's difference; 0: not known
+
+    @property
+    def outcome(self) -> str:
+        return NOT_RUN if self.difference is None else self.difference.outcome
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and what bears on it.
+
+    Attributes:
+        name: its key in the file.
+        text, trust: what the paper says, and how sure it is that it does.
+        cases: settings in which a method is compared with the baseline.
+        ratios: of compute: experiment, cells ``of`` and ``to``, the published ratio, and ours.
+    """
+
+    name: str
+    text: str
+    trust: str
+    cases: Sequence[Case]
+    ratios: Sequence[tuple[Evidence, Cell, Cell, float, Ratio | None]]
+
+    def word(self, scale: str) -> str:
+        """The verdict at a scale, mini or paper."""
+        if self.ratios:
+            return self._word_of_ratios(scale)
+        judged = [case for case in self.cases if case.evidence.scale == scale and case.difference and case.sign]
+        return word_of([case.outcome for case in judged], [case.sign for case in judged]) if judged else NOT_RUN
+
+    def _word_of_ratios(self, scale: str) -> str:
+        words = []
+        for evidence, _, _, published, ratio in self.ratios:
+            if evidence.scale == scale and ratio is not None:
+                inside = ratio.mean is not None and ratio.low <= published <= ratio.high
+                words.append("confirmed" if inside else f"{'larger' if ratio.low > published else 'smaller'} here")
+        return "; ".join(dict.fromkeys(words)) or NOT_RUN
+
+    def effect(self, scale: str) -> str:
+        """Smallest to greatest difference of the settings that count, or the ratios' means."""
+        if self.ratios:
+            means = [ratio for evidence, _, _, _, ratio in self.ratios if evidence.scale == scale and ratio]
+            return " or ".join(f"{short(ratio.mean)}×" if ratio.mean else "not reached" for ratio in means)
+        found: dict[str, list[float]] = {}
+        for case in self.cases:
+            if case.evidence.scale == scale and case.difference and case.sign:
+                found.setdefault(case.evidence.metric_of(case.cell), []).append(case.difference.mean)
+        texts = []
+        for key, values in found.items():
+            ends = list(dict.fromkeys(signed(value, METRICS[key].digits) for value in (min(values), max(values))))
+            texts.append(f"{' to '.join(ends)} {METRICS[key].unit}")
+        return ", ".join(texts)
+
+    def seeds(self, scale: str) -> str:
+        """How many pairs of seeds the settings have."""
+        pairs = [case.difference.pairs for case in self.cases if case.evidence.scale == scale and case.difference]
+        pairs += [ratio.pairs for evidence, _, _, _, ratio in self.ratios if evidence.scale == scale and ratio]
+        return " to ".join(map(str, sorted({min(pairs), max(pairs)}))) if pairs else DASH
+
+
+def claims_of(found: Sequence[Evidence]) -> list[Claim]:
+    """The claims in their file's order; none if there is no such file.
+
+    Raises:
+        RunError: if a claim names an experiment, a setting, a method or a cell that there is not.
+    """
+    return [_claim(name, given, {e.name: e for e in found}) for name, given in (read_yaml(CLAIMS) or {}).items()]
+
+
+def _claim(name: str, given: Mapping[str, Any], known: Mapping[str, Evidence]) -> Claim:
+    where = f"{CLAIMS}, {name}"
+
+    def experiment(of: str) -> Evidence:
+        if of not in known:
+            raise RunError(f"{where}: experiment {of} is not known: choose from {', '.join(known)}")
+        return known[of]
+
+    cases: list[Case] = []
+    for of, pattern in (given.get("settings") or {}).items():
+        fitting = list(_cases(experiment(of), pattern, given["method"]))
+        if not fitting:
+            raise RunError(f"{where}: no setting of {of} that {pattern} fits has the method {given['method']}")
+        cases += fitting
+    ratios = []
+    for ratio in given.get("ratios") or []:
+        evidence = experiment(ratio["experiment"])
+        if missing := [cell for cell in (ratio["of"], ratio["to"]) if cell not in evidence.cells]:
+            raise RunError(f"{where}: {evidence.name} has no cell {missing[0]}")
+        first, second = evidence.cells[ratio["of"]], evidence.cells[ratio["to"]]
+        ratios.append((evidence, first, second, ratio["published"], ratio_of(cost_pairs(evidence, first, second))))
+    return Claim(name, given["claim"], given["trust"], cases, ratios)
+
+
+def _cases(evidence: Evidence, pattern: str, method: str) -> Iterator[Case]:
+    for cell in evidence.cells.values():
+        base = evidence.baseline(cell)
+        if cell.method == method and base is not None and fnmatchcase(cell.setting, pattern):
+            difference, sign = evidence.difference(cell, base), published_direction(evidence, cell)
+            yield Case(evidence, cell, base, difference, sign)
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """A row a claim: the verdict of the twins, how large, from how many seeds; and the verdict at the paper's scale."""
+    header = [
+        "the paper's claim", "trust that it is the paper's", "at laptop scale", "difference to STE, or ratio", "seeds",
+        "at paper scale",
+    ]  # fmt: skip
+    rows = []
+    for claim in claims:
+        twin = [claim.word("mini"), claim.effect("mini") or DASH, claim.seeds("mini")]
+        rows.append([claim.text, claim.trust, *twin, claim.word("paper")])
+    return Table(header, rows, [RULE])
+
+
+def cases_table(claim: Claim) -> Table:
+    """What bears on one claim: a row a setting that was run, or a row a ratio."""
+    if claim.ratios:
+        header = ["more compute of", "than of", "published", "ours: geometric mean", "range of all seeds", "seeds"]
+        return Table(header, [_ratio_row(*ratio) for ratio in claim.ratios])
+    header = [
+        "experiment", "setting", "baseline", "with the method", "difference [95 %]; p", "outcome",
+        "the paper's difference",
+    ]  # fmt: skip
+    rows = [_case_row(case, case.difference) for case in claim.cases if case.difference is not None]
+    unrun = sum(case.difference is None for case in claim.cases)
+    notes = [f"{unrun} more settings bear on it and were not run."] if unrun else []
+    return Table(header, rows, notes)
+
+
+def _case_row(case: Case, difference: Difference) -> list[str]:
+    evidence, metric = case.evidence, METRICS[case.evidence.metric_of(case.cell)]
+    values = [list(evidence.values(cell).values()) for cell in (case.baseline, case.cell)]
+    published = published_difference(evidence, case.cell)
+    known = {1: "better", -1: "worse", 0: "not known"}[case.sign]
+    return [
+        f"[{evidence.title}](#{evidence.name})",
+        evidence.setting_label(case.cell.setting) if case.cell.setting else DASH,
+        *(spread(those, metric.digits) + metric.sign for those in values),
+        difference_text(difference, metric.digits),
+        case.outcome,
+        known if published is None else f"{signed(published, metric.digits)} {metric.unit}",
+    ]
+
+
+def _ratio_row(evidence: Evidence, first: Cell, second: Cell, published: float, ratio: Ratio | None) -> list[str]:
+    if ratio is None:
+        return [first.label, second.label, short(published), DASH, DASH, DASH]
+    mean = "not reached" if ratio.mean is None else short(ratio.mean)
+    above = "more" if ratio.high == math.inf else short(ratio.high)
+    return [first.label, second.label, short(published), mean, f"{short(ratio.low)} to {above}", str(ratio.pairs)]
+
+
+def check_commands(claim: Claim) -> list[str]:
+    """Commands that make one run of each method anew, beside the records, and what they print."""
+    run = next((case for case in claim.cases if case.difference is not None), None)
+    if run is not None:
+        evidence, cells = run.evidence, [run.baseline, run.cell]
+    else:
+        ratio = next((ratio for ratio in claim.ratios if ratio[-1] is not None), None)
+        if ratio is None:
+            return []
+        evidence, cells = ratio[0], [ratio[1], ratio[2]]
+    lines = []
+    for cell in cells:
+        seed, value = next(iter(evidence.values(cell).items()))
+        metric = METRICS[evidence.metric_of(cell)]
+        command = f"python train.py -m experiment={evidence.name} cell={cell.name} seed={seed} results_dir=check"
+        lines.append(f"{command}   # {metric.label.removesuffix(', %')} {value:.{metric.digits}f}{metric.sign}")
+    return lines

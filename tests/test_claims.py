@@ -1,0 +1,106 @@
+"""The paper's claims from made-up records: verdicts, what they rest on, and commands to check them."""
+
+from pathlib import Path
+
+import pytest
+from made_up import dump, experiment, write
+
+from fogzo.claims import cases_table, check_commands, claims_of, claims_table
+from fogzo.equal_loss import Ratio
+from fogzo.evidence import gather
+from fogzo.report import report
+from fogzo.results import read_yaml
+from fogzo.runs import RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+GIVEN = {"claim": "Nets are better", "trust": "high: abstract", "method": "fogzo", "settings": {"twin": "*"}}
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return experiment()
+
+
+def the_claim(root, made, effect, **changes):
+    write(root, made, effect=effect)
+    dump(root / "results/paper/claims.yaml", {"nets": GIVEN | changes})
+    (claim,) = claims_of([gather(made)])
+    return claim
+
+
+def test_a_claim_is_judged_by_all_settings_that_bear_on_it(tmp_path, made):
+    claim = the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
+    assert (claim.word("mini"), claim.word("paper"), claim.seeds("mini")) == ("confirmed", "not run", "3")
+    assert claim.effect("mini").endswith(" points")
+    assert claim.effect("paper") == ""
+    assert len(cases_table(claim).rows) == 2
+    assert cases_table(claim).rows[0][-1] == "+8.00 points"
+    row = claims_table([claim]).rows[0]
+    assert row[:3] == ["Nets are better", "high: abstract", "confirmed"]
+
+
+def test_a_claim_may_hold_in_part_and_patterns_choose_settings(tmp_path, made):
+    only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
+    assert the_claim(tmp_path, made, only_deit).word("mini") == "confirmed in part"
+    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"settings": {"twin": "dei*"}}})
+    assert claims_of([gather(made)])[0].word("mini") == "confirmed"
+
+
+def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
+    claim = the_claim(tmp_path, made, None)
+    ste, fogzo = check_commands(claim)
+    value = gather(made).values(claim.cases[0].cell)[11]
+    assert fogzo.startswith("python train.py -m experiment=twin cell=deit.fogzo seed=11 results_dir=check   # ")
+    assert fogzo.endswith(f"{value:.2f} %")
+    assert "cell=deit.ste" in ste
+
+
+@pytest.mark.parametrize(
+    ("published", "ratio", "word"),
+    [
+        (796, Ratio(500, 400, 900, 3, 3), "confirmed"),
+        (796, Ratio(500, 400, 700, 3, 3), "smaller here"),
+        (796, Ratio(1000, 900, float("inf"), 2, 3), "larger here"),
+        (796, None, "not run"),
+    ],
+)
+def test_a_ratio_is_confirmed_where_the_published_one_lies_in_the_range(tmp_path, made, published, ratio, word):
+    write(tmp_path, made)
+    ratios = [{"experiment": "twin", "of": "deit.slope", "to": "deit.fogzo", "published": published}]
+    dump(tmp_path / "results/paper/claims.yaml", {"r": {"claim": "c", "trust": "t", "ratios": ratios}})
+    (claim,) = claims_of([gather(made)])
+    evidence, first, second, _, _ = claim.ratios[0]
+    claim = type(claim)(claim.name, claim.text, claim.trust, (), [(evidence, first, second, published, ratio)])
+    assert claim.word("mini") == word
+    assert len(cases_table(claim).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"twni": "*"}}, "experiment twni is not known: choose from twin"),
+        ({"settings": {"twin": "vgg*"}}, r"no setting of twin that vgg\* fits has the method fogzo"),
+        ({"method": "fogoz"}, "has the method fogoz"),
+        ({"ratios": [{"experiment": "twin", "of": "deit.ste", "to": "x", "published": 2}]}, "twin has no cell x"),
+    ],
+)
+def test_a_claim_about_what_there_is_not_is_refused(tmp_path, made, changes, message):
+    with pytest.raises(RunError, match=message):
+        the_claim(tmp_path, made, None, **changes)
+
+
+def test_the_report_shows_every_claim_with_its_verdict_and_a_way_to_check_it(tmp_path, made):
+    the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
+    text = report([gather(made)])
+    assert "<h2>The paper&#x27;s claims</h2>" in text or "<h2>The paper's claims</h2>" in text
+    assert "<h3>Nets are better</h3>" in text
+    assert "results_dir=check" in text
+
+
+def test_every_claim_of_the_paper_names_experiments_that_there_are():
+    claims = read_yaml(ROOT / "results/paper/claims.yaml")
+    names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}
+    for given in claims.values():
+        assert set(given.get("settings") or {}) <= names
+        assert {ratio["experiment"] for ratio in given.get("ratios") or []} <= names
