@@ -11,7 +11,7 @@ from fogzo.evidence import METRICS, Evidence
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, difference_text, short, signed
-from fogzo.verdicts import STATUS_RULE, pairs_of, published_difference, published_text, status, verdicts
+from fogzo.verdicts import SHORT, STATUS_RULE, pairs_of, published_difference, published_text, status, verdicts
 
 COSTS = ("forward_equivalents", "flops", "seconds")
 COST_NOTE = (
@@ -162,6 +162,29 @@ def control_table(evidence: Evidence) -> Table | None:
             rows.append([label, cell.label, other.label, difference_text(difference, digits), outcome])
     header = ["setting", "method", "against", "difference [95 %]; p", "outcome"]
     return _without_setting(evidence, Table(header, rows, blocks=blocks)) if rows else None
+
+
+def parts_table(evidence: Evidence) -> Table:
+    """A row a setting, a column a method: its difference to the baseline, and in a word what that is worth."""
+    baseline = evidence.experiment.get("baseline", "ste")
+    labels = {cell.method: cell.label.removeprefix("control: ") for cell in evidence.cells.values()}
+    methods = [method for method in labels if method != baseline]
+    rows = []
+    for setting, cells in evidence.settings().items():
+        by_method = {cell.method: cell for cell in cells}
+        texts = [_part(evidence, by_method[method]) if method in by_method else DASH for method in methods]
+        if any(evidence.finished(cell) for cell in cells):
+            rows.append([evidence.setting_label(setting), *texts])
+    return _without_setting(evidence, Table(["setting", *(labels[method] for method in methods)], rows))
+
+
+def _part(evidence: Evidence, cell: Cell) -> str:
+    difference = evidence.difference(cell, evidence.baseline(cell))
+    if difference is None:
+        return DASH
+    metric = METRICS[evidence.metric_of(cell)]
+    unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
+    return f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
 
 
 def tuned_table(evidence: Evidence) -> Table | None:

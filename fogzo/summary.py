@@ -11,7 +11,7 @@ from fogzo.claims import claims_of, claims_table
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
 from fogzo.files import atomic_write
-from fogzo.pages import comparison_table, control_table, verdict_list
+from fogzo.pages import comparison_table, control_table, parts_table, verdict_list
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
 from fogzo.tables import Table
@@ -93,8 +93,8 @@ def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scal
 def fill_pages(found: Sequence[Evidence]) -> None:
     """Write what README.md and docs/*.md ask for between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``.
 
-    WHAT is ``summary`` or ``claims``, or ``table``, ``verdict``, ``controls`` or ``equal loss`` with an experiment's
-    name.
+    WHAT is ``summary`` or ``claims``, or ``table``, ``verdict``, ``parts``, ``controls`` or ``equal loss`` with an
+    experiment's name.
 
     Raises:
         RunError: if a page asks for something else.
@@ -120,14 +120,14 @@ def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
         return claims_table(claims_of(found)).markdown()
     kind, _, name = what.rpartition(" ")
     evidence = next((e for e in found if e.name == name), None)
-    if evidence is None or kind not in ("table", "verdict", "controls", "equal loss"):
+    if evidence is None or kind not in ("table", "verdict", "parts", "controls", "equal loss"):
         raise RunError(
-            f"{page} asks for `{what}`: choose summary or claims, or table, verdict, controls or equal loss and the "
-            "name of an experiment"
+            f"{page} asks for `{what}`: choose summary or claims, or table, verdict, parts, controls or equal loss "
+            "and the name of an experiment"
         )
     if kind == "verdict":
         return verdict_list(evidence)
     if kind == "equal loss":
         return section(evidence)
-    shown = comparison_table(evidence) if kind == "table" else control_table(evidence)
+    shown = {"table": comparison_table, "parts": parts_table, "controls": control_table}[kind](evidence)
     return Table(shown.header, shown.rows).markdown() if shown else "No controls.\n"
