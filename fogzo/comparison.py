@@ -167,3 +167,19 @@ def one_more_run(values: Sequence[float], level: float = 0.95) -> tuple[float, f
     half = float(stdtrit(count - 1, 0.5 + level / 2)) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
     mean = statistics.fmean(values)
     return mean - half, mean + half
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which hypotheses fall when all are tested together (Holm, Scandinavian Journal of Statistics 1979).
+
+    >>> holm([0.04, 0.001, 0.02])
+    [True, True, True]
+    >>> holm([0.04, 0.03, 0.02])
+    [False, False, False]
+    """
+    falls = [False] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        if p_values[place] > level / (len(p_values) - rank):
+            break
+        falls[place] = True
+    return falls

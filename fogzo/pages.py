@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fogzo.comparison import METHOD, Difference
+from fogzo.comparison import BETTER, METHOD, WORSE, Difference, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
@@ -164,27 +164,35 @@ def control_table(evidence: Evidence) -> Table | None:
     return _without_setting(evidence, Table(header, rows, blocks=blocks)) if rows else None
 
 
+PARTS_NOTE = (
+    "Difference to the baseline, and the outcome by the rule of the tables; in bold where it stands also after Holm's "
+    "correction of paired t-tests for all settings of its column."
+)
+
+
 def parts_table(evidence: Evidence) -> Table:
     """A row a setting, a column a method: its difference to the baseline, and in a word what that is worth."""
     baseline = evidence.experiment.get("baseline", "ste")
     labels = {cell.method: cell.label.removeprefix("control: ") for cell in evidence.cells.values()}
-    methods = [method for method in labels if method != baseline]
-    rows = []
-    for setting, cells in evidence.settings().items():
-        by_method = {cell.method: cell for cell in cells}
-        texts = [_part(evidence, by_method[method]) if method in by_method else DASH for method in methods]
-        if any(evidence.finished(cell) for cell in cells):
-            rows.append([evidence.setting_label(setting), *texts])
-    return _without_setting(evidence, Table(["setting", *(labels[method] for method in methods)], rows))
+    columns = [_part_column(evidence, method) for method in labels if method != baseline]
+    settings = [s for s, cells in evidence.settings().items() if any(evidence.finished(cell) for cell in cells)]
+    rows = [[evidence.setting_label(s), *(column.get(s, DASH) for column in columns)] for s in settings]
+    header = ["setting", *(label for method, label in labels.items() if method != baseline)]
+    return _without_setting(evidence, Table(header, rows, [PARTS_NOTE]))
 
 
-def _part(evidence: Evidence, cell: Cell) -> str:
-    difference = evidence.difference(cell, evidence.baseline(cell))
-    if difference is None:
-        return DASH
-    metric = METRICS[evidence.metric_of(cell)]
-    unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
-    return f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
+def _part_column(evidence: Evidence, method: str) -> dict[str, str]:
+    """By setting, the difference of one method to the baseline."""
+    cells = [cell for cell in evidence.cells.values() if cell.method == method]
+    found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
+    judged = [(cell, difference) for cell, difference in found if difference is not None]
+    texts = {}
+    for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
+        metric = METRICS[evidence.metric_of(cell)]
+        unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
+        text = f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
+        texts[cell.setting] = f"**{text}**" if stands and difference.outcome in (BETTER, WORSE) else text
+    return texts
 
 
 def tuned_table(evidence: Evidence) -> Table | None:

@@ -130,4 +130,5 @@ def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
     if kind == "equal loss":
         return section(evidence)
     shown = {"table": comparison_table, "parts": parts_table, "controls": control_table}[kind](evidence)
-    return Table(shown.header, shown.rows).markdown() if shown else "No controls.\n"
+    notes = shown.notes if shown and kind == "parts" else []  # those of other tables stand on the experiment's page
+    return Table(shown.header, shown.rows, notes).markdown() if shown else "No controls.\n"
