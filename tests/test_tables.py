@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from made_up import edit, experiment, write
+from made_up import change, edit, experiment, sign, write
 
 from fogzo.equal_loss import cost_pairs, ratio_table
 from fogzo.evidence import gather
@@ -79,6 +79,7 @@ def test_diverged_and_refused_runs_are_named_below(project):
     folders = write(project, made)
     for seed in made["seeds"]:
         edit(folders["deit.fogzo", seed], status="diverged")
+        sign(folders["deit.fogzo", seed])
     edit(folders["deit.ste", 11], accuracy=99)
     found = gather(made)
     notes = "\n".join(comparison_table(found).notes)
@@ -105,7 +106,9 @@ def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(pr
     made = experiment()
     for (cell, _), path in write(project, made, effect=effect).items():
         if cell == "deit.fogzo":
+            change(path, 20, signed=False, step=7)
             edit(path, steps=7)
+            sign(path)
     found = gather(made)
     assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at equal steps, not judged"
 
