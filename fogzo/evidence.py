@@ -9,7 +9,7 @@ from typing import Any
 
 from fogzo.comparison import Difference, paired_difference
 from fogzo.records import records_of
-from fogzo.results import Run, fault, is_finite, read_yaml
+from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
 from fogzo.sweep import Cell, cells_of, read_tuned, tune_command
 
@@ -145,21 +145,13 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         RunError: if two runs claim one cell, or the experiment compares by, or shows, a column that there is not.
         ValueError: if the experiment's cells do not fit together.
     """
-    problems: list[str] = []
-    records = records_of(experiment, results, problems)
-    problems += [f"{path}: {reason}: it is not used" for path, reason in records.stale.items()]
-    usable: dict[str, dict[int, Run]] = {cell: {} for cell in records.runs}
-    for cell, runs in records.runs.items():
-        for seed, run in runs.items():
-            reason = fault(run)
-            if reason is None:
-                usable[cell][seed] = run
-            else:
-                problems.append(reason)
+    unusable: dict[Path, str] = {}
+    records = records_of(experiment, results, unusable)
+    problems = [*unusable.values(), *(f"{path}: {reason}: it is not used" for path, reason in records.stale.items())]
     evidence = Evidence(
         experiment=experiment,
         cells=cells_of(experiment),
-        runs=usable,
+        runs=records.runs,
         tuned=read_tuned(experiment),
         paper=read_yaml(results / "paper" / f"{experiment.get('table')}.yaml") or {},
         problems=problems,

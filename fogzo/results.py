@@ -71,11 +71,11 @@ def read_yaml(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader) if path.exists() else None
 
 
-def load_runs(folder: Path, problems: list[str] | None = None) -> list[Run]:
+def load_runs(folder: Path, problems: dict[Path, str] | None = None) -> list[Run]:
     """Every run directly below ``folder`` that is over, sorted by name; unfinished ones are left out.
 
     Args:
-        problems: if given, what is wrong with a record is added to it, a sentence each, and the record left out.
+        problems: if given, what is wrong with a record is added to it, a sentence by folder, and the record left out.
 
     Raises:
         RunError: if a record cannot be read, and ``problems`` is not given.
@@ -87,7 +87,7 @@ def load_runs(folder: Path, problems: list[str] | None = None) -> list[Run]:
         except RunError as error:
             if problems is None:
                 raise
-            problems.append(str(error))
+            problems[summary_file.parent] = str(error)
     return runs
 
 

@@ -299,9 +299,9 @@ def test_a_damaged_record_is_refused_in_one_line(file, text, tmp_path):
     (write_run(tmp_path, "run") / file).write_text(text)
     with pytest.raises(RunError, match=r"^the record in \S*run .*remove the folder.*$"):
         load_runs(tmp_path)
-    problems = []
+    problems = {}
     assert load_runs(tmp_path, problems) == []
-    assert re.match(r"^the record in \S*run .*remove the folder", problems[0])
+    assert re.match(r"^the record in \S*run .*remove the folder", problems[tmp_path / "run"])
 
 
 def test_damaged_metrics_are_refused_and_a_run_that_logged_none_has_no_rows(tmp_path):
