@@ -20,7 +20,7 @@ from fogzo.files import atomic_write
 from fogzo.results import Run
 from fogzo.style import RC, colour, line, mark
 from fogzo.sweep import Cell
-from fogzo.tables import signed
+from fogzo.tables import interval_text, signed
 
 COSTS = {"step": "training steps", "flops": "FLOPs", "seconds": "seconds of training"}
 FEWEST_POINTS = 4
@@ -165,7 +165,7 @@ def _forest(axis: Any, evidence: Evidence, metric: Metric, entries: Sequence[Ent
 
 def _limit(found: Sequence[Difference]) -> float:
     """Half the width of the axis: what is over ten times further out than the median is cut off, and said in words."""
-    reach = sorted(max(abs(d.low), abs(d.high)) for d in found)
+    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in found)
     if not reach or reach[-1] == 0:
         return 1.0
     return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
@@ -181,13 +181,13 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     seeds = np.array([sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())])
     inside = seeds[np.abs(seeds) <= limit]
     axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
-    low, high = np.clip([difference.low, difference.high], -limit, limit)
+    low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)
     axis.plot([low, high], [row, row], color=shade, lw=2, solid_capstyle="butt")
     off = abs(difference.mean) > limit
     shape = ("<" if difference.mean < 0 else ">") if off else mark(cell.method)
     at = float(np.clip(difference.mean, -limit, limit))
     axis.plot(at, row, shape, color=shade, mfc=shade if apart else "white", ms=6.5, mew=1.5, clip_on=False)
-    text = f"{signed(difference.mean, digits)}  [{signed(difference.low, digits)}, {signed(difference.high, digits)}]"
+    text = interval_text(difference, digits) if difference.pairs > 1 else signed(difference.mean, digits)
     axis.text(
         1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
     )

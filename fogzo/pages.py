@@ -108,7 +108,8 @@ def values_table(evidence: Evidence) -> Table:
     """The same cells as numbers in full, for a CSV: one row a cell, empty where there is no value."""
     header = [
         "experiment", "scale", "setting", "method", "cell", "metric", "paper", "mean", "std", "n", "seeds",
-        "difference", "low", "high", "pairs", "p_sign_flip", "p_least", "p_t", "outcome", *COSTS, "status", "command",
+        "difference", "low", "high", "t_low", "t_high", "pairs", "p_sign_flip", "p_least", "p_t", "outcome",
+        *COSTS, "status", "command",
     ]  # fmt: skip
     rows = []
     for cell in evidence.cells.values():
@@ -130,11 +131,16 @@ def values_table(evidence: Evidence) -> Table:
 
 
 def difference_numbers(difference: Difference | None) -> list[str]:
-    """Mean, low, high, pairs, the three p-values and the outcome; empty texts where there is no pair."""
+    """Mean, both intervals, pairs, the three p-values and the outcome; empty texts where there is no pair."""
     if difference is None:
-        return [""] * 8
+        return [""] * 10
     d = difference
-    return [*_numbers([d.mean, d.low, d.high]), str(d.pairs), *_numbers([d.p, d.least_p, d.p_t]), d.outcome]
+    return [
+        *_numbers([d.mean, d.low, d.high, d.t_low, d.t_high]),
+        str(d.pairs),
+        *_numbers([d.p, d.least_p, d.p_t]),
+        d.outcome,
+    ]
 
 
 def _numbers(values: Iterable[float | None]) -> list[str]:

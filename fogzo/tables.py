@@ -80,7 +80,7 @@ def signed(value: float, digits: int) -> str:
 def p_text(difference: Difference) -> str:
     """The sign-flip p-value, and that it cannot be smaller where it is at its least value.
 
-    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.0625, 0.0625, 0.01))
+    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.4, 1.6, 0.0625, 0.0625, 0.01))
     'p = 0.06 (least of 5 pairs)'
     """
     least = f" (least of {difference.pairs} pairs)" if difference.p <= difference.least_p * (1 + 1e-9) else ""
@@ -88,17 +88,22 @@ def p_text(difference: Difference) -> str:
 
 
 def difference_text(difference: Difference | None, digits: int) -> str:
-    """``mean [interval]; p``, and n where only some seeds pair.
+    """``mean [interval]; p``; with one pair the mean alone.
 
-    >>> difference_text(Difference(3, 1.0, 0.5, 1.5, 0.5, 0.25, 0.2), 1)
-    '+1.0 [+0.5, +1.5]; p = 0.50'
+    >>> difference_text(Difference(3, 1.0, 0.5, 1.5, -0.3, 2.3, 0.5, 0.25, 0.2), 1)
+    '+1.0 [−0.3, +2.3]; p = 0.50'
     """
     if difference is None:
         return DASH
-    mean = signed(difference.mean, digits)
     if difference.pairs == 1:
-        return f"{mean} (1 pair)"
-    return f"{mean} [{signed(difference.low, digits)}, {signed(difference.high, digits)}]; {p_text(difference)}"
+        return f"{signed(difference.mean, digits)} (1 pair)"
+    return f"{interval_text(difference, digits)}; {p_text(difference)}"
+
+
+def interval_text(difference: Difference, digits: int) -> str:
+    """``mean [interval]``."""
+    mean, low, high = (signed(value, digits) for value in (difference.mean, *difference.interval))
+    return f"{mean} [{low}, {high}]"
 
 
 def short(value: float) -> str:

@@ -59,6 +59,8 @@ def test_the_csv_has_every_number_in_full(project):
     difference = found.difference(cell, found.baseline(cell))
     assert float(row["difference"]) == pytest.approx(difference.mean, rel=1e-5)
     assert float(row["mean"]) == pytest.approx(sum(found.values(cell).values()) / 3, rel=1e-5)
+    ends = [float(row[name]) for name in ("low", "high", "t_low", "t_high")]
+    assert ends == pytest.approx([difference.low, difference.high, *difference.interval], rel=1e-5)
     assert (row["seeds"], row["n"], row["p_least"], row["outcome"]) == ("11 12 13", "3", "0.25", "better")
 
 
