@@ -80,18 +80,22 @@ def signed(value: float, digits: int) -> str:
 def p_text(difference: Difference) -> str:
     """The sign-flip p-value, and that it cannot be smaller where it is at its least value.
 
+    In three decimals: in two, 0.0469 and 0.0547 were both 0.05, one of them told apart and one not.
+
     >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.4, 1.6, 0.0625, 0.0625, 0.01))
-    'p = 0.06 (least of 5 pairs)'
+    'p = 0.062 (least of 5 pairs)'
+    >>> p_text(Difference(8, 1.0, -0.5, 1.5, -0.6, 1.6, 0.0546875, 0.0078125, 0.06))
+    'p = 0.055'
     """
     least = f" (least of {difference.pairs} pairs)" if difference.p <= difference.least_p * (1 + 1e-9) else ""
-    return f"p = {difference.p:.2g}{least}" if difference.p < 0.01 else f"p = {difference.p:.2f}{least}"
+    return f"p = {difference.p:.3f}{least}" if difference.p >= 0.001 else f"p = {difference.p:.2g}{least}"
 
 
 def difference_text(difference: Difference | None, digits: int) -> str:
     """``mean [interval]; p``; with one pair the mean alone.
 
     >>> difference_text(Difference(3, 1.0, 0.5, 1.5, -0.3, 2.3, 0.5, 0.25, 0.2), 1)
-    '+1.0 [−0.3, +2.3]; p = 0.50'
+    '+1.0 [−0.3, +2.3]; p = 0.500'
     """
     if difference is None:
         return DASH

@@ -40,7 +40,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
     ste, fogzo = table.rows[0], table.rows[1]
     assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
     assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(3\)", fogzo[3])
-    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.25 \(least of 3 pairs\)", fogzo[5])
+    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.250 \(least of 3 pairs\)", fogzo[5])
     assert ste[5:] == ["–", "3,000", "3.00e+12", "60", "scaled-down twin"]
     assert fogzo[6:] == ["5,000 (1.67×)", "5.00e+12", "100", "scaled-down twin: same direction"]
     assert table.rows[6][-1] == "scaled-down twin: opposite direction"
