@@ -18,6 +18,7 @@ from fogzo.markup import to_html
 from fogzo.style import colour
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("twin.md", "twin.tex", "twin.csv", "twin_controls.tex", "twin_controls.csv")
 FIGURES = ("twin.svg", "twin.png", "twin_differences.svg", "twin_differences.png")
 
 
@@ -56,7 +57,7 @@ def built(tmp_path_factory):
 
 def test_the_same_records_give_the_same_bytes_wherever_they_lie(built, tmp_path):
     first = outputs(built)
-    assert {"twin.md", "twin.tex", "twin.csv", "report.html", *FIGURES} == set(first)
+    assert {*TABLES, "report.html", *FIGURES} == set(first)
     shutil.copytree(built, tmp_path / "copy")
     for name in ("tables", "figures"):
         shutil.rmtree(tmp_path / "copy/results" / name)
@@ -108,6 +109,7 @@ def test_an_experiment_without_runs_has_no_figures(built, tmp_path):
     shutil.rmtree(root / "results/runs/twin")
     make_tables(root)
     assert not list((root / "results/figures").iterdir())
+    assert not list((root / "results/tables").glob("*_controls.*"))
     assert "What was not run" in (root / "results/report.html").read_text()
     assert "figures/" not in (root / "results/tables/twin.md").read_text()
 
