@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from fogzo.comparison import Difference
 
 DASH = "–"
-TEX = {
+TEX = {  # what is longest first: ε̄ is two characters
+    "ε̄": r"$\bar\varepsilon$",
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$", "−": r"$-$",
     "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "ĝ": r"$\hat g$", "√": r"$\surd$", "≤": r"$\le$",
     "≥": r"$\ge$", "ⁿ": r"$^n$", "<": r"\textless{}", ">": r"\textgreater{}", "’": "'", "·": r"$\cdot$",
+    "|": r"\textbar{}",
 }  # fmt: skip
+TEX_NEEDS = (
+    r"% needs \usepackage{booktabs}; a table that is wider than the page fits with \usepackage{graphicx} and",
+    r"% \resizebox{\linewidth}{!}{\input{THIS FILE}}, on a landscape page if the letters get too small",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Table:
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs' rules; the notes are comments, for whoever writes the caption."""
-        lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule"]
+        lines = [*TEX_NEEDS, rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule"]
         lines += [_tex_row(self.header), r"\midrule"]
         for number, row in enumerate(self.rows):
             if number and number in self.blocks:
@@ -62,9 +68,11 @@ def tex(text: str) -> str:
 
     >>> tex("5 % ± 1")
     '5 \\% $\\pm$ 1'
+    >>> print(tex("0.1 ε̄"))
+    0.1 $\bar\varepsilon$
     """
     plain = re.sub(r"[`*]", "", text)
-    return "".join(TEX.get(letter, letter) for letter in plain)
+    return re.sub("|".join(map(re.escape, TEX)), lambda found: TEX[found[0]], plain)
 
 
 def signed(value: float, digits: int) -> str:

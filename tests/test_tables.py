@@ -215,15 +215,15 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
 
 
 def test_latex_escapes_and_markdown_keeps_its_columns():
-    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & α", "`code`"]], ["a note"], blocks=[0, 1])
-    assert table.latex().splitlines()[1:] == [
+    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & ε̄", "`code`"]], ["a note"], blocks=[0, 1])
+    assert table.latex().splitlines()[2:] == [
         r"\begin{tabular}{ll}",
         r"\toprule",
         r"a\_b & 50 \% \\",
         r"\midrule",
-        r"x | y & 1 $\pm$ 2 \\",
+        r"x \textbar{} y & 1 $\pm$ 2 \\",
         r"\midrule",
-        r"$\beta$ \& $\alpha$ & code \\",
+        r"$\beta$ \& $\bar\varepsilon$ & code \\",
         r"\bottomrule",
         r"\end{tabular}",
         "% a note",
