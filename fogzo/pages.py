@@ -17,7 +17,8 @@ COSTS = ("forward_equivalents", "flops", "seconds")
 COST_NOTE = (
     "Costs are means over the finished runs. Forward equivalents count a backward pass as two forward passes (in "
     'brackets: times the baseline), the convention behind "5/3 of an STE step"; FLOPs are measured by torch\'s flop '
-    "counter; seconds are training time on the machine as it was, with other runs beside it."
+    "counter. Seconds are training time on a machine that was busy with other runs, and no evidence: compare methods "
+    "by FLOPs."
 )
 
 

@@ -33,6 +33,7 @@ OF_LAST_ROW = (
     "flops",
     "forward_equivalents",
     "seconds",
+    "cpu_seconds",
 )
 
 
