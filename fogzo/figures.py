@@ -94,9 +94,23 @@ def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key:
             axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
+class PlainLog(matplotlib.ticker.LogLocator):
+    """Round numbers on a logarithmic axis; where it is so short that fewer than 3 lie on it, those of a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12)
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks = super().tick_values(vmin, vmax)
+        low, high = sorted((vmin, vmax))
+        if sum(low <= tick <= high for tick in ticks) >= 3:
+            return ticks
+        return matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(vmin, vmax)
+
+
 def plain_ticks(axis: Any) -> None:
-    """Numbers such as 0.2, not 2 × 10⁻¹."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12))
+    """Numbers such as 0.2, not 2 × 10⁻¹, at least two of them."""
+    axis.set_major_locator(PlainLog())
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
