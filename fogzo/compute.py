@@ -14,13 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fogzo.memory import PEAK
 
+TIMES = ("seconds", "cpu_seconds", "data_seconds")
+
 
 @dataclass
 class ComputeLedger:
     """Running totals of a run, charged by the closure.
 
     ``forwards`` and ``backwards`` count passes over a whole batch; ``examples`` and ``seconds`` are added by the
-    trainer, once a step, as are ``data_seconds``, the part of ``seconds`` in which a step waited for its batch.
+    trainer, once a step, as are ``data_seconds``, the part of ``seconds`` in which a step waited for its batch, and
+    ``cpu_seconds``, what this process's threads computed meanwhile: less in doubt than ``seconds`` on a busy machine.
     ``flops`` multiplies the passes by what torch's flop counter saw in one of each (matrix
     products and convolutions; evaluation is not counted).  ``forward_equivalents`` = forwards + 2 backwards is the
     convention behind the paper's 5/3, whatever a backward pass really costs: in the MLP, whose first layer needs no
@@ -34,6 +37,7 @@ class ComputeLedger:
     flops: float = 0.0
     examples: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     data_seconds: float = 0.0
     peak_memory_bytes: int | None = None  # over all processes that a run was resumed in; None: not known
 
@@ -55,7 +59,7 @@ class ComputeLedger:
     def row(self) -> dict[str, float | None]:
         """The totals as they stand in a logged row."""
         counted = ("forwards", "backwards", "flops", "forward_equivalents", "examples")
-        return {name: getattr(self, name) for name in (*counted, "seconds", "data_seconds", "peak_memory_bytes")}
+        return {name: getattr(self, name) for name in (*counted, *TIMES, "peak_memory_bytes")}
 
     def state_dict(self) -> dict[str, float | None]:
         return asdict(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fogzo.comparison import Difference, paired_difference
 from fogzo.records import records_of
-from fogzo.results import Run, fault, read_yaml
+from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
 from fogzo.sweep import Cell, cells_of, read_tuned, tune_command
 
@@ -108,7 +107,7 @@ class Evidence:
         """The metric (or another key) of every finished run that has it as a finite number, by seed."""
         key = key or self.metric_of(cell)
         runs: dict[int, Any] = {run.summary["seed"]: run.summary.get(key) for run in self.finished(cell)}
-        return {seed: float(value) for seed, value in runs.items() if _finite(value)}
+        return {seed: float(value) for seed, value in runs.items() if is_finite(value)}
 
     def difference(self, cell: Cell, other: Cell | None, key: str | None = None) -> Difference | None:
         """``cell`` less ``other``, paired by seed; positive is better.  ``None`` where there is nothing to compare."""
@@ -146,21 +145,13 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         RunError: if two runs claim one cell, or the experiment compares by, or shows, a column that there is not.
         ValueError: if the experiment's cells do not fit together.
     """
-    problems: list[str] = []
-    records = records_of(experiment, results, problems)
-    problems += [f"{path}: {reason}: it is not used" for path, reason in records.stale.items()]
-    usable: dict[str, dict[int, Run]] = {cell: {} for cell in records.runs}
-    for cell, runs in records.runs.items():
-        for seed, run in runs.items():
-            reason = fault(run)
-            if reason is None:
-                usable[cell][seed] = run
-            else:
-                problems.append(reason)
+    unusable: dict[Path, str] = {}
+    records = records_of(experiment, results, unusable)
+    problems = [*unusable.values(), *(f"{path}: {reason}: it is not used" for path, reason in records.stale.items())]
     evidence = Evidence(
         experiment=experiment,
         cells=cells_of(experiment),
-        runs=usable,
+        runs=records.runs,
         tuned=read_tuned(experiment),
         paper=read_yaml(results / "paper" / f"{experiment.get('table')}.yaml") or {},
         problems=problems,
@@ -199,10 +190,6 @@ def _not_finite(evidence: Evidence) -> list[str]:
         also = [key for key in evidence.experiment.get("also") or [] if METRICS[key].higher_is_better is not None]
         for run in evidence.finished(cell):
             for key in dict.fromkeys([evidence.metric_of(cell), *also]):
-                if not _finite(run.summary.get(key)):
+                if not is_finite(run.summary.get(key)):
                     found.append(f"{run.path}: {key} is {run.summary.get(key)}, no finite number: it is in no mean")
     return found
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

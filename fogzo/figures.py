@@ -20,7 +20,7 @@ from fogzo.files import atomic_write
 from fogzo.results import Run
 from fogzo.style import RC, colour, line, mark
 from fogzo.sweep import Cell
-from fogzo.tables import signed
+from fogzo.tables import interval_text, signed
 
 COSTS = {"step": "training steps", "flops": "FLOPs", "seconds": "seconds of training"}
 FEWEST_POINTS = 4
@@ -94,9 +94,23 @@ def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key:
             axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
+class PlainLog(matplotlib.ticker.LogLocator):
+    """Round numbers on a logarithmic axis; where it is so short that fewer than 3 lie on it, those of a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12)
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks = super().tick_values(vmin, vmax)
+        low, high = sorted((vmin, vmax))
+        if sum(low <= tick <= high for tick in ticks) >= 3:
+            return ticks
+        return matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(vmin, vmax)
+
+
 def plain_ticks(axis: Any) -> None:
-    """Numbers such as 0.2, not 2 × 10⁻¹."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12))
+    """Numbers such as 0.2, not 2 × 10⁻¹, at least two of them."""
+    axis.set_major_locator(PlainLog())
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
@@ -165,7 +179,7 @@ def _forest(axis: Any, evidence: Evidence, metric: Metric, entries: Sequence[Ent
 
 def _limit(found: Sequence[Difference]) -> float:
     """Half the width of the axis: what is over ten times further out than the median is cut off, and said in words."""
-    reach = sorted(max(abs(d.low), abs(d.high)) for d in found)
+    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in found)
     if not reach or reach[-1] == 0:
         return 1.0
     return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
@@ -181,13 +195,13 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     seeds = np.array([sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())])
     inside = seeds[np.abs(seeds) <= limit]
     axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
-    low, high = np.clip([difference.low, difference.high], -limit, limit)
+    low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)
     axis.plot([low, high], [row, row], color=shade, lw=2, solid_capstyle="butt")
     off = abs(difference.mean) > limit
     shape = ("<" if difference.mean < 0 else ">") if off else mark(cell.method)
     at = float(np.clip(difference.mean, -limit, limit))
     axis.plot(at, row, shape, color=shade, mfc=shade if apart else "white", ms=6.5, mew=1.5, clip_on=False)
-    text = f"{signed(difference.mean, digits)}  [{signed(difference.low, digits)}, {signed(difference.high, digits)}]"
+    text = interval_text(difference, digits) if difference.pairs > 1 else signed(difference.mean, digits)
     axis.text(
         1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
     )

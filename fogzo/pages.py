@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fogzo.comparison import BETTER, METHOD, WORSE, Difference, holm
+from fogzo.comparison import BETTER, METHOD, WORSE, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
@@ -17,7 +17,8 @@ COSTS = ("forward_equivalents", "flops", "seconds")
 COST_NOTE = (
     "Costs are means over the finished runs. Forward equivalents count a backward pass as two forward passes (in "
     'brackets: times the baseline), the convention behind "5/3 of an STE step"; FLOPs are measured by torch\'s flop '
-    "counter; seconds are training time on the machine as it was, with other runs beside it."
+    "counter. Seconds are training time on a machine that was busy with other runs, and no evidence: compare methods "
+    "by FLOPs."
 )
 
 
@@ -66,16 +67,17 @@ def _without_setting(evidence: Evidence, table: Table) -> Table:
 
 def costs(evidence: Evidence, cell: Cell) -> list[str]:
     """Mean forward equivalents (and how many times the baseline's), FLOPs and seconds."""
-    means = [_mean(evidence.finished(cell), key) for key in COSTS]
+    means = [mean_cost(evidence.finished(cell), key) for key in COSTS]
     base = evidence.baseline(cell)
-    of_base = _mean(evidence.finished(base), COSTS[0]) if base else None
+    of_base = mean_cost(evidence.finished(base), COSTS[0]) if base else None
     texts = [DASH if mean is None else short(mean) for mean in means]
     if means[0] is not None and of_base:
         texts[0] += f" ({short(means[0] / of_base)}×)"
     return texts
 
 
-def _mean(runs: Sequence[Run], key: str) -> float | None:
+def mean_cost(runs: Sequence[Run], key: str) -> float | None:
+    """The mean over the runs that have the key; ``None`` if none has."""
     values = [run.summary[key] for run in runs if run.summary.get(key) is not None]
     return statistics.fmean(values) if values else None
 
@@ -110,52 +112,13 @@ def refused(evidence: Evidence) -> list[str]:
     return [f"Not used: {problem}." for problem in evidence.problems]
 
 
-def values_table(evidence: Evidence) -> Table:
-    """The same cells as numbers in full, for a CSV: one row a cell, empty where there is no value."""
-    header = [
-        "experiment", "scale", "setting", "method", "cell", "metric", "paper", "mean", "std", "n", "seeds",
-        "difference", "low", "high", "pairs", "p_sign_flip", "p_least", "p_t", "outcome", *COSTS, "status", "command",
-    ]  # fmt: skip
-    rows = []
-    for cell in evidence.cells.values():
-        values = evidence.values(cell)
-        base = evidence.baseline(cell)
-        rows.append(
-            [
-                evidence.name, evidence.scale, cell.setting, cell.method, cell.name, evidence.metric_of(cell),
-                published_text(evidence, cell),
-                *_numbers([statistics.fmean(values.values()) if values else None]),
-                *_numbers([statistics.stdev(values.values()) if len(values) > 1 else None]),
-                str(len(values)), " ".join(map(str, values)),
-                *difference_numbers(evidence.difference(cell, base)),
-                *_numbers(_mean(evidence.finished(cell), key) for key in COSTS),
-                status(evidence, cell), " && ".join(evidence.commands(cell)),
-            ]
-        )  # fmt: skip
-    return Table(header, rows)
-
-
-def difference_numbers(difference: Difference | None) -> list[str]:
-    """Mean, low, high, pairs, the three p-values and the outcome; empty texts where there is no pair."""
-    if difference is None:
-        return [""] * 8
-    d = difference
-    return [*_numbers([d.mean, d.low, d.high]), str(d.pairs), *_numbers([d.p, d.least_p, d.p_t]), d.outcome]
-
-
-def _numbers(values: Iterable[float | None]) -> list[str]:
-    return ["" if value is None else f"{value:.6g}" for value in values]
-
-
 def control_table(evidence: Evidence) -> Table | None:
     """FOGZO against every control, setting by setting; ``None`` if the experiment has no controls."""
     rows: list[list[str]] = []
     blocks = []
-    for verdict in verdicts(evidence):
-        if verdict.against == evidence.experiment.get("baseline", "ste"):
-            continue
+    for pairs in control_pairs(evidence):
         blocks.append(len(rows))
-        for cell, other in pairs_of(evidence, verdict.method, verdict.against):
+        for cell, other in pairs:
             difference = evidence.difference(cell, other)
             outcome = difference.outcome if difference else "not run"
             label, digits = evidence.setting_label(cell.setting), METRICS[evidence.metric_of(cell)].digits
@@ -193,6 +156,13 @@ def _part_column(evidence: Evidence, method: str) -> dict[str, str]:
         text = f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
         texts[cell.setting] = f"**{text}**" if stands and difference.outcome in (BETTER, WORSE) else text
     return texts
+
+
+def control_pairs(evidence: Evidence) -> list[list[tuple[Cell, Cell]]]:
+    """The cells that are compared with a control, and that control's: a list for each of the comparisons."""
+    baseline = evidence.experiment.get("baseline", "ste")
+    compared = [verdict for verdict in verdicts(evidence) if verdict.against != baseline]
+    return [pairs_of(evidence, verdict.method, verdict.against) for verdict in compared]
 
 
 def tuned_table(evidence: Evidence) -> Table | None:

@@ -1,7 +1,7 @@
 """Which record fills which cell of an experiment, and which no longer does: nothing stale is used in silence.
 
 A record is stale when its config is not the one that its folder is named after, or when the experiment's file, or the
-file of tuned values, has changed since.  No torch here.
+file of tuned values, has changed since; one that is damaged, or was changed by hand, is a problem.  No torch here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fogzo.results import Run, load_runs
+from fogzo.results import Run, fault, load_runs
 from fogzo.runs import RunError, differences, identity, one_line
 from fogzo.sweep import (
     Cell,
@@ -44,14 +44,16 @@ class Records:
     stale: Mapping[Path, str]
 
 
-def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: list[str] | None = None) -> Records:
+def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: dict[Path, str] | None = None) -> Records:
     """Every record below ``results_dir/runs/NAME``, sorted into cells.
 
     Args:
-        problems: if given, what is wrong with a record that cannot be read is added to it, and the record left out.
+        problems: if given, what is wrong with a record that cannot be read or believed (``fogzo.results.fault``) is
+            added to it, a sentence by folder, and the record left out.
 
     Raises:
-        RunError: if a record cannot be read, or two records that are not stale claim one cell and seed.
+        RunError: if a record cannot be read or believed, and ``problems`` is not given; or two records that are not
+            stale claim one cell and seed.
     """
     cells, folder = cells_of(experiment), results_dir / "runs" / experiment["name"]
     values = {name: known_values(experiment, cell) for name, cell in cells.items()}
@@ -66,6 +68,11 @@ def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: list[
         cell, seed = run.config["cell"], run.config["seed"]
         if not run.summary:
             unfinished[cell][seed] = run.path
+            continue
+        if (reason := fault(run)) is not None:
+            if problems is None:
+                raise RunError(reason)
+            problems[run.path] = reason
             continue
         if seed in runs[cell]:
             other = runs[cell][seed].path
@@ -149,7 +156,7 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
     return None
 
 
-def _begun(folder: Path, problems: list[str] | None) -> Iterable[Run]:
+def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:
     for file in sorted(folder.glob("*/config.yaml")):
         if not (file.parent / "summary.json").exists():
             try:
@@ -158,7 +165,7 @@ def _begun(folder: Path, problems: list[str] | None) -> Iterable[Run]:
                 problem = f"{file} cannot be read ({one_line(error)}): remove its folder"
                 if problems is None:
                     raise RunError(problem) from error
-                problems.append(problem)
+                problems[file.parent] = problem
                 continue
             yield Run(file.parent, config if isinstance(config, Mapping) else {}, {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,14 @@ from typing import Any
 
 import yaml
 
-from fogzo.runs import RunError, one_line
+from fogzo.runs import RunError, digest_of, one_line
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
+# What every row has, as a number; the costs among them, and the steps, a finished run's summary has too
+OF_ROW = ("step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
+OF_FINISHED = ("steps", "forward_equivalents", "flops", "seconds")
+WORDS = ("event",)  # in a row: no number
+NOT_KNOWN = ("loss", "peak_memory_bytes")  # may be null: no loss of the row was finite, memory could not be read
 # What a summary repeats of its config, and of the last row of its metrics: where they differ, somebody has edited one
 OF_CONFIG = ("seed", "cell", "experiment", "scale", "phase")
 OF_LAST_ROW = (
@@ -28,6 +33,7 @@ OF_LAST_ROW = (
     "flops",
     "forward_equivalents",
     "seconds",
+    "cpu_seconds",
 )
 
 
@@ -66,11 +72,11 @@ def read_yaml(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader) if path.exists() else None
 
 
-def load_runs(folder: Path, problems: list[str] | None = None) -> list[Run]:
+def load_runs(folder: Path, problems: dict[Path, str] | None = None) -> list[Run]:
     """Every run directly below ``folder`` that is over, sorted by name; unfinished ones are left out.
 
     Args:
-        problems: if given, what is wrong with a record is added to it, a sentence each, and the record left out.
+        problems: if given, what is wrong with a record is added to it, a sentence by folder, and the record left out.
 
     Raises:
         RunError: if a record cannot be read, and ``problems`` is not given.
@@ -82,7 +88,7 @@ def load_runs(folder: Path, problems: list[str] | None = None) -> list[Run]:
         except RunError as error:
             if problems is None:
                 raise
-            problems.append(str(error))
+            problems[summary_file.parent] = str(error)
     return runs
 
 
@@ -102,27 +108,72 @@ def _read(path: Path) -> Run:
 def fault(run: Run) -> str | None:
     """Why a record is not to be believed, as a sentence; ``None``: nothing speaks against it.
 
-    A summary repeats parts of the config and, of a finished run, the last row of its metrics.  (That the folder is
-    named after the config is for ``fogzo.records`` to check.)
+    A summary repeats parts of the config and, of a finished run, the last row of its metrics; it holds the costs, and a
+    digest of all that it and the metrics say.  (That the folder is named after the config is for ``fogzo.records``.)
     """
     try:
-        rows = run.metrics()
+        run.metrics()
     except RunError as error:
         return str(error)
-    again = "remove the folder and run it again"
+    # the digest last: the others can say what is wrong
+    found = (check(run) for check in (_wrong_summary, _wrong_row, _wrong_end, _wrong_digest))
+    reason = next((reason for reason in found if reason is not None), None)
+    return None if reason is None else f"{run.path}: {reason}: remove the folder and run it again"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether ``value`` is a finite number.
+
+    >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True)
+    (True, False, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _wrong_summary(run: Run) -> str | None:
     for key in OF_CONFIG:
         if run.summary.get(key) != run.config.get(key):
-            both = f"{run.summary.get(key)} in its summary, {run.config.get(key)} in its config"
-            return f"{run.path}: {key} is {both}: {again}"
-    if run.summary.get("status") not in ("finished", "diverged"):
-        return f"{run.path} has the status {run.summary.get('status')}, neither finished nor diverged: {again}"
-    if run.summary["status"] == "finished":
-        if not rows:
-            return f"{run.path} is finished, but its metrics are missing: {again}"
-        for key in OF_LAST_ROW:
-            if key in rows[-1] and key in run.summary and rows[-1][key] != run.summary[key]:
-                both = f"{run.summary[key]} in its summary, {rows[-1][key]} in its last row"
-                return f"{run.path}: {key} is {both}: {again}"
+            return f"{key} is {run.summary.get(key)} in its summary, {run.config.get(key)} in its config"
+    status = run.summary.get("status")
+    if status not in ("finished", "diverged"):
+        return f"its status is {status}, neither finished nor diverged"
+    for key in OF_FINISHED if status == "finished" else ():
+        if not is_finite(run.summary.get(key)):
+            return f"{key} is {run.summary.get(key)} in its summary, no finite number"
+    return None
+
+
+def _wrong_row(run: Run) -> str | None:
+    diverged = run.summary["status"] == "diverged"
+    for number, row in enumerate(run.metrics(), 1):
+        for key in OF_ROW:
+            if key not in row:
+                return f"row {number} of its metrics has no {key}"
+        for key, value in row.items():
+            unknown = (value is None and key in NOT_KNOWN) or (diverged and key == "loss")
+            if not (unknown or key in WORDS or is_finite(value)):
+                return f"in row {number} of its metrics {key} is {value}, no finite number"
+    return None
+
+
+def _wrong_end(run: Run) -> str | None:
+    if run.summary["status"] != "finished":
+        return None
+    if not run.metrics():
+        return "it is finished, but its metrics are missing"
+    last = run.metrics()[-1]
+    for key, in_summary, in_row in [("step", "steps", "step"), *((key, key, key) for key in OF_LAST_ROW)]:
+        if run.summary.get(in_summary) != last.get(in_row):
+            return f"{key} is {run.summary.get(in_summary)} in its summary, {last.get(in_row)} in its last row"
+    return None
+
+
+def _wrong_digest(run: Run) -> str | None:
+    digest = run.summary.get("digest")
+    if digest is None:
+        return "it has no digest, so nothing shows that it is as the run left it"
+    if digest != digest_of(run.summary, run.path / "metrics.jsonl"):
+        return "it was changed by hand: its numbers are not those that its digest was made of"
     return None
 
 
@@ -146,18 +197,3 @@ def spread(values: Sequence[float], digits: int) -> str:
         return "–"
     mean, std = mean_std(values)
     return f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")
-
-
-def cost_to_reach(
-    rows: Iterable[Mapping[str, Any]], loss: float, cost: str, metric: str = "train_loss"
-) -> float | None:
-    """The first logged ``cost`` at which ``metric`` is at most ``loss``; ``None``: not reached.
-
-    >>> cost_to_reach([{"c": 1, "train_loss": 2.0}, {"c": 2, "train_loss": 0.9}], 1.0, "c")
-    2
-    """
-    for row in rows:
-        if row.get(metric) is not None and row[metric] <= loss:
-            reached: float = row[cost]
-            return reached
-    return None

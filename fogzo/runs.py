@@ -3,7 +3,7 @@
     results_dir/runs/<experiment>/<name>-<hash>/
         config.yaml      what was asked for
         metrics.jsonl    one row a logged step
-        summary.json     the outcome; its presence means that the run is over
+        summary.json     the outcome; its presence means that the run is over; its digest tells later edits
         model.pt         the trained weights, a state_dict
         checkpoint.pt    while it goes on (the last good one stays if it diverges)
 
@@ -61,6 +61,20 @@ class RunError(ValueError):
 def identity(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that name what ``config`` computes."""
     return hashlib.sha256(json.dumps(dict(_result_keys(config)), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def digest_of(summary: Mapping[str, Any], metrics_file: Path) -> str:
+    """The SHA-256 (64 hexadecimal digits) of a record: the bytes of its metrics, and all else that its summary says.
+
+    No signature, which nobody else could make: it tells what a slip of an editor, a merge or a disk changed.
+
+    Raises:
+        OSError: if the metrics cannot be read.  A run that diverged before its first row has none: as if empty.
+    """
+    rest = {key: value for key, value in summary.items() if key != "digest"}
+    metrics = hashlib.sha256(metrics_file.read_bytes() if metrics_file.exists() else b"").hexdigest()
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{metrics} {canonical}".encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -178,8 +192,16 @@ class RunFolder:
             os.truncate(self.metrics_file, size)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary, and with it end the run."""
-        self.keep("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        """Write the summary and the record's digest, and with them end the run."""
+        try:
+            digest = digest_of(summary, self.metrics_file)
+        except OSError as error:
+            raise RunError(
+                f"{self.metrics_file} cannot be read ({error.strerror or error}): make it readable, and the same "
+                "command goes on from the last checkpoint"
+            ) from error
+        whole = {**summary, "digest": digest}
+        self.keep("summary.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of this folder, whole or not at all."""

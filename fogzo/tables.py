@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from fogzo.comparison import Difference
 
 DASH = "–"
-TEX = {
+TEX = {  # what is longest first: ε̄ is two characters
+    "ε̄": r"$\bar\varepsilon$",
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$", "−": r"$-$",
     "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "ĝ": r"$\hat g$", "√": r"$\surd$", "≤": r"$\le$",
     "≥": r"$\ge$", "ⁿ": r"$^n$", "<": r"\textless{}", ">": r"\textgreater{}", "’": "'", "·": r"$\cdot$",
+    "|": r"\textbar{}",
 }  # fmt: skip
+TEX_NEEDS = (
+    r"% needs \usepackage{booktabs}; a table that is wider than the page fits with \usepackage{graphicx} and",
+    r"% \resizebox{\linewidth}{!}{\input{THIS FILE}}, on a landscape page if the letters get too small",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Table:
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs' rules; the notes are comments, for whoever writes the caption."""
-        lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule"]
+        lines = [*TEX_NEEDS, rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule"]
         lines += [_tex_row(self.header), r"\midrule"]
         for number, row in enumerate(self.rows):
             if number and number in self.blocks:
@@ -62,9 +68,11 @@ def tex(text: str) -> str:
 
     >>> tex("5 % ± 1")
     '5 \\% $\\pm$ 1'
+    >>> print(tex("0.1 ε̄"))
+    0.1 $\bar\varepsilon$
     """
     plain = re.sub(r"[`*]", "", text)
-    return "".join(TEX.get(letter, letter) for letter in plain)
+    return re.sub("|".join(map(re.escape, TEX)), lambda found: TEX[found[0]], plain)
 
 
 def signed(value: float, digits: int) -> str:
@@ -80,25 +88,34 @@ def signed(value: float, digits: int) -> str:
 def p_text(difference: Difference) -> str:
     """The sign-flip p-value, and that it cannot be smaller where it is at its least value.
 
-    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.0625, 0.0625, 0.01))
-    'p = 0.06 (least of 5 pairs)'
+    In three decimals: in two, 0.0469 and 0.0547 were both 0.05, one of them told apart and one not.
+
+    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.4, 1.6, 0.0625, 0.0625, 0.01))
+    'p = 0.062 (least of 5 pairs)'
+    >>> p_text(Difference(8, 1.0, -0.5, 1.5, -0.6, 1.6, 0.0546875, 0.0078125, 0.06))
+    'p = 0.055'
     """
     least = f" (least of {difference.pairs} pairs)" if difference.p <= difference.least_p * (1 + 1e-9) else ""
-    return f"p = {difference.p:.2g}{least}" if difference.p < 0.01 else f"p = {difference.p:.2f}{least}"
+    return f"p = {difference.p:.3f}{least}" if difference.p >= 0.001 else f"p = {difference.p:.2g}{least}"
 
 
 def difference_text(difference: Difference | None, digits: int) -> str:
-    """``mean [interval]; p``, and n where only some seeds pair.
+    """``mean [interval]; p``; with one pair the mean alone.
 
-    >>> difference_text(Difference(3, 1.0, 0.5, 1.5, 0.5, 0.25, 0.2), 1)
-    '+1.0 [+0.5, +1.5]; p = 0.50'
+    >>> difference_text(Difference(3, 1.0, 0.5, 1.5, -0.3, 2.3, 0.5, 0.25, 0.2), 1)
+    '+1.0 [−0.3, +2.3]; p = 0.500'
     """
     if difference is None:
         return DASH
-    mean = signed(difference.mean, digits)
     if difference.pairs == 1:
-        return f"{mean} (1 pair)"
-    return f"{mean} [{signed(difference.low, digits)}, {signed(difference.high, digits)}]; {p_text(difference)}"
+        return f"{signed(difference.mean, digits)} (1 pair)"
+    return f"{interval_text(difference, digits)}; {p_text(difference)}"
+
+
+def interval_text(difference: Difference, digits: int) -> str:
+    """``mean [interval]``."""
+    mean, low, high = (signed(value, digits) for value in (difference.mean, *difference.interval))
+    return f"{mean} [{low}, {high}]"
 
 
 def short(value: float) -> str:

@@ -81,11 +81,12 @@ class Trainer:
         try:
             with StopRequest() as stop:
                 while self.step < self.settings.steps:
-                    begun = time.perf_counter()
+                    begun, begun_cpu = time.perf_counter(), time.process_time()
                     estimate = self.train_step(self.step)
                     self.step += 1
                     loss = self._observe(estimate)
                     self.ledger.seconds += time.perf_counter() - begun
+                    self.ledger.cpu_seconds += time.process_time() - begun_cpu
                     for reporter in self.reporters:
                         reporter.step(self.step, loss)
                     evaluation = self.evaluate() if self._due("evaluate_every") else {}

@@ -15,11 +15,12 @@ from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
 from fogzo.figures import curves, differences
 from fogzo.files import atomic_write
-from fogzo.pages import comparison_table, page, values_table
+from fogzo.pages import comparison_table, control_table, page
 from fogzo.report import report
 from fogzo.results import read_yaml
 from fogzo.sensitivity import sensitivity
 from fogzo.summary import fill_pages
+from fogzo.values import controls_values, equal_loss_values, values_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
@@ -57,10 +58,15 @@ def render(evidence: Evidence) -> None:
     tables, figures = RESULTS / "tables", RESULTS / "figures"
     tables.mkdir(exist_ok=True)
     figures.mkdir(exist_ok=True)
-    table = comparison_table(evidence)
-    atomic_write(tables / f"{evidence.name}.md", page(evidence, table, section(evidence)).encode())
-    atomic_write(tables / f"{evidence.name}.tex", table.latex().encode())
-    atomic_write(tables / f"{evidence.name}.csv", values_table(evidence).csv().encode())
+    table, any_runs = comparison_table(evidence), bool(evidence.all_runs())
+    controls = control_table(evidence) if any_runs else None
+    _write(tables / f"{evidence.name}.md", page(evidence, table, section(evidence)))
+    _write(tables / f"{evidence.name}.tex", table.latex())
+    _write(tables / f"{evidence.name}.csv", values_table(evidence).csv())
+    _write(tables / f"{evidence.name}_controls.tex", controls.latex() if controls else "")
+    _write(tables / f"{evidence.name}_controls.csv", controls_values(evidence).csv() if controls else "")
+    equal_loss = any_runs and evidence.experiment.get("equal_loss")
+    _write(tables / f"{evidence.name}_equal_loss.csv", equal_loss_values(evidence).csv() if equal_loss else "")
     print(tables / f"{evidence.name}.md")
     drawn = {"": curves, "_differences": differences}
     if evidence.experiment.get("axes"):
@@ -72,6 +78,14 @@ def render(evidence: Evidence) -> None:
         else:  # figures of runs that are gone would be a lie
             for ending in (".svg", ".png"):
                 stem.with_name(stem.name + ending).unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the file, or remove what stood there of runs that are gone."""
+    if text:
+        atomic_write(path, text.encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What the tables still lack, and the command that fills each gap:  python scripts/missing_runs.py [experiment=NAME]
 
 Lists, by experiment, the cells that are untuned or tuned otherwise than the experiment asks for, and the runs
-that are missing, unfinished or stale (run with what the experiment no longer says, or changed by hand).  Diverged runs
-are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1: something is.
+that are missing, unfinished, stale (run with what the experiment no longer says), damaged or changed by hand.  Diverged
+runs are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1: something is.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,40 +33,57 @@ def main() -> None:
     complete = True
     for name in chosen or files:
         experiment = yaml.safe_load(files[name].read_text(encoding="utf-8"))["experiment"]
+        problems: dict[Path, str] = {}
         try:
-            records = records_of(experiment, RESULTS)
+            records = records_of(experiment, RESULTS, problems)
         except RunError as error:
             sys.exit(f"error: {error}")
-        complete &= report(experiment, records)
+        complete &= report(experiment, records, problems)
     sys.exit(0 if complete else 1)
 
 
-def report(experiment: dict[str, Any], records: Records) -> bool:
+def report(experiment: dict[str, Any], records: Records, problems: dict[Path, str]) -> bool:
     """Print what is left to do for one experiment; true if there is nothing."""
     cells = cells_of(experiment)
     have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment["seeds"])
     print(f"{experiment['name']}: {have} of {wanted} runs")
-    gaps = [gap for cell in cells.values() for gap in gaps_of(experiment, cell, records)]
+    again = {path: of for path in problems if (of := _named(path, experiment, cells)) is not None}
+    gaps = [gap for cell in cells.values() for gap in gaps_of(experiment, cell, records, list(again.values()))]
+    spoilt = [(reason, _remove(path, experiment["name"], again.get(path))) for path, reason in problems.items()]
     stale = [(f"stale: {path} ({reason})", f"rm -r {path}") for path, reason in records.stale.items()]
-    if not have and not stale and not any(records.unfinished.values()):
+    if not have and not spoilt and not stale and not any(records.unfinished.values()):
         everything = f"python train.py -m experiment={experiment['name']}"
         untuned = any(what.endswith(": untuned") for what, _ in gaps)
         tune = f"python scripts/tune.py experiment={experiment['name']} && " if untuned else ""
         gaps = [("nothing was run yet", tune + everything)]
-    for what, command in [*stale, *gaps]:
+    for what, command in [*spoilt, *stale, *gaps]:
         print(f"  {what}\n      {command}")
     for cell, runs in records.runs.items():
         if diverged := [str(seed) for seed, run in sorted(runs.items()) if run.summary.get("status") == "diverged"]:
             print(f"  {cell}: seed {', '.join(diverged)} diverged, which is a result")
-    return not (gaps or stale)
+    return not (gaps or stale or spoilt)
 
 
-def gaps_of(experiment: dict[str, Any], cell: Cell, records: Records) -> Iterator[tuple[str, str]]:
-    """What one cell lacks, and the command for it."""
+def _named(path: Path, experiment: dict[str, Any], cells: Mapping[str, Cell]) -> tuple[str, int] | None:
+    """The cell and seed that a run folder is named after, if the experiment has them; its files may be damaged."""
+    found = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", path.name)
+    known = found is not None and found[1] in cells and int(found[2]) in experiment["seeds"]
+    return (found[1], int(found[2])) if found is not None and known else None
+
+
+def _remove(path: Path, name: str, of: tuple[str, int] | None) -> str:
+    return f"rm -r {path}" + (f" && python train.py -m experiment={name} cell={of[0]} seed={of[1]}" if of else "")
+
+
+def gaps_of(
+    experiment: dict[str, Any], cell: Cell, records: Records, again: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, str]]:
+    """What one cell lacks, and the command for it; without the cells and seeds that are to be run ``again`` anyhow."""
     name = experiment["name"]
     if (fault := tuning_fault(experiment, cell)) is not None:
         yield f"{cell.name}: {fault}", tune_command(name, cell)
     missing = [seed for seed in experiment["seeds"] if seed not in records.runs[cell.name]]
+    missing = [seed for seed in missing if (cell.name, seed) not in again]
     begun = [seed for seed in missing if seed in records.unfinished[cell.name]]
     for what, seeds in (("unfinished", begun), ("missing", [seed for seed in missing if seed not in begun])):
         if seeds:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from fogzo.runs import identity
+from fogzo.runs import digest_of, identity
 from fogzo.sweep import cells_of
 
 METHODS = {
@@ -22,6 +22,7 @@ METHODS = {
     "ste_longer": {"label": "control: STE for 5/3 of the steps", "overrides": ["estimator=ste_longer"]},
 }
 
+GONE = object()  # a value to edit away
 GROUPS = ("model", "data", "quantizer", "estimator", "activations", "optimizer", "schedule")
 
 
@@ -104,7 +105,14 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
     done = {"status": "finished", **about, **same, "steps": 1000, "data": {"name": "made up"}, **ends, **summary}
     (path / "summary.json").write_text(json.dumps(done), encoding="utf-8")
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    sign(path)
     return path
+
+
+def sign(path: Path) -> None:
+    """Give a record the digest of what it says now."""
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    edit(path, digest=digest_of(summary, path / "metrics.jsonl"))
 
 
 def config_of(cell) -> dict:
@@ -131,6 +139,27 @@ def dump(path: Path, content) -> None:
 
 
 def edit(path: Path, **values) -> None:
-    """Change a summary by hand."""
+    """Change a summary by hand, its digest left as it was."""
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8")) | values
+    summary = {key: value for key, value in summary.items() if value is not GONE}
     (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def lines(folder, edited):
+    file = folder / "metrics.jsonl"
+    file.write_text("".join(f"{line}\n" for line in edited(file.read_text().splitlines())))
+
+
+def change(folder, number, *, signed=True, **values):
+    """Change a row (from 1), and with the last one the summary; with a new digest, as who means to deceive would."""
+
+    def changed(rows):
+        row = json.loads(rows[number - 1]) | values
+        rows[number - 1] = json.dumps({key: value for key, value in row.items() if value is not GONE})
+        if number == len(rows):
+            edit(folder, **values)
+        return rows
+
+    lines(folder, changed)
+    if signed:
+        sign(folder)

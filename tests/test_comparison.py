@@ -16,6 +16,7 @@ from fogzo.comparison import (
     paired_difference,
     paired_t_p,
     sign_flip_p,
+    t_interval,
 )  # fmt: skip
 
 BASE = {seed: 10.0 + seed for seed in range(8)}
@@ -64,12 +65,34 @@ def test_the_t_test_is_scipys():
     assert paired_t_p([0.0, 0.0]) == 1
 
 
+def test_the_t_interval_is_scipys_and_excludes_0_where_the_t_test_says_so():
+    from scipy.stats import ttest_1samp
+
+    exact = ttest_1samp([0.5, -0.2, 0.9], 0).confidence_interval(0.95)
+    assert t_interval([0.5, -0.2, 0.9]) == pytest.approx(tuple(exact))
+    assert t_interval([1.0, 1.0, 1.0]) == (1, 1)
+    assert t_interval([1.0]) == (-math.inf, math.inf)
+    for row in np.random.default_rng(0).normal(0.7, 1, size=(200, 4)):
+        low, high = t_interval(row)
+        assert (low > 0 or high < 0) == (paired_t_p(row) < 0.05)
+
+
+def test_the_interval_shown_is_the_bootstraps_from_6_pairs_on_and_covers_the_mean_with_3():
+    few, many = difference([1, 1.1, 0.9, 1.2, 1]), difference([1, 1.1, 0.9, 1.2, 1, 1])
+    assert few.interval == (few.t_low, few.t_high) != (few.low, few.high)
+    assert many.interval == (many.low, many.high)
+    draws = np.random.default_rng(0).normal(size=(1000, 3))
+    shown, bootstrap = zip(*((d.interval, (d.low, d.high)) for d in map(difference, draws)), strict=True)
+    covered = [np.mean([low <= 0 <= high for low, high in ends]) for ends in (shown, bootstrap)]
+    assert covered == pytest.approx([0.95, 0.75], abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("values", "outcome"),
     [
         ([1, 1.1], TOO_FEW),
         ([1, 1.1, -0.1], UNDECIDED),  # the interval holds 0
-        ([0.1, 0.1, 2], UNDECIDED),  # all positive, as happens by chance once in 8: the t-test says no
+        ([0.1, 0.1, 2], UNDECIDED),  # all positive, as happens by chance once in 8: the t interval holds 0
         ([1, 1.1, 0.9, 1, -0.01], UNDECIDED),  # p = 1/8 is not its least value
         ([0, 0, 0], UNDECIDED),
         ([1, 1.1, 0.9, 1, 1.2], BETTER),

@@ -5,7 +5,7 @@ import math
 import shutil
 
 import pytest
-from made_up import dump, edit, experiment, write
+from made_up import GONE, change, dump, edit, experiment, lines, sign, write
 
 from fogzo.evidence import gather
 from fogzo.results import read_yaml
@@ -41,26 +41,27 @@ BAD = {
     "edited result": (lambda f: edit(f, accuracy=99.0), "accuracy is 99.0 in its summary"),
     "edited config": (lambda f: (f / "config.yaml").write_text("seed: 11\n"), "changed by hand"),
     "unknown status": (lambda f: edit(f, status="fine"), "neither finished nor diverged"),
-    "NaN": (lambda f: not_finite(f, math.nan), "accuracy is nan, no finite number"),
-    "infinite": (lambda f: not_finite(f, math.inf), "accuracy is inf, no finite number"),
-    "a word": (lambda f: not_finite(f, "high"), "accuracy is high, no finite number"),
-    "none": (lambda f: not_finite(f, None), "accuracy is None, no finite number"),
+    "NaN": (lambda f: change(f, 20, accuracy=math.nan), "in row 20 of its metrics accuracy is nan, no finite number"),
+    "infinite": (lambda f: change(f, 20, accuracy=math.inf), "accuracy is inf, no finite number"),
+    "a word": (lambda f: change(f, 20, accuracy="high"), "accuracy is high, no finite number"),
+    "null": (lambda f: change(f, 20, accuracy=None), "accuracy is None, no finite number"),
+    "not measured": (lambda f: change(f, 20, accuracy=GONE), "accuracy is None, no finite number: it is in no mean"),
+    "a loss within": (lambda f: change(f, 3, loss=math.nan), "in row 3 of its metrics loss is nan, no finite number"),
+    "a row without its cost": (lambda f: change(f, 3, seconds=GONE), "row 3 of its metrics has no seconds"),
+    "a cost in words": (lambda f: change(f, 20, flops="many"), "flops is many in its summary, no finite number"),
+    "a cost in words within": (lambda f: change(f, 3, flops="many"), "in row 3 of its metrics flops is many"),
+    "no cost": (lambda f: edit(f, seconds=GONE), "seconds is None in its summary, no finite number"),
+    "no steps": (lambda f: edit(f, steps=GONE), "steps is None in its summary, no finite number"),
+    "other steps": (lambda f: edit(f, steps=999), "step is 999 in its summary, 1000 in its last row"),
+    "edited agreement": (lambda f: edit(f, mean_agreement=55.0), "changed by hand"),
+    "edited in both": (lambda f: change(f, 20, signed=False, accuracy=99.0), "changed by hand"),
+    "a row deleted": (lambda f: lines(f, lambda rows: rows[:2] + rows[3:]), "changed by hand"),
+    "no digest": (lambda f: edit(f, digest=GONE), "no digest"),
 }
 
 
 def cut(file):
     file.write_text(file.read_text()[:-30])
-
-
-def not_finite(folder, value):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    last = json.dumps(json.loads(lines[-1]) | {"accuracy": value})
-    (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], last]) + "\n")
-    edit(folder, accuracy=value)
-    if isinstance(value, float) and math.isnan(value):  # NaN differs from itself
-        (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-        row = {key: value for key, value in json.loads(lines[-1]).items() if key != "accuracy"}
-        (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(row)]) + "\n")
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -77,7 +78,9 @@ def test_a_bad_record_is_named_and_its_number_is_in_no_mean(kind, made, tmp_path
 
 def test_a_diverged_run_is_over_and_in_no_mean(made, tmp_path):
     folders = write(tmp_path, made)
+    change(folders["deit.fogzo", 11], 20, loss=None, accuracy=GONE)
     edit(folders["deit.fogzo", 11], status="diverged")
+    sign(folders["deit.fogzo", 11])
     found = gather(made)
     cell = found.cells["deit.fogzo"]
     assert set(found.values(cell)) == {12, 13}

@@ -52,6 +52,7 @@ LEAVES = {
     "pages": {"comparison", "evidence", "results", "sweep", "tables", "verdicts"},
     "equal_loss": {"evidence", "results", "sweep", "tables", "verdicts"},
     "claims": {"comparison", "equal_loss", "evidence", "results", "runs", "sweep", "tables", "verdicts"},
+    "values": {"comparison", "equal_loss", "evidence", "pages", "results", "sweep", "tables", "verdicts"},
     "style": {"verdicts"},
     "figures": {"comparison", "evidence", "files", "results", "style", "sweep", "tables"},
     "sensitivity": {"evidence", "figures", "style", "sweep"},

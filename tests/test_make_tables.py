@@ -18,6 +18,7 @@ from fogzo.markup import to_html
 from fogzo.style import colour
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("twin.md", "twin.tex", "twin.csv", "twin_controls.tex", "twin_controls.csv")
 FIGURES = ("twin.svg", "twin.png", "twin_differences.svg", "twin_differences.png")
 
 
@@ -59,7 +60,7 @@ def built(tmp_path_factory):
 
 def test_the_same_records_give_the_same_bytes_wherever_they_lie(built, tmp_path):
     first = outputs(built)
-    assert {"twin.md", "twin.tex", "twin.csv", "report.html", *FIGURES} == set(first)
+    assert {*TABLES, "report.html", *FIGURES} == set(first)
     shutil.copytree(built, tmp_path / "copy")
     for name in ("tables", "figures"):
         shutil.rmtree(tmp_path / "copy/results" / name)
@@ -114,6 +115,7 @@ def test_an_experiment_without_runs_has_no_figures(built, tmp_path):
     shutil.rmtree(root / "results/runs/twin")
     make_tables(root)
     assert not list((root / "results/figures").iterdir())
+    assert not list((root / "results/tables").glob("*_controls.*"))
     assert "What was not run" in (root / "results/report.html").read_text()
     assert "figures/" not in (root / "results/tables/twin.md").read_text()
 
@@ -232,16 +234,32 @@ def test_ten_lines_from_the_raw_records_give_the_same_numbers():
             assert float(row["difference"]) == pytest.approx(better, rel=1e-5)
 
 
-def test_what_is_committed_is_what_the_records_give(tmp_path):
-    """... and every experiment file makes a page, whether it has runs or not."""
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """What `make tables` makes of our own records: (where, what it printed); read only."""
+    root = tmp_path_factory.mktemp("rebuilt")
     for name in ("configs", "results"):
         ignore = shutil.ignore_patterns("*_tuning", "figures", "tables")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-    done, _ = make_tables(tmp_path)
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    done, _ = make_tables(root)
+    return root, done.stdout
+
+
+def test_what_is_committed_is_what_the_records_give(rebuilt):
+    """... and every experiment file makes a page, whether it has runs or not."""
+    root, printed = rebuilt
     names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}
-    for file in (tmp_path / "results/tables").iterdir():
+    for file in (root / "results/tables").iterdir():
         committed = ROOT / "results/tables" / file.name
         assert committed.read_bytes() == file.read_bytes(), (
             f"run `make tables`: {file.name} is not what the records give"
         )
-    assert {line.split("/")[-1] for line in done.stdout.splitlines()} <= {f"{n}.md" for n in names} | {"report.html"}
+    assert {line.split("/")[-1] for line in printed.splitlines()} <= {f"{n}.md" for n in names} | {"report.html"}
+
+
+def test_tables_for_latex_need_no_fonts_but_its_own(rebuilt):
+    files = list((rebuilt[0] / "results/tables").glob("*.tex"))
+    assert len(files) > 5
+    for file in files:
+        for line in file.read_text().splitlines():
+            assert line.startswith("%") or line.isascii(), f"{file.name}: {line}"

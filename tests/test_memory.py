@@ -69,7 +69,9 @@ def test_a_resumed_run_keeps_the_larger_peak_in_rows_and_state(open_run, monkeyp
 def test_a_ledger_from_before_there_was_a_peak_in_it_is_read():
     ledger = ComputeLedger(1.0, 2.0)
     old = {
-        name: value for name, value in ledger.state_dict().items() if name not in ("data_seconds", "peak_memory_bytes")
+        name: value
+        for name, value in ledger.state_dict().items()
+        if name not in ("cpu_seconds", "data_seconds", "peak_memory_bytes")
     }
     ledger.load_state_dict(old | {"forwards": 3})
     assert (ledger.forwards, ledger.data_seconds, ledger.peak_memory_bytes) == (3, 0.0, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_up import edit, sign
 
 from fogzo.records import records_of, tuning_fault
 from fogzo.runs import RunError, identity
@@ -55,8 +56,12 @@ def record(method, seed, finished=True, status="finished", folder=None, changes=
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     if finished:
-        summary = {"seed": config["seed"], "cell": config["cell"], "status": status}
-        (path / "summary.json").write_text(json.dumps(summary))
+        costs = {"flops": 1e9, "forward_equivalents": 90, "seconds": 1.5, "forwards": 30, "backwards": 30}
+        row = {"step": 30, "loss": 0.5, "examples": 600, "train_loss": 0.5, **costs}
+        (path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        same = {key: config[key] for key in ("seed", "cell", "experiment", "phase", "scale", "steps")}
+        (path / "summary.json").write_text(json.dumps(same | {"status": status, "train_loss": 0.5, **costs}))
+        sign(path)
     return path
 
 
@@ -116,9 +121,20 @@ def test_a_damaged_config_of_a_begun_run_is_named_and_the_rest_read(project):
     path = record("ste", 1)
     begun = record("ste", 2, finished=False)
     (begun / "config.yaml").write_text("a: [")
-    problems = []
+    problems = {}
     assert records_of(project, Path("results"), problems).runs["mlp.ste"][1].path == path
-    assert "cannot be read" in problems[0]
+    assert list(problems) == [begun]
+    assert "cannot be read" in problems[begun]
+
+
+def test_a_record_that_was_changed_by_hand_is_refused_or_named(project):
+    path = record("ste", 1)
+    edit(path, mean_agreement=55)
+    with pytest.raises(RunError, match=r"changed by hand.*remove the folder"):
+        records_of(project, Path("results"))
+    problems = {}
+    assert not any(records_of(project, Path("results"), problems).runs.values())
+    assert list(problems) == [path]
 
 
 def test_two_records_for_one_cell_are_refused_by_name(project):
@@ -196,6 +212,27 @@ def test_nothing_is_left_when_all_are_there_though_one_diverged(project, missing
             record(method, seed, status="diverged" if (method, seed) == ("ste", 1) else "finished")
     code, out = missing()
     assert (code, out.splitlines()) == (0, ["example: 4 of 4 runs", "  mlp.ste: seed 1 diverged, which is a result"])
+
+
+def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_them_again(project, missing):
+    paths = {(method, seed): record(method, seed) for method in ("ste", "fogzo") for seed in (1, 2)}
+    edit(paths["ste", 1], train_loss=0.01)
+    cut = paths["fogzo", 2] / "summary.json"
+    cut.write_text(cut.read_text()[:40])
+    foreign = record("fogzo", 2, folder="copy of fogzo")
+    (foreign / "config.yaml").write_text("a: [")
+    code, out = missing("experiment=example")
+    lines = [line.strip() for line in out.splitlines()]
+    assert (code, lines[0]) == (1, "example: 2 of 4 runs")
+    train = "python train.py -m experiment=example cell=mlp."
+    for start, command in [
+        (f"the record in {foreign} cannot be read", f"rm -r {foreign}"),
+        (f"the record in {paths['fogzo', 2]} cannot be read", f"rm -r {paths['fogzo', 2]} && {train}fogzo seed=2"),
+        (f"{paths['ste', 1]}: train_loss is 0.01 in its", f"rm -r {paths['ste', 1]} && {train}ste seed=1"),
+    ]:
+        (at,) = [at for at, line in enumerate(lines) if line.startswith(start)]
+        assert lines[at + 1] == command
+    assert len(lines) == 7  # and none of them a second time as missing
 
 
 def test_an_experiment_of_which_nothing_was_run_is_one_line(project, missing):

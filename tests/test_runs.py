@@ -14,7 +14,7 @@ from torch import nn
 from fogzo import checkpoint
 from fogzo.files import atomic_write
 from fogzo.results import load_runs
-from fogzo.runs import PRESENTATION, RunError, RunFolder, differences, identity
+from fogzo.runs import PRESENTATION, RunError, RunFolder, differences, digest_of, identity
 
 CONFIG = {
     "seed": 0,
@@ -140,6 +140,7 @@ def test_a_disk_that_fills_up_while_rows_or_the_summary_are_written_gives_a_mess
     folder.metrics_file.symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"metrics\.jsonl.*No space left"):
         folder.log({"step": 1})
+    folder.metrics_file.unlink()  # who reads it never comes to an end
     fail_to_write()
     with pytest.raises(RunError, match=r"summary\.json.*No space left"):
         folder.finish({"seed": 0})
@@ -171,10 +172,26 @@ def test_a_damaged_summary_gives_a_message(text, tmp_path, open_run):
     folder = open_run(tmp_path)
     assert folder.summary() is None
     folder.finish({"seed": 0, "name": "β"})
-    assert folder.summary() == {"seed": 0, "name": "β"}
+    summary = folder.summary()
+    assert summary == {"seed": 0, "name": "β", "digest": summary["digest"]}
     folder.summary_file.write_text(text)
     with pytest.raises(RunError, match=r"summary\.json.*remove that file"):
         folder.summary()
+
+
+def test_a_digest_is_of_every_byte_of_the_metrics_and_every_value_of_the_summary(tmp_path, open_run):
+    folder = open_run(tmp_path)
+    folder.finish({"seed": 0, "accuracy": 80.1, "steps": 2})  # it diverged before its first row
+    folder.log({"step": 1, "loss": 0.1})
+    folder.log({"step": 2, "loss": 0.1})
+    folder.finish({"seed": 0, "accuracy": 80.1, "steps": 2})
+    summary = folder.summary()
+    assert re.fullmatch("[0-9a-f]{64}", summary["digest"])
+    assert digest_of(dict(reversed(summary.items())), folder.metrics_file) == summary["digest"]
+    changed = [summary | {"accuracy": 80.2}, {key: value for key, value in summary.items() if key != "steps"}]
+    assert all(digest_of(other, folder.metrics_file) != summary["digest"] for other in changed)
+    folder.truncate_metrics(folder.metrics_size() - 25)
+    assert digest_of(summary, folder.metrics_file) != summary["digest"]
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
@@ -282,9 +299,9 @@ def test_a_damaged_record_is_refused_in_one_line(file, text, tmp_path):
     (write_run(tmp_path, "run") / file).write_text(text)
     with pytest.raises(RunError, match=r"^the record in \S*run .*remove the folder.*$"):
         load_runs(tmp_path)
-    problems = []
+    problems = {}
     assert load_runs(tmp_path, problems) == []
-    assert re.match(r"^the record in \S*run .*remove the folder", problems[0])
+    assert re.match(r"^the record in \S*run .*remove the folder", problems[tmp_path / "run"])
 
 
 def test_damaged_metrics_are_refused_and_a_run_that_logged_none_has_no_rows(tmp_path):

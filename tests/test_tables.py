@@ -8,12 +8,13 @@ import shutil
 import statistics
 
 import pytest
-from made_up import edit, experiment, write
+from made_up import change, edit, experiment, sign, write
 
 from fogzo.equal_loss import Ratio, Reached, cost_pairs, ratio_of, ratio_table
 from fogzo.evidence import gather
-from fogzo.pages import comparison_table, control_table, footer, page, values_table
+from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.tables import Table
+from fogzo.values import controls_values, equal_loss_values, values_table
 from fogzo.verdicts import family, published_text, status, verdicts
 
 EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
@@ -42,7 +43,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
     ste, fogzo = table.rows[0], table.rows[1]
     assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
     assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(3\)", fogzo[3])
-    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.25 \(least of 3 pairs\)", fogzo[5])
+    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.250 \(least of 3 pairs\)", fogzo[5])
     assert ste[5:] == ["–", "3,000", "3.00e+12", "60", "scaled-down twin"]
     assert fogzo[6:] == ["5,000 (1.67×)", "5.00e+12", "100", "scaled-down twin: same direction"]
     assert table.rows[6][-1] == "scaled-down twin: opposite direction"
@@ -52,7 +53,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
 
 
 def test_the_csv_has_every_number_in_full(project):
-    made = experiment()
+    made = experiment(also=["train_loss"])
     write(project, made, effect=effect)
     found = gather(made)
     rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(values_table(found).csv()))}
@@ -61,6 +62,12 @@ def test_the_csv_has_every_number_in_full(project):
     difference = found.difference(cell, found.baseline(cell))
     assert float(row["difference"]) == pytest.approx(difference.mean, rel=1e-5)
     assert float(row["mean"]) == pytest.approx(sum(found.values(cell).values()) / 3, rel=1e-5)
+    losses = list(found.values(cell, "train_loss").values())
+    assert float(row["train_loss_mean"]) == pytest.approx(statistics.fmean(losses), rel=1e-5)
+    assert float(row["train_loss_std"]) == pytest.approx(statistics.stdev(losses), rel=1e-5)
+    assert row["train_loss_n"] == "3"
+    ends = [float(row[name]) for name in ("low", "high", "t_low", "t_high")]
+    assert ends == pytest.approx([difference.low, difference.high, *difference.interval], rel=1e-5)
     assert (row["seeds"], row["n"], row["p_least"], row["outcome"]) == ("11 12 13", "3", "0.25", "better")
 
 
@@ -81,6 +88,7 @@ def test_diverged_and_refused_runs_are_named_below(project):
     folders = write(project, made)
     for seed in made["seeds"]:
         edit(folders["deit.fogzo", seed], status="diverged")
+        sign(folders["deit.fogzo", seed])
     edit(folders["deit.ste", 11], accuracy=99)
     found = gather(made)
     notes = "\n".join(comparison_table(found).notes)
@@ -107,7 +115,9 @@ def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(pr
     made = experiment()
     for (cell, _), path in write(project, made, effect=effect).items():
         if cell == "deit.fogzo":
+            change(path, 20, signed=False, step=7)
             edit(path, steps=7)
+            sign(path)
     found = gather(made)
     assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at equal steps, not judged"
 
@@ -151,6 +161,31 @@ def test_fogzo_stands_against_every_control(project):
     assert len(rows) == 6
     assert [row[2] for row in rows[:2]] == ["control: β = 1 (measured slope, no noise)"] * 2
     assert rows[2][-1] == "better"
+
+
+def test_the_comparisons_with_controls_are_in_a_csv_in_full(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = gather(made)
+    shown, rows = control_table(found).rows, list(csv.DictReader(io.StringIO(controls_values(found).csv())))
+    assert [row["outcome"] for row in rows] == [row[-1] for row in shown]
+    assert (rows[2]["setting"], rows[2]["method"], rows[2]["against"]) == ("deit", "fogzo", "noisy_ste")
+    difference = found.difference(found.cells["deit.fogzo"], found.cells["deit.noisy_ste"])
+    assert float(rows[2]["t_high"]) == pytest.approx(difference.t_high, rel=1e-5)
+
+
+def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
+    made = experiment(metric="train_loss")
+    made["equal_loss"] = {"targets": ["deit.slope"], "ratios": [{"of": "deit.slope", "to": "deit.fogzo"}]}
+    write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
+    found = gather(made)
+    rows = list(csv.DictReader(io.StringIO(equal_loss_values(found).csv())))
+    cost = {(r["loss_of"], r["loss_of_seed"], r["cell"], r["seed"]): r["forward_equivalents"] for r in rows}
+    assert len(cost) == len(rows) == 3 * 10 + 3 * 2
+    pairs = [[float(cost["deit.slope", s, f"deit.{m}", s]) for m in ("slope", "fogzo")] for s in ("11", "12", "13")]
+    assert pairs == [list(pair) for pair in cost_pairs(found, *(found.cells[f"deit.{m}"] for m in ("slope", "fogzo")))]
+    mean = statistics.fmean(found.values(found.cells["deit.slope"]).values())
+    assert {r["train_loss"] for r in rows if r["loss_of_seed"] == "mean"} == {f"{mean:.6g}"}
 
 
 def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
@@ -211,15 +246,15 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
 
 
 def test_latex_escapes_and_markdown_keeps_its_columns():
-    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & α", "`code`"]], ["a note"], blocks=[0, 1])
-    assert table.latex().splitlines()[1:] == [
+    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & ε̄", "`code`"]], ["a note"], blocks=[0, 1])
+    assert table.latex().splitlines()[2:] == [
         r"\begin{tabular}{ll}",
         r"\toprule",
         r"a\_b & 50 \% \\",
         r"\midrule",
-        r"x | y & 1 $\pm$ 2 \\",
+        r"x \textbar{} y & 1 $\pm$ 2 \\",
         r"\midrule",
-        r"$\beta$ \& $\alpha$ & code \\",
+        r"$\beta$ \& $\bar\varepsilon$ & code \\",
         r"\bottomrule",
         r"\end{tabular}",
         "% a note",

@@ -21,7 +21,7 @@ import fogzo.data
 
 ROOT = Path(__file__).resolve().parent.parent
 LSQ = "quantizer=lsq"
-TIME_AND_PLACE = {"seconds", "data_seconds", "peak_memory_bytes", "git_commit", "git_dirty"}
+TIME_AND_PLACE = {"seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "git_commit", "git_dirty", "digest"}
 
 
 def start(folder, *overrides):

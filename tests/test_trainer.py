@@ -23,7 +23,12 @@ from fogzo.signals import Interrupted
 from fogzo.tasks import Classification, task_of
 from fogzo.trainer import Trainer
 
-TIMES = {"seconds": 0, "data_seconds": 0, "peak_memory_bytes": 0}  # in place of what differs between equal runs
+TIMES = {
+    "seconds": 0,
+    "cpu_seconds": 0,
+    "data_seconds": 0,
+    "peak_memory_bytes": 0,
+}  # in place of what differs between equal runs
 QUANTIZERS = {
     "fixed": lambda: fogzo.FixedScale(2, scale_in_std=2.0),
     "lsq": lambda: fogzo.LSQ(2),
@@ -209,6 +214,18 @@ def test_the_time_that_steps_wait_for_data_is_kept_apart_and_goes_on_with_the_ru
     slow(again).fit()
     last = json.loads(again.folder.metrics_file.read_text().splitlines()[-1])
     assert waited + 0.08 <= last["data_seconds"] == again.ledger.data_seconds < last["seconds"]
+
+
+def test_the_time_that_a_process_computes_is_recorded_and_goes_on_with_the_run(open_run, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("fogzo.trainer.time.process_time", lambda: next(clock))
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    again = make(folder=open_run())
+    again.resume()
+    assert again.ledger.cpu_seconds == 2
+    again.fit()
+    assert json.loads(again.folder.metrics_file.read_text().splitlines()[-1])["cpu_seconds"] == 6
 
 
 OTHERS = {"run": {"seed": 6}, "model": {"quantizer": "lsq"}, "optimizer": {"optimizer": "adamw"}}
