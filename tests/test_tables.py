@@ -183,7 +183,8 @@ def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
     cost = {(r["loss_of"], r["loss_of_seed"], r["cell"], r["seed"]): r["forward_equivalents"] for r in rows}
     assert len(cost) == len(rows) == 3 * 10 + 3 * 2
     pairs = [[float(cost["deit.slope", s, f"deit.{m}", s]) for m in ("slope", "fogzo")] for s in ("11", "12", "13")]
-    assert pairs == [list(pair) for pair in cost_pairs(found, *(found.cells[f"deit.{m}"] for m in ("slope", "fogzo")))]
+    two = (found.cells["deit.slope"], found.cells["deit.fogzo"])
+    assert pairs == [[own.at, other.at] for own, other in cost_pairs(found, *two)]
     mean = statistics.fmean(found.values(found.cells["deit.slope"]).values())
     assert {r["train_loss"] for r in rows if r["loss_of_seed"] == "mean"} == {f"{mean:.6g}"}
 
