@@ -22,11 +22,11 @@ from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
-from fogzo.quantizers.inputs import unrounded
 from fogzo.replay import frozen_statistics, tracking_norms
 from fogzo.reporters import Progress, Reporter
 from fogzo.seeding import derive_seed
 from fogzo.settings import Settings
+from fogzo.shapes import DataShape, check_shape
 from fogzo.tasks import Task, task_of
 from fogzo.trainer import Trainer
 
@@ -155,35 +155,12 @@ def check_fit(model: nn.Module, data: Data) -> None:
     Raises:
         ValueError: naming the model's limit and the data's value.
     """
-    config = getattr(model, "config", None)  # transformers' models have one
-    if isinstance(data, TextData) != (config is not None):
-        kind, wanted = ("text", "a llama") if isinstance(data, TextData) else ("images", "a resnet, deit or mlp")
-        raise ValueError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
-    if config is None:
+    if isinstance(data, TextData):
+        shape = DataShape(data.name, vocabulary=data.vocabulary, sequence=data.sequence)
+    else:
         images, _ = data.test.batch(torch.arange(1))
-        try:
-            with torch.no_grad(), unrounded(model), frozen_statistics(model.eval()):
-                outputs = model(images).shape[-1]
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"data={data.name} has images of shape {tuple(images.shape[1:])}, which the model does not take "
-                f"({str(error).splitlines()[0][:120]}): set model.channels and model.image_size"
-            ) from error
-        finally:
-            model.train()
-        classes = getattr(data, "classes", outputs)
-        if outputs != classes:
-            raise ValueError(f"data={data.name} has {classes} classes, but the model has {outputs}: set model.classes")
-        return
-    for name, limit, value in (
-        ("vocabulary", config.vocab_size, data.vocabulary),  # type: ignore[attr-defined]
-        ("sequence", config.max_position_embeddings, data.sequence),  # type: ignore[attr-defined]
-    ):
-        if value > limit:
-            raise ValueError(
-                f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
-                f"or data.{name}={limit}"
-            )
+        shape = DataShape(data.name, image=tuple(images.shape[1:]), classes=getattr(data, "classes", None))
+    check_shape(model, shape)
 
 
 def reporters(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> list[Reporter]:
@@ -212,7 +189,8 @@ def check_values(cfg: DictConfig) -> None:
     for name in ("steps", "epochs"):
         if cfg[name] is not None:
             check_whole(cfg[name], name=name)
-    for name, value in (("optimizer.lr", cfg.optimizer.lr), ("steps_factor", cfg.steps_factor)):
+    positive = {"optimizer.lr": cfg.optimizer.lr} | {name: cfg[name] for name in ("steps_factor", "sustained_flops")}
+    for name, value in positive.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} is not possible: give a positive number")
 

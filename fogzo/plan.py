@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
-from fogzo.costs import EXAMPLES, measure, memory_bytes, passes, probes_bytes
+from fogzo.costs import EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
 from fogzo.distributed import announced
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
 from fogzo.settings import Settings
+from fogzo.shapes import check_shape
 
 LARGE = 2.0**30  # bytes that probes may take together without a warning
 
@@ -29,6 +30,7 @@ def plan(cfg: DictConfig) -> str:
     model = build_model(cfg)
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
     estimator = build_estimator(cfg, weights, steps=1)
+    check_shape(model, known_shape(cfg))
     steps = total_steps(cfg, known_examples(cfg))
     settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
     ranks = announced()[2]

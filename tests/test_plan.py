@@ -18,6 +18,7 @@ from fogzo.build import build, build_model
 from fogzo.costs import measure, memory_bytes, probes_bytes
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
+from fogzo.shapes import DataShape, check_shape
 from fogzo.tensor_memory import PeakTensorMemory
 
 
@@ -197,6 +198,42 @@ def test_the_plan_refuses_what_the_processes_cannot_share(overrides, message, mo
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match=message):
         plan(config(*overrides.split()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model=deit_tiny data=imagenet100", r"imagenet100 has images of shape \(3, 224, 224\), which the model does"),
+        ("model=resnet_mini data=imagenet100", r"imagenet100 has images of shape \(3, 224, 224\).*set model\.channels"),
+        ("scale=paper model=deit_mini data.image_size=256", r"shape \(3, 256, 256\).*set .*model\.image_size"),
+        ("scale=paper model=deit_mini data.image_size=abc", "data.image_size='abc' is not possible"),
+        ("scale=paper model=deit_mini model.classes=1000", "imagenet100 has 100 classes, but the model has 1000"),
+        ("scale=paper model=resnet_mini data=imagenet1k", "imagenet1k has 1000 classes, but the model has 100"),
+        ("model=llama_mini data=mnist5k", "data=mnist5k holds images, .*choose a resnet, deit or mlp for model="),
+        ("model=resnet_mini data=pydocs", "data=pydocs holds text, .*choose a llama for model="),
+        (
+            "model=llama_mini data.sequence=256",
+            "pydocs has a sequence of 256, more than the model's 128: set model.seq",
+        ),
+        ("model=llama_mini data.sequence=0", "data.sequence=0 is not possible"),
+        ("model=llama_mini data.vocabulary=4096", "pydocs has a vocabulary of 4096, more than the model's 2048"),
+        ("sustained_flops=0", "sustained_flops=0 is not possible: give a positive number"),
+        ("sustained_flops=abc", "sustained_flops='abc' is not possible: give a positive number"),
+    ],
+)
+def test_the_plan_refuses_what_the_run_would(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        plan(config(*overrides.split()))
+
+
+@pytest.mark.parametrize("activations", ["lsq", "quest"])
+def test_looking_at_the_shapes_leaves_the_model_as_it_was(activations):
+    """With quantized inputs too, to which no step is fitted yet."""
+    model = build_model(config("model=resnet_mini", "quantizer=quest", f"activations={activations}")).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    check_shape(model, DataShape("digits", image=(1, 28, 28), classes=10))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_one_process_of_torchrun_prints_the_plan():
