@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fogzo.compute import measure_flops
+from fogzo.data.augment import check_augmentation
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.inputs import InputQuantizer
@@ -35,6 +36,8 @@ SIZES = {
 }
 CLASSES = {"mnist5k": 10, "mnist": 10, "fashion_mnist": 10, "imagenet100": 100, "imagenet1k": 1000}
 
+# Images/s that a core decodes and augments, JPEGs of 500x375 to 224 pixels: scripts/bench.py --only data, an AMD EPYC
+DECODED = {"deit": 250, "resnet": 400, "none": 250}
 ACTIVATIONS = {"fp32": 1.0, "bf16": 0.6}  # bytes of a forward pass's tensors, as a share of those in fp32: some stay
 
 
@@ -122,12 +125,14 @@ def known_shape(cfg: DictConfig) -> DataShape:
     """What a model has to know of the data that ``cfg`` names, as far as the config tells.
 
     Raises:
-        ValueError: for a data set that the plan knows nothing of, and a size that is not possible.
+        ValueError: for a data set that the plan knows nothing of, and a size or augmentation that is not possible.
     """
     name = cfg.data.name
     if name in SIZES:
         channels, size = SIZES[name]
         size = check_whole(cfg.data.get("image_size", size), name="data.image_size", lowest=8)
+        if "augmentation" in cfg.data:
+            check_augmentation(cfg.data.augmentation)
         return DataShape(name, image=(channels, size, size), classes=CLASSES[name])
     if "sequence" not in cfg.data:
         raise ValueError(

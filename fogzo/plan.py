@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
-from fogzo.costs import EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
+from fogzo.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
+from fogzo.data.augment import own_cores
 from fogzo.distributed import announced
+from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
 from fogzo.settings import Settings
@@ -60,7 +62,9 @@ def plan(cfg: DictConfig) -> str:
             *_noise(weights, cfg),
             f"training:    {_amount(cfg, settings)}",
             f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
-            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it)",
+            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it), "
+            f"{settings.steps * settings.batch_size / (hours * 3600):,.0f} examples/s",
+            *_decoding(cfg, settings, hours, ranks),
             f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
             f"micro-batch of {examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
@@ -142,6 +146,24 @@ def warnings_of(
         d = sum(weight.latent.numel() for weight in weights)
         if cfg.estimator.samples < d / 100:
             yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def _decoding(cfg: DictConfig, settings: Settings, hours: float, ranks: int) -> Iterator[str]:
+    """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
+    if "augmentation" not in cfg.data:
+        return
+    workers = own_cores() if cfg.data.workers is None else check_whole(cfg.data.workers, name="data.workers", lowest=0)
+    workers = ranks * max(workers, 1)  # 0: the main process does it
+    each = DECODED[cfg.data.augmentation]
+    # ranks that share probes decode the whole batch each
+    images = settings.steps * settings.batch_size * (ranks if settings.parallel == "probes" else 1)
+    cores = images / (hours * 3600) / each
+    yield f"data:        about {math.ceil(cores):,} cores decode and augment as many images/s, {each} each"
+    if cores > workers:
+        yield (
+            f"warning:     {workers} workers, as here, decode about {workers * each:,} images/s: training would take "
+            f"{images / (workers * each) / 3600:.3g} hours and not {hours:.3g}; raise data.workers if there are cores"
+        )
 
 
 def _batching(cfg: DictConfig, together: float) -> Iterator[str]:

@@ -15,7 +15,7 @@ from test_configs import CONFIGS
 
 import fogzo
 from fogzo.build import build, build_model
-from fogzo.costs import measure, memory_bytes, probes_bytes
+from fogzo.costs import DECODED, measure, memory_bytes, probes_bytes
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
 from fogzo.shapes import DataShape, check_shape
@@ -128,6 +128,26 @@ def test_the_plan_knows_how_long_the_guide_is(guide_norm):
 def test_it_warns_of_what_will_not_work(overrides, warning):
     text = plan(config(*overrides.split()))
     assert warning in text if warning else "n-SPSA with" not in text
+
+
+def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
+    settings = ("scale=paper", "model=resnet_mini", "epochs=1", "batch_size=64", "data.workers=2")
+    text = plan(config(*settings))
+    needed = number(text, r"([\d,]+) examples/s")
+    assert number(text, r"data: +about ([\d,]+) cores decode") == math.ceil(needed / DECODED["resnet"])
+    hours = 1980 * 64 / (2 * DECODED["resnet"]) / 3600
+    slow = r"warning: +2 workers, as here, decode about 800 images/s: training would take ([\d.]+) hours and not 0"
+    assert number(text, slow) == pytest.approx(hours, rel=0.01)
+    enough = plan(config(*settings, f"sustained_flops={1e14 * 2 * DECODED['resnet'] / needed / 1.01}"))
+    assert "about 2 cores decode" in enough
+    assert "workers, as here" not in enough
+    assert "cores decode" not in plan(config("model=resnet_mini"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "4 workers, as here" in plan(config(*settings))
+    with pytest.raises(ValueError, match=r"data\.workers=-1 is not possible"):
+        plan(config(*settings, "data.workers=-1"))
+    with pytest.raises(ValueError, match=r"data\.augmentation='mixup' is not known"):
+        plan(config(*settings, "data.augmentation=mixup"))
 
 
 def test_a_probe_that_crosses_next_to_nothing_is_warned_of():

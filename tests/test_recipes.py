@@ -101,12 +101,24 @@ def test_what_a_mini_recipe_expects_was_recorded(file):
     assert f"{summaries['fogzo']['seconds'] / 60:.1f} minutes of training" in cost
 
 
+def check_data_line(lines, planned):
+    """What a header says of decoding, which the plan says of folders of images and of nothing else."""
+    said = re.findall(r"# Data: at that speed (\S+) images/s, .* about (\d+) cores \((\d+)/s each\)", "\n".join(lines))
+    cores = re.search(r"data: +about (\S+) cores decode .*, (\d+) each", planned)
+    assert len(said) == (cores is not None)
+    if cores:
+        rate = float(re.search(r"([\d,]+) examples/s", planned)[1].replace(",", ""))
+        assert float(said[0][0].replace(",", "")) == pytest.approx(rate, rel=0.05)
+        assert int(said[0][1]) == pytest.approx(int(cores[1]), rel=0.05)
+        assert said[0][2] == cores[2]
+
+
 @pytest.mark.parametrize(
     "file",
     [pytest.param(file, marks=[pytest.mark.slow] if file.stem in LARGE else [], id=name(file)) for file in RECIPES],
 )
 def test_a_recipe_costs_what_it_says(file):
-    _, command, _, cost, *_ = header(file)
+    _, command, _, cost, *others = header(file)
     cfg = compose_command(command.split()[3:])
     assert f"{cfg.scale}/{cfg.model.name}" == name(file)
     text = plan(cfg)
@@ -114,3 +126,4 @@ def test_a_recipe_costs_what_it_says(file):
     said = COST.match(cost)
     assert float(said[1]) == pytest.approx(flops, rel=0.1)
     assert said[2] is None or float(said[2]) == pytest.approx(hours, rel=0.1, abs=0.05)
+    check_data_line(others, text)
