@@ -16,6 +16,7 @@ from fogzo.distributed import announced
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
+from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
 from fogzo.shapes import check_shape
 
@@ -67,7 +68,7 @@ def plan(cfg: DictConfig) -> str:
             *_decoding(cfg, settings, hours, ranks),
             f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
             f"micro-batch of {examples}",
-            *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
+            *(f"warning:     {text}" for text in warnings_of(cfg, model, weights, settings, crossings)),
             *_batching(cfg, together),
         ]
     )
@@ -126,7 +127,7 @@ def guide_norm_of(cfg: DictConfig) -> str:
 
 
 def warnings_of(
-    cfg: DictConfig, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
+    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
 ) -> Iterator[str]:
     """What will not work, or not as hoped."""
     if crossings is not None and crossings < 10:
@@ -134,9 +135,7 @@ def warnings_of(
             f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
             "chance; raise estimator.epsilon, or lower estimator.beta_min"
         )
-    for weight in weights:
-        if isinstance(weight.quantizer, QuEST) and (block := weight.quantizer.block.shape[0]) < 16:
-            yield f"{weight.name}: its width allows Hadamard blocks of {block} only: choose one that 16 divides"
+    yield from small_blocks(model, weights)
     if (examples := EXAMPLES.get(cfg.data.name)) and examples % settings.batch_size:
         yield (
             f"batch_size={settings.batch_size} does not divide the {examples:,} training examples: batches run across "
@@ -146,6 +145,21 @@ def warnings_of(
         d = sum(weight.latent.numel() for weight in weights)
         if cfg.estimator.samples < d / 100:
             yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
+    """Weights and inputs whose widths allow Hadamard blocks below ``least`` only, all of one size in a sentence."""
+    rotated = [(weight.name, weight.quantizer) for weight in weights]
+    for name, module in model.named_modules():
+        if isinstance(module, InputQuantizer):
+            rotated.append((f"inputs of {name.rpartition('.')[0]}", module.quantizer))
+    groups: dict[int, dict[str, list[str]]] = {}
+    for name, quantizer in rotated:
+        if isinstance(quantizer, QuEST) and (block := quantizer.block.shape[0]) < least:
+            groups.setdefault(block, {}).setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    for block, alike_names in groups.items():
+        counts = ((f"{len(names)} x " if len(names) > 1 else "") + pattern_of(names) for names in alike_names.values())
+        yield f"Hadamard blocks of {block} only: choose widths that {least} divides for {', '.join(counts)}"
 
 
 def _decoding(cfg: DictConfig, settings: Settings, hours: float, ranks: int) -> Iterator[str]:

@@ -121,13 +121,35 @@ def test_the_plan_knows_how_long_the_guide_is(guide_norm):
         ("estimator.beta_min=1 estimator.epsilon=1e-3 model=deit_mini", None),
         ("estimator=nspsa", "n-SPSA with 1 samples for 7,960 coordinates: its estimate is nearly all noise"),
         ("batch_size=300", "batch_size=300 does not divide the 4,000 training examples"),
-        ("quantizer=quest", "head.weight: its width allows Hadamard blocks of 2 only"),
+        (
+            "quantizer=quest",
+            "Hadamard blocks of 2 only: choose widths that 16 divides for hidden.bias, head.weight, head.bias",
+        ),
         ("quantizer=none estimator=ste", None),
     ],
 )
 def test_it_warns_of_what_will_not_work(overrides, warning):
     text = plan(config(*overrides.split()))
     assert warning in text if warning else "n-SPSA with" not in text
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "kinds"),
+    [
+        ("quantizer=fixed activations=quest", {"inputs of "}),
+        ("quantizer=quest", {"weight"}),
+        ("quantizer=quest activations=quest", {"inputs of ", "weight"}),
+        ("quantizer=lsq activations=lsq", set()),
+    ],
+)
+def test_small_hadamard_blocks_of_weights_and_inputs_are_one_warning(quantizers, kinds):
+    text = plan(config("model=llama_mini", "model.width=132", "model.heads=6", *quantizers.split()))
+    lines = re.findall(r"warning: +Hadamard blocks of (\d+) only: .* divides for (.*)", text)
+    assert [block for block, _ in lines] == (["4"] if kinds else [])  # 4 divides 132; the gated layer's 512 are fine
+    names = lines[0][1].split(", ") if lines else []
+    assert {kind for kind in ("inputs of ", "weight") for name in names if kind in name} == kinds
+    assert len(names) == 6 * len(kinds)  # all of a block but down_proj
+    assert all(name.startswith("4 x ") for name in names)
 
 
 def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
