@@ -12,6 +12,7 @@ from torch import nn
 from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
 from fogzo.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
 from fogzo.data.augment import own_cores
+from fogzo.data.present import present_tokens
 from fogzo.distributed import announced
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantized_weights
@@ -70,6 +71,7 @@ def plan(cfg: DictConfig) -> str:
             f"micro-batch of {examples}",
             *(f"warning:     {text}" for text in warnings_of(cfg, model, weights, settings, crossings)),
             *_batching(cfg, together),
+            *_notes(cfg, settings),
         ]
     )
 
@@ -136,11 +138,6 @@ def warnings_of(
             "chance; raise estimator.epsilon, or lower estimator.beta_min"
         )
     yield from small_blocks(model, weights)
-    if (examples := EXAMPLES.get(cfg.data.name)) and examples % settings.batch_size:
-        yield (
-            f"batch_size={settings.batch_size} does not divide the {examples:,} training examples: batches run across "
-            "the borders of epochs (nothing is dropped)"
-        )
     if cfg.estimator.name == "nspsa" and weights:
         d = sum(weight.latent.numel() for weight in weights)
         if cfg.estimator.samples < d / 100:
@@ -239,4 +236,22 @@ def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
 def _amount(cfg: DictConfig, settings: Settings) -> str:
     examples = settings.steps * settings.batch_size
     text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
-    return text + (f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else "")
+    text += f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else ""
+    return text + (f", {examples / epoch:.4g} epochs" if (epoch := examples_of_epoch(cfg)) else "")
+
+
+def examples_of_epoch(cfg: DictConfig) -> int | None:
+    """Images or windows of the training set; ``None`` for a text that is not prepared, and for the embedded one."""
+    if "sequence" not in cfg.data:
+        return EXAMPLES.get(cfg.data.name)
+    tokens = present_tokens(cfg.data.name, cfg.data.get("root", "data"))
+    return (tokens - 1) // cfg.data.sequence if tokens else None
+
+
+def _notes(cfg: DictConfig, settings: Settings) -> Iterator[str]:
+    examples = EXAMPLES.get(cfg.data.name)
+    if examples and examples % settings.batch_size:
+        yield (
+            f"note:        batch_size={settings.batch_size} does not divide the {examples:,} training examples: "
+            "batches run across the borders of epochs, and nothing is dropped"
+        )

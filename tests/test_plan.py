@@ -16,6 +16,7 @@ from test_configs import CONFIGS
 import fogzo
 from fogzo.build import build, build_model
 from fogzo.costs import DECODED, measure, memory_bytes, probes_bytes
+from fogzo.data.shards import Manifest, Shard, SplitManifest
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
 from fogzo.shapes import DataShape, check_shape
@@ -120,7 +121,6 @@ def test_the_plan_knows_how_long_the_guide_is(guide_norm):
     [
         ("estimator.beta_min=1 estimator.epsilon=1e-3 model=deit_mini", None),
         ("estimator=nspsa", "n-SPSA with 1 samples for 7,960 coordinates: its estimate is nearly all noise"),
-        ("batch_size=300", "batch_size=300 does not divide the 4,000 training examples"),
         (
             "quantizer=quest",
             "Hadamard blocks of 2 only: choose widths that 16 divides for hidden.bias, head.weight, head.bias",
@@ -170,6 +170,25 @@ def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
         plan(config(*settings, "data.workers=-1"))
     with pytest.raises(ValueError, match=r"data\.augmentation='mixup' is not known"):
         plan(config(*settings, "data.augmentation=mixup"))
+
+
+def test_a_batch_that_does_not_divide_the_data_is_a_note_and_no_warning():
+    text = plan(config("batch_size=300", "steps=40"))
+    assert "note:        batch_size=300 does not divide the 4,000 training examples" in text
+    assert "warning:" not in text
+    assert "12,000 examples, 3 epochs" in text
+    assert "note:" not in plan(config())
+
+
+def test_the_epochs_of_a_text_are_known_once_it_is_prepared(tmp_path):
+    cfg = config("scale=paper", "model=llama_mini", "steps=10", f"data.root={tmp_path}")
+    assert "epochs" not in plan(cfg)
+    tokens = 512 * 1024 + 1
+    split = SplitManifest(1, tokens, (Shard("train-00000.bin", tokens, "0" * 64),))
+    (tmp_path / "c4").mkdir()
+    tokenizer = {"name": "none", "sha256": "0" * 64, "end_of_text": 0}
+    Manifest("c4", tokenizer, 50_257, "uint16", {"train": split, "test": split}, []).save(tmp_path / "c4")
+    assert "5,120 examples, 2,621,440 tokens, 5 epochs" in plan(cfg)
 
 
 def test_a_probe_that_crosses_next_to_nothing_is_warned_of():
