@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fogzo.compute import ComputeLedger, autocast, measure_flops
@@ -24,12 +26,18 @@ from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
 from fogzo.replay import frozen_statistics, tracking_norms
 from fogzo.reporters import Progress, Reporter
+from fogzo.runs import differences
 from fogzo.seeding import derive_seed
 from fogzo.settings import Settings
 from fogzo.shapes import DataShape, check_shape
 from fogzo.tasks import Task, task_of
 from fogzo.trainer import Trainer
 
+# What a recipe sets; the rest (estimator, quantizer, seed, device) is nobody's setting in particular
+OF_RECIPE = (
+    *("data.", "model.", "optimizer.", "schedule.", "quantize.", "steps", "epochs", "batch_size", "micro_batches"),
+    *("clip_norm", "precision", "estimator.beta_min"),
+)
 BARS = {"auto": None, "bar": True, "lines": False}
 
 
@@ -203,6 +211,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for left_out, p in parameters if p.dim() > 1 and not left_out], "weight_decay": weight_decay},
         {"params": [p for left_out, p in parameters if p.dim() <= 1 or left_out], "weight_decay": 0.0},
     ]
+
+
+def departures(cfg: DictConfig) -> list[str]:
+    """Keys of the recipe whose values ``cfg`` has otherwise; none where Hydra is not at hand to compose the recipe."""
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    choices = [f"scale={cfg.scale}", f"model={cfg.model.name}", f"estimator={cfg.estimator.name}"]
+    recipe, own = (OmegaConf.to_container(one, resolve=True) for one in (compose("train", choices), cfg))
+    keys = [line.partition(":")[0] for line in differences(recipe, own)]  # type: ignore[arg-type]
+    other = {key.removesuffix(".name") for key in keys if key.endswith(".name")}  # choices of whole groups
+    named = (group if (group := key.partition(".")[0]) in other else key for key in keys if key.startswith(OF_RECIPE))
+    return list(dict.fromkeys(named))
 
 
 def total_steps(cfg: DictConfig, examples: int) -> int:

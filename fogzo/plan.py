@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
+from fogzo.build import build_estimator, build_model, check_samples, check_values, departures, total_steps
 from fogzo.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
 from fogzo.data.augment import own_cores
 from fogzo.data.present import present_tokens
@@ -58,7 +58,7 @@ def plan(cfg: DictConfig) -> str:
     each = f" in each of {ranks} processes" if ranks > 1 else ""
     return "\n".join(
         [
-            f"scale:       {cfg.scale}",
+            f"scale:       {cfg.scale}" + (f", but for {', '.join(other)}" if (other := departures(cfg)) else ""),
             f"model:       {cfg.model.name}: {_parameters(model)}",
             *_layers(weights, cfg),
             *_noise(weights, cfg),

@@ -172,6 +172,22 @@ def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
         plan(config(*settings, "data.augmentation=mixup"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ("scale=paper model=deit_mini seed=3 quantizer=lsq activations=lsq device=cpu data.root=nowhere", ""),
+        ("scale=paper model=resnet_mini data.image_size=32 steps=4", ", but for steps, data.image_size"),
+        ("model=deit_mini estimator=phased beta_min=0.9", ", but for estimator.beta_min"),
+        ("model=deit_mini data=fashion_mnist optimizer=sgd optimizer.lr=0.1", ", but for data, optimizer"),
+    ],
+)
+def test_the_plan_names_what_departs_from_the_recipe(overrides, keys):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        text = plan(compose("train", overrides.split()))
+    assert re.match(rf"scale:       (mini|paper){keys}\n", text)
+
+
 def test_a_batch_that_does_not_divide_the_data_is_a_note_and_no_warning():
     text = plan(config("batch_size=300", "steps=40"))
     assert "note:        batch_size=300 does not divide the 4,000 training examples" in text
