@@ -79,8 +79,8 @@ def report(name: str, one: Trainer, steps: int) -> None:
     )
 
 
-def waiting(one: Trainer, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds that each step waits for its batch, and takes in all; the first two, which start workers, don't count."""
+def waiting(one: Trainer, steps: int, first: int = 2) -> tuple[list[float], list[float]]:
+    """Seconds that each step waits for its batch, and takes in all; the ``first``, which start workers, don't count."""
     waits: list[float] = []
     wholes: list[float] = []
     fetch = one.feed.batch
@@ -93,13 +93,13 @@ def waiting(one: Trainer, steps: int) -> tuple[list[float], list[float]]:
 
     one.feed.batch = timed  # type: ignore[method-assign, assignment]
     try:
-        for step in range(steps + 2):
+        for step in range(steps + first):
             begun = time.perf_counter()
             one.train_step(step)
             wholes.append(time.perf_counter() - begun)
     finally:
         one.feed.batch = fetch  # type: ignore[method-assign]
-    return waits[2:], wholes[2:]
+    return waits[first:], wholes[first:]
 
 
 def write_photographs(folder: Path, images: int) -> None:
