@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fogzo.compute import ComputeLedger, autocast, measure_flops
@@ -22,14 +24,20 @@ from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
-from fogzo.quantizers.inputs import unrounded
 from fogzo.replay import frozen_statistics, tracking_norms
 from fogzo.reporters import Progress, Reporter
+from fogzo.runs import differences
 from fogzo.seeding import derive_seed
 from fogzo.settings import Settings
+from fogzo.shapes import DataShape, check_shape
 from fogzo.tasks import Task, task_of
 from fogzo.trainer import Trainer
 
+# What a recipe sets; the rest (estimator, quantizer, seed, device) is nobody's setting in particular
+OF_RECIPE = (
+    *("data.", "model.", "optimizer.", "schedule.", "quantize.", "steps", "epochs", "batch_size", "micro_batches"),
+    *("clip_norm", "precision", "estimator.beta_min"),
+)
 BARS = {"auto": None, "bar": True, "lines": False}
 
 
@@ -155,35 +163,12 @@ def check_fit(model: nn.Module, data: Data) -> None:
     Raises:
         ValueError: naming the model's limit and the data's value.
     """
-    config = getattr(model, "config", None)  # transformers' models have one
-    if isinstance(data, TextData) != (config is not None):
-        kind, wanted = ("text", "a llama") if isinstance(data, TextData) else ("images", "a resnet, deit or mlp")
-        raise ValueError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
-    if config is None:
+    if isinstance(data, TextData):
+        shape = DataShape(data.name, vocabulary=data.vocabulary, sequence=data.sequence)
+    else:
         images, _ = data.test.batch(torch.arange(1))
-        try:
-            with torch.no_grad(), unrounded(model), frozen_statistics(model.eval()):
-                outputs = model(images).shape[-1]
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"data={data.name} has images of shape {tuple(images.shape[1:])}, which the model does not take "
-                f"({str(error).splitlines()[0][:120]}): set model.channels and model.image_size"
-            ) from error
-        finally:
-            model.train()
-        classes = getattr(data, "classes", outputs)
-        if outputs != classes:
-            raise ValueError(f"data={data.name} has {classes} classes, but the model has {outputs}: set model.classes")
-        return
-    for name, limit, value in (
-        ("vocabulary", config.vocab_size, data.vocabulary),  # type: ignore[attr-defined]
-        ("sequence", config.max_position_embeddings, data.sequence),  # type: ignore[attr-defined]
-    ):
-        if value > limit:
-            raise ValueError(
-                f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
-                f"or data.{name}={limit}"
-            )
+        shape = DataShape(data.name, image=tuple(images.shape[1:]), classes=getattr(data, "classes", None))
+    check_shape(model, shape)
 
 
 def reporters(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> list[Reporter]:
@@ -212,7 +197,8 @@ def check_values(cfg: DictConfig) -> None:
     for name in ("steps", "epochs"):
         if cfg[name] is not None:
             check_whole(cfg[name], name=name)
-    for name, value in (("optimizer.lr", cfg.optimizer.lr), ("steps_factor", cfg.steps_factor)):
+    positive = {"optimizer.lr": cfg.optimizer.lr} | {name: cfg[name] for name in ("steps_factor", "sustained_flops")}
+    for name, value in positive.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} is not possible: give a positive number")
 
@@ -225,6 +211,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for left_out, p in parameters if p.dim() > 1 and not left_out], "weight_decay": weight_decay},
         {"params": [p for left_out, p in parameters if p.dim() <= 1 or left_out], "weight_decay": 0.0},
     ]
+
+
+def departures(cfg: DictConfig) -> list[str]:
+    """Keys of the recipe whose values ``cfg`` has otherwise; none where Hydra is not at hand to compose the recipe."""
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    choices = [f"scale={cfg.scale}", f"model={cfg.model.name}", f"estimator={cfg.estimator.name}"]
+    recipe, own = (OmegaConf.to_container(one, resolve=True) for one in (compose("train", choices), cfg))
+    keys = [line.partition(":")[0] for line in differences(recipe, own)]  # type: ignore[arg-type]
+    other = {key.removesuffix(".name") for key in keys if key.endswith(".name")}  # choices of whole groups
+    named = (group if (group := key.partition(".")[0]) in other else key for key in keys if key.startswith(OF_RECIPE))
+    return list(dict.fromkeys(named))
 
 
 def total_steps(cfg: DictConfig, examples: int) -> int:

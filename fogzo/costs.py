@@ -11,9 +11,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fogzo.compute import measure_flops
+from fogzo.data.augment import check_augmentation
+from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
+from fogzo.shapes import DataShape
 from fogzo.tensor_memory import PeakTensorMemory
 
 # Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
@@ -31,8 +34,10 @@ SIZES = {
     "imagenet100": (3, 224),
     "imagenet1k": (3, 224),
 }
+CLASSES = {"mnist5k": 10, "mnist": 10, "fashion_mnist": 10, "imagenet100": 100, "imagenet1k": 1000}
 
-
+# Images/s that a core decodes and augments, JPEGs of 500x375 to 224 pixels: scripts/bench.py --only data, an AMD EPYC
+DECODED = {"deit": 250, "resnet": 400, "none": 250}
 ACTIVATIONS = {"fp32": 1.0, "bf16": 0.6}  # bytes of a forward pass's tensors, as a share of those in fp32: some stay
 
 
@@ -116,12 +121,34 @@ def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
     return Cost(forward, backward, sum(saved.values()), peak.most - peak.existing)
 
 
+def known_shape(cfg: DictConfig) -> DataShape:
+    """What a model has to know of the data that ``cfg`` names, as far as the config tells.
+
+    Raises:
+        ValueError: for a data set that the plan knows nothing of, and a size or augmentation that is not possible.
+    """
+    name = cfg.data.name
+    if name in SIZES:
+        channels, size = SIZES[name]
+        size = check_whole(cfg.data.get("image_size", size), name="data.image_size", lowest=8)
+        if "augmentation" in cfg.data:
+            check_augmentation(cfg.data.augmentation)
+        return DataShape(name, image=(channels, size, size), classes=CLASSES[name])
+    if "sequence" not in cfg.data:
+        raise ValueError(
+            f"data={name} is unknown to the plan: run without plan=true, or choose one of the data sets here"
+        )
+    vocabulary = cfg.data.get("vocabulary")
+    if vocabulary is not None:
+        check_whole(vocabulary, name="data.vocabulary")
+    return DataShape(name, vocabulary=vocabulary, sequence=check_whole(cfg.data.sequence, name="data.sequence"))
+
+
 def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:
     """The loss of so many made-up examples of the data set's shape."""
-    if cfg.data.name in SIZES:
-        channels, size = SIZES[cfg.data.name]
-        size = cfg.data.get("image_size", size)
-        images = torch.empty(examples, channels, size, size, device="meta")
+    shape = known_shape(cfg)
+    if shape.image is not None:
+        images = torch.empty(examples, *shape.image, device="meta")
         targets = torch.empty(examples, dtype=torch.int64, device="meta")
         return lambda: F.cross_entropy(model(images), targets)
     length = cfg.data.sequence

@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.build import build_estimator, build_model, check_samples, check_values, total_steps
-from fogzo.costs import EXAMPLES, measure, memory_bytes, passes, probes_bytes
+from fogzo.build import build_estimator, build_model, check_samples, check_values, departures, total_steps
+from fogzo.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
+from fogzo.data.augment import own_cores
+from fogzo.data.present import present_tokens
 from fogzo.distributed import announced
+from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
+from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.settings import Settings
+from fogzo.shapes import check_shape
 
 LARGE = 2.0**30  # bytes that probes may take together without a warning
 
@@ -29,6 +34,7 @@ def plan(cfg: DictConfig) -> str:
     model = build_model(cfg)
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
     estimator = build_estimator(cfg, weights, steps=1)
+    check_shape(model, known_shape(cfg))
     steps = total_steps(cfg, known_examples(cfg))
     settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
     ranks = announced()[2]
@@ -52,17 +58,20 @@ def plan(cfg: DictConfig) -> str:
     each = f" in each of {ranks} processes" if ranks > 1 else ""
     return "\n".join(
         [
-            f"scale:       {cfg.scale}",
+            f"scale:       {cfg.scale}" + (f", but for {', '.join(other)}" if (other := departures(cfg)) else ""),
             f"model:       {cfg.model.name}: {_parameters(model)}",
             *_layers(weights, cfg),
             *_noise(weights, cfg),
             f"training:    {_amount(cfg, settings)}",
             f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
-            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it)",
+            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it), "
+            f"{settings.steps * settings.batch_size / (hours * 3600):,.0f} examples/s",
+            *_decoding(cfg, settings, hours, ranks),
             f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
             f"micro-batch of {examples}",
-            *(f"warning:     {text}" for text in warnings_of(cfg, weights, settings, crossings)),
+            *(f"warning:     {text}" for text in warnings_of(cfg, model, weights, settings, crossings)),
             *_batching(cfg, together),
+            *_notes(cfg, settings),
         ]
     )
 
@@ -120,7 +129,7 @@ def guide_norm_of(cfg: DictConfig) -> str:
 
 
 def warnings_of(
-    cfg: DictConfig, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
+    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
 ) -> Iterator[str]:
     """What will not work, or not as hoped."""
     if crossings is not None and crossings < 10:
@@ -128,18 +137,44 @@ def warnings_of(
             f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
             "chance; raise estimator.epsilon, or lower estimator.beta_min"
         )
-    for weight in weights:
-        if isinstance(weight.quantizer, QuEST) and (block := weight.quantizer.block.shape[0]) < 16:
-            yield f"{weight.name}: its width allows Hadamard blocks of {block} only: choose one that 16 divides"
-    if (examples := EXAMPLES.get(cfg.data.name)) and examples % settings.batch_size:
-        yield (
-            f"batch_size={settings.batch_size} does not divide the {examples:,} training examples: batches run across "
-            "the borders of epochs (nothing is dropped)"
-        )
+    yield from small_blocks(model, weights)
     if cfg.estimator.name == "nspsa" and weights:
         d = sum(weight.latent.numel() for weight in weights)
         if cfg.estimator.samples < d / 100:
             yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
+    """Weights and inputs whose widths allow Hadamard blocks below ``least`` only, all of one size in a sentence."""
+    rotated = [(weight.name, weight.quantizer) for weight in weights]
+    for name, module in model.named_modules():
+        if isinstance(module, InputQuantizer):
+            rotated.append((f"inputs of {name.rpartition('.')[0]}", module.quantizer))
+    groups: dict[int, dict[str, list[str]]] = {}
+    for name, quantizer in rotated:
+        if isinstance(quantizer, QuEST) and (block := quantizer.block.shape[0]) < least:
+            groups.setdefault(block, {}).setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    for block, alike_names in groups.items():
+        counts = ((f"{len(names)} x " if len(names) > 1 else "") + pattern_of(names) for names in alike_names.values())
+        yield f"Hadamard blocks of {block} only: choose widths that {least} divides for {', '.join(counts)}"
+
+
+def _decoding(cfg: DictConfig, settings: Settings, hours: float, ranks: int) -> Iterator[str]:
+    """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
+    if "augmentation" not in cfg.data:
+        return
+    workers = own_cores() if cfg.data.workers is None else check_whole(cfg.data.workers, name="data.workers", lowest=0)
+    workers = ranks * max(workers, 1)  # 0: the main process does it
+    each = DECODED[cfg.data.augmentation]
+    # ranks that share probes decode the whole batch each
+    images = settings.steps * settings.batch_size * (ranks if settings.parallel == "probes" else 1)
+    cores = images / (hours * 3600) / each
+    yield f"data:        about {math.ceil(cores):,} cores decode and augment as many images/s, {each} each"
+    if cores > workers:
+        yield (
+            f"warning:     {workers} workers, as here, decode about {workers * each:,} images/s: training would take "
+            f"{images / (workers * each) / 3600:.3g} hours and not {hours:.3g}; raise data.workers if there are cores"
+        )
 
 
 def _batching(cfg: DictConfig, together: float) -> Iterator[str]:
@@ -201,4 +236,22 @@ def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
 def _amount(cfg: DictConfig, settings: Settings) -> str:
     examples = settings.steps * settings.batch_size
     text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
-    return text + (f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else "")
+    text += f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else ""
+    return text + (f", {examples / epoch:.4g} epochs" if (epoch := examples_of_epoch(cfg)) else "")
+
+
+def examples_of_epoch(cfg: DictConfig) -> int | None:
+    """Images or windows of the training set; ``None`` for a text that is not prepared, and for the embedded one."""
+    if "sequence" not in cfg.data:
+        return EXAMPLES.get(cfg.data.name)
+    tokens = present_tokens(cfg.data.name, cfg.data.get("root", "data"))
+    return (tokens - 1) // cfg.data.sequence if tokens else None
+
+
+def _notes(cfg: DictConfig, settings: Settings) -> Iterator[str]:
+    examples = EXAMPLES.get(cfg.data.name)
+    if examples and examples % settings.batch_size:
+        yield (
+            f"note:        batch_size={settings.batch_size} does not divide the {examples:,} training examples: "
+            "batches run across the borders of epochs, and nothing is dropped"
+        )

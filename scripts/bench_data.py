@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from bench_tools import of_recipe
 from PIL import Image
 
+from fogzo.data.augment import AUGMENTATIONS, read_augmented, training_transform
 from fogzo.data.classes import class_list
 from fogzo.data.shards import TOKENIZER, Manifest, ShardWriter, sha256_of, token_dtype
 from fogzo.files import atomic_write
@@ -30,11 +32,31 @@ def data(steps: int, images: int, tokens: int) -> None:
         root = Path(folder)
         write_photographs(root / "imagenet100", images)
         write_text(root / "c4", tokens)
+        for augmentation, rate in decoding(root / "imagenet100" / "train").items():
+            print(f"decoding and augmentation of 500x375 JPEGs, {augmentation}: {rate:.0f} images/s of a core's time")
         shared = (f"data.root={root}", "scale=paper", "estimator=ste", "precision=fp32")
         photographs = of_recipe("model=resnet18", *shared, "batch_size=32", "steps=1000000")
         report("JPEG photographs 500x375, resnet18 at paper scale, batch 32", photographs, steps)
         text = of_recipe("model=llama_mini", *shared, "batch_size=8", "micro_batches=1", "steps=1000000")
         report(f"{tokens / 1e6:.0f} M memory-mapped tokens, llama_mini at paper scale, batch 8", text, steps)
+
+
+def decoding(folder: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
+    """Training images a second of processor time, for each augmentation: those of the fastest round.
+
+    ``fogzo/costs.py`` keeps them as DECODED.
+    """
+    files = [str(file) for file in sorted(folder.rglob("*.JPEG"))[:images]]
+    rates = {}
+    for augmentation in AUGMENTATIONS:
+        read = partial(read_augmented, files, range(len(files)), training_transform(augmentation, 224))
+        seconds = []
+        for _ in range(rounds):
+            begun = time.process_time()  # other processes do not count
+            read()
+            seconds.append(time.process_time() - begun)
+        rates[augmentation] = len(files) / min(seconds)
+    return rates
 
 
 def report(name: str, one: Trainer, steps: int) -> None:
@@ -57,8 +79,8 @@ def report(name: str, one: Trainer, steps: int) -> None:
     )
 
 
-def waiting(one: Trainer, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds that each step waits for its batch, and takes in all; the first two, which start workers, don't count."""
+def waiting(one: Trainer, steps: int, first: int = 2) -> tuple[list[float], list[float]]:
+    """Seconds that each step waits for its batch, and takes in all; the ``first``, which start workers, don't count."""
     waits: list[float] = []
     wholes: list[float] = []
     fetch = one.feed.batch
@@ -71,13 +93,13 @@ def waiting(one: Trainer, steps: int) -> tuple[list[float], list[float]]:
 
     one.feed.batch = timed  # type: ignore[method-assign, assignment]
     try:
-        for step in range(steps + 2):
+        for step in range(steps + first):
             begun = time.perf_counter()
             one.train_step(step)
             wholes.append(time.perf_counter() - begun)
     finally:
         one.feed.batch = fetch  # type: ignore[method-assign]
-    return waits[2:], wholes[2:]
+    return waits[first:], wholes[first:]
 
 
 def write_photographs(folder: Path, images: int) -> None:

@@ -258,3 +258,16 @@ def test_beta_falls_from_one_and_keeps_the_digits_of_one_minus_beta():
     assert LinearBeta(0.5, steps=1)(0) == 1
     with pytest.raises(ValueError, match=r"beta_min=1\.5"):
         LinearBeta(1.5, steps=5)
+
+
+def test_the_slurm_preset_asks_for_its_jobs_to_be_put_back_into_the_queue(tmp_path):
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", ["hydra/launcher=slurm"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert launcher.max_num_timeout > 0
+    script = _make_sbatch_string("true", tmp_path, additional_parameters=dict(launcher.additional_parameters))
+    assert "#SBATCH --requeue\n" in script

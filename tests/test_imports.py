@@ -19,6 +19,7 @@ LAYERS = (
     "factories",
     "settings",
     "trainer",
+    "shapes",
     "build",
     "costs",
     "plan",

@@ -15,9 +15,11 @@ from test_configs import CONFIGS
 
 import fogzo
 from fogzo.build import build, build_model
-from fogzo.costs import measure, memory_bytes, probes_bytes
+from fogzo.costs import DECODED, measure, memory_bytes, probes_bytes
+from fogzo.data.shards import Manifest, Shard, SplitManifest
 from fogzo.plan import expected_crossings, noise_to_guide, plan
 from fogzo.quantize import quantized_weights
+from fogzo.shapes import DataShape, check_shape
 from fogzo.tensor_memory import PeakTensorMemory
 
 
@@ -119,14 +121,90 @@ def test_the_plan_knows_how_long_the_guide_is(guide_norm):
     [
         ("estimator.beta_min=1 estimator.epsilon=1e-3 model=deit_mini", None),
         ("estimator=nspsa", "n-SPSA with 1 samples for 7,960 coordinates: its estimate is nearly all noise"),
-        ("batch_size=300", "batch_size=300 does not divide the 4,000 training examples"),
-        ("quantizer=quest", "head.weight: its width allows Hadamard blocks of 2 only"),
+        (
+            "quantizer=quest",
+            "Hadamard blocks of 2 only: choose widths that 16 divides for hidden.bias, head.weight, head.bias",
+        ),
         ("quantizer=none estimator=ste", None),
     ],
 )
 def test_it_warns_of_what_will_not_work(overrides, warning):
     text = plan(config(*overrides.split()))
     assert warning in text if warning else "n-SPSA with" not in text
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "kinds"),
+    [
+        ("quantizer=fixed activations=quest", {"inputs of "}),
+        ("quantizer=quest", {"weight"}),
+        ("quantizer=quest activations=quest", {"inputs of ", "weight"}),
+        ("quantizer=lsq activations=lsq", set()),
+    ],
+)
+def test_small_hadamard_blocks_of_weights_and_inputs_are_one_warning(quantizers, kinds):
+    text = plan(config("model=llama_mini", "model.width=132", "model.heads=6", *quantizers.split()))
+    lines = re.findall(r"warning: +Hadamard blocks of (\d+) only: .* divides for (.*)", text)
+    assert [block for block, _ in lines] == (["4"] if kinds else [])  # 4 divides 132; the gated layer's 512 are fine
+    names = lines[0][1].split(", ") if lines else []
+    assert {kind for kind in ("inputs of ", "weight") for name in names if kind in name} == kinds
+    assert len(names) == 6 * len(kinds)  # all of a block but down_proj
+    assert all(name.startswith("4 x ") for name in names)
+
+
+def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
+    settings = ("scale=paper", "model=resnet_mini", "epochs=1", "batch_size=64", "data.workers=2")
+    text = plan(config(*settings))
+    needed = number(text, r"([\d,]+) examples/s")
+    assert number(text, r"data: +about ([\d,]+) cores decode") == math.ceil(needed / DECODED["resnet"])
+    hours = 1980 * 64 / (2 * DECODED["resnet"]) / 3600
+    slow = r"warning: +2 workers, as here, decode about 800 images/s: training would take ([\d.]+) hours and not 0"
+    assert number(text, slow) == pytest.approx(hours, rel=0.01)
+    enough = plan(config(*settings, f"sustained_flops={1e14 * 2 * DECODED['resnet'] / needed / 1.01}"))
+    assert "about 2 cores decode" in enough
+    assert "workers, as here" not in enough
+    assert "cores decode" not in plan(config("model=resnet_mini"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "4 workers, as here" in plan(config(*settings))
+    with pytest.raises(ValueError, match=r"data\.workers=-1 is not possible"):
+        plan(config(*settings, "data.workers=-1"))
+    with pytest.raises(ValueError, match=r"data\.augmentation='mixup' is not known"):
+        plan(config(*settings, "data.augmentation=mixup"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ("scale=paper model=deit_mini seed=3 quantizer=lsq activations=lsq device=cpu data.root=nowhere", ""),
+        ("scale=paper model=resnet_mini data.image_size=32 steps=4", ", but for steps, data.image_size"),
+        ("model=deit_mini estimator=phased beta_min=0.9", ", but for estimator.beta_min"),
+        ("model=deit_mini data=fashion_mnist optimizer=sgd optimizer.lr=0.1", ", but for data, optimizer"),
+    ],
+)
+def test_the_plan_names_what_departs_from_the_recipe(overrides, keys):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        text = plan(compose("train", overrides.split()))
+    assert re.match(rf"scale:       (mini|paper){keys}\n", text)
+
+
+def test_a_batch_that_does_not_divide_the_data_is_a_note_and_no_warning():
+    text = plan(config("batch_size=300", "steps=40"))
+    assert "note:        batch_size=300 does not divide the 4,000 training examples" in text
+    assert "warning:" not in text
+    assert "12,000 examples, 3 epochs" in text
+    assert "note:" not in plan(config())
+
+
+def test_the_epochs_of_a_text_are_known_once_it_is_prepared(tmp_path):
+    cfg = config("scale=paper", "model=llama_mini", "steps=10", f"data.root={tmp_path}")
+    assert "epochs" not in plan(cfg)
+    tokens = 512 * 1024 + 1
+    split = SplitManifest(1, tokens, (Shard("train-00000.bin", tokens, "0" * 64),))
+    (tmp_path / "c4").mkdir()
+    tokenizer = {"name": "none", "sha256": "0" * 64, "end_of_text": 0}
+    Manifest("c4", tokenizer, 50_257, "uint16", {"train": split, "test": split}, []).save(tmp_path / "c4")
+    assert "5,120 examples, 2,621,440 tokens, 5 epochs" in plan(cfg)
 
 
 def test_a_probe_that_crosses_next_to_nothing_is_warned_of():
@@ -197,6 +275,42 @@ def test_the_plan_refuses_what_the_processes_cannot_share(overrides, message, mo
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match=message):
         plan(config(*overrides.split()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model=deit_tiny data=imagenet100", r"imagenet100 has images of shape \(3, 224, 224\), which the model does"),
+        ("model=resnet_mini data=imagenet100", r"imagenet100 has images of shape \(3, 224, 224\).*set model\.channels"),
+        ("scale=paper model=deit_mini data.image_size=256", r"shape \(3, 256, 256\).*set .*model\.image_size"),
+        ("scale=paper model=deit_mini data.image_size=abc", "data.image_size='abc' is not possible"),
+        ("scale=paper model=deit_mini model.classes=1000", "imagenet100 has 100 classes, but the model has 1000"),
+        ("scale=paper model=resnet_mini data=imagenet1k", "imagenet1k has 1000 classes, but the model has 100"),
+        ("model=llama_mini data=mnist5k", "data=mnist5k holds images, .*choose a resnet, deit or mlp for model="),
+        ("model=resnet_mini data=pydocs", "data=pydocs holds text, .*choose a llama for model="),
+        (
+            "model=llama_mini data.sequence=256",
+            "pydocs has a sequence of 256, more than the model's 128: set model.seq",
+        ),
+        ("model=llama_mini data.sequence=0", "data.sequence=0 is not possible"),
+        ("model=llama_mini data.vocabulary=4096", "pydocs has a vocabulary of 4096, more than the model's 2048"),
+        ("sustained_flops=0", "sustained_flops=0 is not possible: give a positive number"),
+        ("sustained_flops=abc", "sustained_flops='abc' is not possible: give a positive number"),
+    ],
+)
+def test_the_plan_refuses_what_the_run_would(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        plan(config(*overrides.split()))
+
+
+@pytest.mark.parametrize("activations", ["lsq", "quest"])
+def test_looking_at_the_shapes_leaves_the_model_as_it_was(activations):
+    """With quantized inputs too, to which no step is fitted yet."""
+    model = build_model(config("model=resnet_mini", "quantizer=quest", f"activations={activations}")).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    check_shape(model, DataShape("digits", image=(1, 28, 28), classes=10))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_one_process_of_torchrun_prints_the_plan():
