@@ -93,6 +93,11 @@ class Claim:
             texts.append(f"{' to '.join(ends)} {METRICS[key].unit}")
         return ", ".join(texts)
 
+    def shown_in(self) -> dict[str, str]:
+        """Names and titles of the experiments with runs that bear on the claim."""
+        found = [case.evidence for case in self.cases if case.difference] + [ratio[0] for ratio in self.ratios]
+        return {evidence.name: evidence.title for evidence in found}
+
     def seeds(self, scale: str) -> str:
         """How many pairs of seeds the settings have."""
         pairs = [case.difference.pairs for case in self.cases if case.evidence.scale == scale and case.difference]
@@ -144,13 +149,13 @@ def _cases(evidence: Evidence, pattern: str, method: str) -> Iterator[Case]:
 def claims_table(claims: Sequence[Claim]) -> Table:
     """A row a claim: the verdict of the twins, how large, from how many seeds; and the verdict at the paper's scale."""
     header = [
-        "the paper's claim", "trust that it is the paper's", "at laptop scale", "difference to STE, or ratio", "seeds",
-        "at paper scale",
+        "the paper's claim", "at laptop scale", "difference to STE, or ratio", "seeds", "at paper scale",
+        "trust that it is the paper's",
     ]  # fmt: skip
     rows = []
     for claim in claims:
         twin = [claim.word("mini"), claim.effect("mini") or DASH, claim.seeds("mini")]
-        rows.append([claim.text, claim.trust, *twin, claim.word("paper")])
+        rows.append([claim.text, *twin, claim.word("paper"), claim.trust])
     return Table(header, rows, [RULE])
 
 

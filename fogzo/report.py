@@ -71,24 +71,26 @@ def _claims(claims: Sequence[Claim]) -> str:
     """Claim by claim: verdict, what it rests on, the figures, and how to check it."""
     if not claims:
         return ""
-    parts = [f"<section id='claims'><h2>The paper's claims</h2>{_html(claims_table(claims))}"]
-    for claim in claims:
-        shown, commands = cases_table(claim), check_commands(claim)
-        parts.append(f"<h3>{html.escape(claim.text)}</h3><p>{_badge(claim.word('mini'))} at laptop scale")
-        parts.append(f"{html.escape(': ' + claim.effect('mini') if claim.effect('mini') else '')}.")
-        parts.append(f"At the paper's scale: {_badge(claim.word('paper'))}. Trust: {html.escape(claim.trust)}.</p>")
-        parts.append(_html(shown) if shown.rows else "".join(map(_prose, shown.notes)))
-        names = list(
-            dict.fromkeys([t.evidence.name for t in claim.cases if t.difference] + [r[0].name for r in claim.ratios])
-        )
-        kind = "" if claim.ratios else "_differences"
-        for name in names:
-            parts.append(f"<details><summary>Figure: {html.escape(name)}</summary>")
-            parts.append(_figure(RESULTS / "figures" / f"{name}{kind}.svg", f"{name}: {FOREST if kind else 'curves'}"))
-            parts.append("</details>")
-        if commands:
-            parts.append(f"<details><summary>How to check it</summary>{_code(commands)}</details>")
-    return "".join(parts) + "</section>"
+    first = f"<section id='claims'><h2>The paper's claims</h2>{_html(claims_table(claims))}"
+    return first + "".join(map(_claim, claims)) + "</section>"
+
+
+def _claim(claim: Claim) -> str:
+    shown, commands, effect = cases_table(claim), check_commands(claim), claim.effect("mini")
+    size = f": {html.escape(effect)}" if effect else ""
+    parts = [
+        f"<h3>{html.escape(claim.text)}</h3>",
+        f"<p>{_badge(claim.word('mini'))} at laptop scale{size}. At the paper's scale: {_badge(claim.word('paper'))}. ",
+        f"Trust that it is the paper's: {html.escape(claim.trust)}.</p>",
+        _html(shown) if shown.rows else "".join(map(_prose, shown.notes)),
+    ]
+    kind, caption = ("", "against steps, FLOPs and seconds") if claim.ratios else ("_differences", FOREST)
+    for name, title in claim.shown_in().items():
+        figure = _figure(RESULTS / "figures" / f"{name}{kind}.svg", f"{title}: {caption}")
+        parts.append(f"<details><summary>Figure: {html.escape(title)}</summary>{figure}</details>")
+    if commands:
+        parts.append(f"<details><summary>How to check it</summary>{_code(commands)}</details>")
+    return "".join(parts)
 
 
 def _experiment(evidence: Evidence) -> str:
