@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fogzo.files import atomic_write
 from fogzo.runs import RunError, one_line
 
 FORMAT = 1
+AWAY = "move it away, and any checkpoint-STEP.pt beside it, to start this run from the beginning"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -28,7 +29,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
-        kept = f"the checkpoint before it is still in {path}" if path.exists() else "there is no earlier one"
+        before = existing(path)
+        kept = f"the checkpoint before it is still in {before[0]}" if before else "there is no earlier one"
         raise RunError(
             f"the checkpoint {path} cannot be written ({error.strerror or error}); {kept}: make room and run again"
         ) from error
@@ -54,10 +56,34 @@ def keep_last(path: Path, step: int, count: int) -> None:
         extra.unlink()
 
 
-def drop_older(path: Path) -> None:
-    """Remove the kept checkpoints of an attempt that was given up: this one begins anew."""
-    for extra in _older(path):
-        extra.unlink()
+def newest(path: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """What to go on from: ``path`` if it can be read, else the newest that :func:`keep_last` kept and that can.
+
+    Returns its path, its state and the files that had to be passed over, or ``None`` where there is no checkpoint.
+
+    Raises:
+        RunError: if there are checkpoints, and none of them can be read.
+    """
+    damaged: dict[Path, RunError] = {}
+    for file in existing(path):
+        try:
+            return file, load(file), list(damaged)
+        except RunError as error:
+            damaged[file] = error
+    if damaged:  # of several, the first names the newest; none is older and whole
+        raise next(iter(damaged.values()))
+    return None
+
+
+def set_aside(files: Iterable[Path]) -> None:
+    """Rename damaged files to ``NAME.damaged``, so that none takes the place of a whole one among the kept."""
+    for file in files:
+        file.replace(file.with_name(f"{file.name}.damaged"))
+
+
+def existing(path: Path) -> list[Path]:
+    """``path`` and what :func:`keep_last` kept beside it, the newest first, as far as they are there."""
+    return [file for file in (path, *reversed(_older(path))) if file.exists()]
 
 
 def _older(path: Path) -> list[Path]:
@@ -77,16 +103,15 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         RunError: if the file is damaged, or no checkpoint of this program.
     """
-    way_out = "move it away to start this run from the beginning"
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load doesn't look at the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {way_out}") from error
+        raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {AWAY}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
+        raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {AWAY}")
     return state
 
 
@@ -103,23 +128,22 @@ def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> No
     """
     # the first checkpoints did not name their data and device: nothing to compare, and no reason to lose the run
     if set(own) - {"data", "device"} - set(kept) or kept["run"] != own["run"]:
-        raise RunError(f"the checkpoint {path} is not this run's: move it away to start this run from the beginning")
+        raise RunError(f"the checkpoint {path} is not this run's: {AWAY}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(
             f"the checkpoint {path} was made by {kept['ranks']} ranks, but there are {own['ranks']} now: start the "
-            "run with as many processes as before, or move the checkpoint away to start from the beginning"
+            f"run with as many processes as before, or {AWAY}"
         )
     if (device := kept.get("device", own["device"])) != own["device"]:
         raise RunError(
             f"the checkpoint {path} was made on another kind of device ({device} → {own['device']}), which draws other "
-            f"noise: choose device={device}, or move the checkpoint away to start from the beginning"
+            f"noise: choose device={device}, or {AWAY}"
         )
     data = own["data"]
     differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.get("data", {}).items() if data.get(key) != old]
     if differ:
         raise RunError(
-            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or move "
-            "the checkpoint away to start this run from the beginning"
+            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or {AWAY}"
         )
 
 
@@ -130,6 +154,4 @@ def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)][:160]
-        raise RunError(
-            f"the checkpoint {path} holds another model ({reason}): move it away to start this run from the beginning"
-        ) from error
+        raise RunError(f"the checkpoint {path} holds another model ({reason}): {AWAY}") from error

@@ -145,6 +145,7 @@ def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: 
         f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
         f"folder:   {path} ({state})",
+        *(f"note:     {note}" for note in trainer.notes),
     )
     print("\n".join(lines), flush=True)
 
@@ -167,8 +168,8 @@ def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) ->
 
 
 def _last_good(path: Path) -> str:
-    kept = path / "checkpoint.pt"
-    return f"the last good checkpoint is {kept}" if kept.exists() else "it had saved no checkpoint yet"
+    kept = checkpoint.existing(path / "checkpoint.pt")
+    return f"the last good checkpoint is {kept[0]}" if kept else "it had saved no checkpoint yet"
 
 
 def _headline(summary: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Trainer:
         self.since_row, self.whole_run = Means(), Means()
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
         self.best: float | None = None  # of the task's metric
+        self.notes: list[str] = []  # what a resumed run has to say
 
     def fit(self) -> dict[str, float]:
         """Train from ``self.step`` to the end.  Returns the final metrics.
@@ -201,21 +202,21 @@ class Trainer:
         barrier()  # a rank that left now would have torchrun end the one that writes
 
     def resume(self, folder: RunFolder | None = None) -> bool:
-        """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
+        """Go on from the newest whole checkpoint in ``folder`` (default: its own); ``False`` if there is none.
+
+        ``self.notes`` says what is not as usual about it.
 
         Raises:
-            RunError: if the checkpoint is damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
+            RunError: if all of them are damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
         """
         folder = folder or self.folder
         if folder is None:
             return False
-        path = folder.checkpoint_file
-        if not path.exists():
+        if (found := checkpoint.newest(folder.checkpoint_file)) is None:
             if self.folder is not None:
                 self.folder.truncate_metrics(0)
-                checkpoint.drop_older(path)
             return False
-        state = checkpoint.load(path)
+        path, state, damaged = found
         checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -225,6 +226,11 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         if self.folder is not None:
             self.folder.truncate_metrics(state["metrics_bytes"])
+            checkpoint.set_aside(damaged)
+        if path != folder.checkpoint_file:
+            unread = ", ".join(file.name for file in damaged)
+            reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
+            self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
         return True
 
     def _due(self, interval: str) -> bool:

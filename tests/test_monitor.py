@@ -17,7 +17,7 @@ from test_trainer import ESTIMATORS, TIMES, Tell, assert_same_end, assert_same_s
 from fogzo import checkpoint
 from fogzo.data import TensorSplit
 from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means, numbers
-from fogzo.runs import RunError
+from fogzo.runs import RunError, RunFolder
 from fogzo.signals import Interrupted
 from fogzo.tasks import Classification
 
@@ -456,31 +456,61 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_it_still_serves(kind, open_run):
-    options = {"quantizer": "lsq", "checkpoint_every": 1, "keep_checkpoints": 2}
+def replace_by(content, *files):
+    for file in files:
+        file.unlink()  # not through the hard link
+        if content is not None:
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "gone"])
+def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read_and_ends_with_the_same_bits(kind, open_run):
+    options = {"quantizer": "lsq", "checkpoint_every": 1, "keep_checkpoints": 3}
     whole = make(folder=open_run("whole"), **options)
     whole.fit()
     with pytest.raises(ZeroDivisionError):
-        make(folder=open_run(), reporters=[Tell(4, lambda: 1 / 0)], **options).fit()
+        make(folder=open_run(), reporters=[Tell(5, lambda: 1 / 0)], **options).fit()
     folder = open_run()
-    damaged = DAMAGE[kind](folder.checkpoint_file.read_bytes())
-    folder.checkpoint_file.unlink()  # not through the hard link
-    folder.checkpoint_file.write_bytes(damaged)
-    rows = folder.metrics_file.read_bytes()
-    again = make(folder=folder, **options)
-    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\): move it away"):
-        again.resume()
-    assert folder.metrics_file.read_bytes() == rows
-    assert folder.checkpoint_file.read_bytes() == damaged
-    assert again.step == 0
+    damaged = None if kind == "gone" else DAMAGE[kind](folder.checkpoint_file.read_bytes())
+    third, fourth = (folder.path / f"checkpoint-{step:09d}.pt" for step in (3, 4))
+    replace_by(damaged, folder.checkpoint_file, fourth)
 
-    (folder.path / "checkpoint-000000002.pt").replace(folder.checkpoint_file)
-    again = make(folder=open_run(), **options)
+    other_rank = make(**options)  # it reads the folder, and leaves it as it is
+    before = {file.name: file.read_bytes() for file in folder.path.glob("*.pt")}
+    assert other_rank.resume(RunFolder.view(folder.path, folder.config))
+    assert {file.name: file.read_bytes() for file in folder.path.glob("*.pt")} == before
+
+    again = make(folder=folder, **options)
     assert again.resume()
-    assert again.step == 2
+    assert again.step == other_rank.step == 3
+    (note,) = again.notes
+    assert note.endswith(f"going on from {third.name}, the newest that can be read")
+    assert ("there is no checkpoint.pt" in note) == (kind == "gone")
+    if kind != "gone":
+        assert f"checkpoint.pt, {fourth.name} cannot be read" in note
+        for name in ("checkpoint.pt", fourth.name):
+            assert (folder.path / f"{name}.damaged").read_bytes() == damaged
+    assert third.exists()
     again.fit()
     assert_same_end(again, whole)
+    assert names_in(folder) == [f"checkpoint-{step:09d}.pt" for step in (3, 4, 5)] + ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_nothing_is_touched(kind, open_run):
+    options = {"checkpoint_every": 1, "keep_checkpoints": 2}
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), reporters=[Tell(4, lambda: 1 / 0)], **options).fit()
+    folder = open_run()
+    files = [folder.path / name for name in names_in(folder)]
+    assert len(files) == 3
+    replace_by(DAMAGE[kind](folder.checkpoint_file.read_bytes()), *files)
+    before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
+    again = make(folder=folder, **options)
+    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\): move it away, and any checkpoint-STEP"):
+        again.resume()
+    assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
+    assert again.step == 0
 
 
 @pytest.mark.parametrize("earlier", [0, 1, 3])
