@@ -28,10 +28,20 @@ class TokenSplit(Split):
     Args:
         shards: token numbers, each (tokens,), integers; memory-mapped or not.
         sequence: T, the tokens of a window.
+        vocabulary: tokens are below it; ``None``: any are taken.
+        way_out: what to do about tokens that are not; it ends the error's sentence.
     """
 
-    def __init__(self, shards: Sequence[Tokens], sequence: int, device: torch.device | None = None) -> None:
-        self.shards, self.sequence = shards, sequence
+    def __init__(
+        self,
+        shards: Sequence[Tokens],
+        sequence: int,
+        device: torch.device | None = None,
+        *,
+        vocabulary: int | None = None,
+        way_out: str = "make it again",
+    ) -> None:
+        self.shards, self.sequence, self.vocabulary, self.way_out = shards, sequence, vocabulary, way_out
         self.device = torch.device("cpu") if device is None else device
         self.ends = list(accumulate(len(shard) for shard in shards))  # of the shards, in the stream
 
@@ -43,7 +53,11 @@ class TokenSplit(Split):
         return max(0, self.tokens - 1) // self.sequence  # each window needs the token behind it too
 
     def batch(self, indices: Tensor) -> Batch:
-        """Inputs and targets, int64, both (B, T), the targets one token further on."""
+        """Inputs and targets, int64, both (B, T), the targets one token further on.
+
+        Raises:
+            DataError: for a token beyond the vocabulary, which an embedding would refuse without a word of where it is.
+        """
         cuda = self.device.type == "cuda"
         block = torch.empty((len(indices), self.sequence + 1), dtype=torch.int64, pin_memory=cuda)
         rows = block.numpy()
@@ -61,11 +75,17 @@ class TokenSplit(Split):
         while filled < len(row):
             offset = start + filled - (self.ends[shard] - len(self.shards[shard]))
             part = self.shards[shard][offset : offset + len(row) - filled]
+            if self.vocabulary is not None and (highest := int(part.max())) >= self.vocabulary:
+                name = getattr(self.shards[shard], "filename", f"shard {shard}")
+                raise DataError(
+                    f"{name} holds token {highest} between its tokens {offset:,} and {offset + len(part):,}, beyond "
+                    f"the vocabulary of {self.vocabulary:,}: {self.way_out}"
+                )
             row[filled : filled + len(part)] = part
             filled, shard = filled + len(part), shard + 1
 
     def to(self, device: torch.device) -> TokenSplit:
-        return TokenSplit(self.shards, self.sequence, device)
+        return TokenSplit(self.shards, self.sequence, device, vocabulary=self.vocabulary, way_out=self.way_out)
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
 
     Args:
         way_out: what to do about a damaged set; it ends the error's sentence.
-        verify: hash every shard; ``None``: if they hold up to 256 MiB in all.
+        verify: hash every shard; ``None``: if they hold up to 256 MiB in all, or were not hashed before.
 
     Raises:
         DataError: if the set is damaged, or has no window of ``sequence`` tokens.
@@ -120,7 +140,8 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
         raise ValueError(f"sequence={sequence} is not possible: a window has at least 1 token")
     manifest, sha256 = read_manifest(folder, way_out)
     mapped = map_shards(folder, manifest, way_out, verify=verify)
-    splits = {split: TokenSplit(mapped[split], sequence) for split in SPLITS}
+    limits: dict[str, Any] = {"vocabulary": manifest.vocabulary, "way_out": way_out}
+    splits = {split: TokenSplit(mapped[split], sequence, **limits) for split in SPLITS}
     for split, part in splits.items():
         if not len(part):
             raise DataError(
