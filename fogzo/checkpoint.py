@@ -126,8 +126,8 @@ def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> No
     Raises:
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
-    # the first checkpoints did not name their data and device: nothing to compare, and no reason to lose the run
-    if set(own) - {"data", "device"} - set(kept) or kept["run"] != own["run"]:
+    # the first checkpoints did not name all of these: nothing to compare, and no reason to lose the run
+    if set(own) - {"data", "device", "threads"} - set(kept) or kept["run"] != own["run"]:
         raise RunError(f"the checkpoint {path} is not this run's: {AWAY}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(

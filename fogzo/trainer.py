@@ -175,6 +175,7 @@ class Trainer:
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
             "device": self.device.type,
+            "threads": torch.get_num_threads(),
             "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -218,6 +219,7 @@ class Trainer:
             return False
         path, state, damaged = found
         checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
+        self._use_threads(state.get("threads"))
         checkpoint.restore_model(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
@@ -232,6 +234,13 @@ class Trainer:
             reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
             self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
         return True
+
+    def _use_threads(self, kept: int | None) -> None:
+        """On the CPU: compute with as many threads as before, since sums are split by their number."""
+        own = torch.get_num_threads()
+        if self.device.type == "cpu" and kept and kept != own:  # the first checkpoints did not name it
+            torch.set_num_threads(kept)
+            self.notes.append(f"computing with {kept} CPU threads, as before, not with {own}: the bits would differ")
 
     def _due(self, interval: str) -> bool:
         every = getattr(self.settings, interval)

@@ -448,6 +448,25 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     assert_same_end(again, whole)
 
 
+def test_a_resumed_run_computes_with_as_many_threads_as_before_and_says_so(open_run):
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), steps=4, checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    torch.set_num_threads(2)
+    again = make(folder=open_run(), steps=4)
+    assert again.resume()
+    assert torch.get_num_threads() == 1
+    assert again.notes == ["computing with 1 CPU threads, as before, not with 2: the bits would differ"]
+
+    state = checkpoint.load(again.folder.checkpoint_file)
+    del state["threads"]  # as the first checkpoints were
+    checkpoint.save(again.folder.checkpoint_file, state)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        old = make(folder=open_run(), steps=4)
+        assert old.resume()
+        assert (torch.get_num_threads(), old.notes) == (count, [])
+
+
 DAMAGE = {
     "some bytes": lambda data: data[:5000] + bytes(byte ^ 255 for byte in data[5000:5200]) + data[5200:],
     "cut": lambda data: data[: len(data) // 2],
