@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
 from fogzo.build import build, reporters
+from fogzo.data import TextData
 from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
 from fogzo.distributed import announced, barrier, check_same, gather, process_group
@@ -144,10 +145,20 @@ def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: 
         f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
         f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
+        *_epochs(trainer),
         f"folder:   {path} ({state})",
         *(f"note:     {note}" for note in trainer.notes),
     )
     print("\n".join(lines), flush=True)
+
+
+def _epochs(trainer: Trainer) -> list[str]:
+    """Of text, which may be shorter than the run that a recipe asks for: how often training goes through it."""
+    data, settings = trainer.task.data, trainer.settings
+    if not isinstance(data, TextData):
+        return []
+    asked, there = settings.steps * settings.batch_size * data.sequence, len(data.train) * data.sequence
+    return [f"tokens:   {asked:,} = {asked / there:.4g} epochs of the {there:,} of {data.name}"]
 
 
 def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor
 
 from fogzo.data.base import Batch, DataError, Split
-from fogzo.data.shards import MANIFEST, SPLITS, Tokens, map_shards, read_manifest
+from fogzo.data.shards import MANIFEST, SPLITS, Manifest, Tokens, map_shards, read_manifest
 
+# What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
+C4 = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"
+LONGER = "--max-tokens 13_400_000_000 for llama_20m, 10_300_000_000 for llama_200m, 20_600_000_000 for llama_300m"
 LISTED_SOURCES = 16  # a longer list is only counted in a run's record; the manifest keeps it whole
 
 
@@ -167,16 +172,43 @@ def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, ver
         DataError: if it is not there, unfinished or damaged.
     """
     folder = Path(root) / name
-    streamed = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"  # the tokens of the 95M model's recipe
-    source = streamed if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
-    command = f"`python scripts/prepare_text.py --name {name} {source} --out {folder}`"
+    source = C4 if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
+    command = _command(name, source, folder) + (f" ({LONGER})" if name == "c4" else "")
     if not (folder / MANIFEST).exists():
         state = "is unfinished" if (folder / "journal.json").exists() else "is not there"
         raise DataError(
             f"the text set {name} in {folder} {state} (no {MANIFEST}): make it, or go on where it was cut, with "
             f"{command}, name another place with data.root=FOLDER, or use the embedded text with data=pydocs"
         )
-    return open_text(folder, sequence, f"remove {folder} and make it again with {command}", name=name, verify=verify)
+    manifest, _ = read_manifest(folder, f"remove {folder} and make it again with {command}")
+    again = _command(name, made_from(manifest), folder)
+    return open_text(folder, sequence, f"remove {folder} and make it again with {again}", name=name, verify=verify)
+
+
+def _command(name: str, source: str, folder: Path) -> str:
+    return f"`python scripts/prepare_text.py --name {name} {source} --out {folder}`"
+
+
+def made_from(manifest: Manifest) -> str:
+    """The options of ``scripts/prepare_text.py`` that make a set again, as far as its manifest tells.
+
+    Of local files it keeps the names only, so FOLDER stands for where they are.  As many tokens as there are end behind
+    the same document.
+    """
+    first = manifest.sources[0] if manifest.sources else {}
+    if "dataset" in first:
+        named = {"dataset": None, "config": None, "split": "train", "revision": None}
+        options = [f"--{key} {first[key]}" for key, default in named.items() if first.get(key) not in (None, default)]
+    else:
+        names = [str(source.get("file", "*")) for source in manifest.sources] or ["*.jsonl.gz"]
+        begin = os.path.commonprefix(names)  # noqa: RUF071  (of names, by characters)
+        options = [f"--files 'FOLDER/{begin}{'*' * (len(names) > 1)}'"]
+    tokenizer = str(manifest.tokenizer["name"])
+    if trained := re.match(r"byte-level BPE (\d+), trained on ", tokenizer):
+        options.append(f"--tokenizer train:{trained[1]}")
+    elif tokenizer != "gpt2":
+        options.append(f"--tokenizer {'FOLDER/' * tokenizer.endswith('.json')}{tokenizer}")
+    return " ".join([*options, f"--max-tokens {sum(split.tokens for split in manifest.splits.values()):_}"])
 
 
 def c4(root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
