@@ -72,13 +72,48 @@ def test_a_spike_is_a_loss_above_so_many_times_the_running_mean(factor):
 
 
 def test_the_running_mean_forgets_by_2_percent_a_step():
-    losses = [2.0 + (step % 7) for step in range(60)]
+    losses = [1.0 + 0.1 * (step % 7) for step in range(60)]
     weights = [0.98 ** (59 - step) for step in range(60)]
     mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
     for factor, expected in ((0.999, None), (1.001, "spike")):
         watch = LossWatch(3.0, "nonfinite")
         assert set(events(watch, losses)) == {None}
         assert event(watch, 3.0 * factor * mean, 61) == expected
+
+
+@pytest.mark.parametrize(("factor", "mean"), [(3.0, 3.5), (1.5, 4.0), (4.0, 2.0)])
+def test_a_loss_that_cannot_be_so_many_times_its_mean_jumps_by_so_many_nats(factor, mean):
+    for rise, expected in ((0.999 * factor, None), (1.001 * factor, "spike")):
+        assert events(LossWatch(factor, "never"), [mean] * 20 + [mean + rise])[-1] == expected
+
+
+def test_a_language_model_that_falls_back_to_chance_is_noticed():
+    healthy = [3.5 + 7.3 * 0.9**step + 0.1 * math.sin(step) for step in range(300)]
+    assert events(LossWatch(3.0, "never"), [*healthy, 10.4]) == [None] * 300 + ["spike"]
+
+
+def test_scatter_is_no_spike_nor_is_a_rise_of_half_a_nat():
+    generator = torch.Generator().manual_seed(0)
+    scattered = (-torch.rand(1000, 3, generator=generator).log().sum(1) * 0.4 / 3).tolist()
+    assert max(scattered) > 3 * sum(scattered) / len(scattered)  # the factor alone would take it for one
+    assert set(events(LossWatch(3.0, "never"), scattered)) == {None}
+    assert events(LossWatch(3.0, "never"), [*scattered, 2.3])[-1] == "spike"
+    for loss, expected in ((0.53, None), (0.55, "spike")):
+        assert events(LossWatch(3.0, "never"), [0.04] * 50 + [loss])[-1] == expected
+
+
+def test_the_deviation_is_that_of_losses_from_the_mean_before_them():
+    losses = [1.0 + 0.3 * (-1) ** step for step in range(60)]
+    means = [
+        None,
+        *(sum(0.98 ** (n - 1 - i) * losses[i] for i in range(n)) * 0.02 / (1 - 0.98**n) for n in range(1, 61)),
+    ]
+    squares = [0.0, *((losses[n] - means[n]) ** 2 for n in range(1, 60))]
+    deviation = math.sqrt(sum(0.98 ** (59 - n) * squares[n] for n in range(60)) * 0.02 / (1 - 0.98**60))
+    for factor, expected in ((0.999, None), (1.001, "spike")):
+        watch = LossWatch(1.1, "never")
+        events(watch, losses)
+        assert event(watch, means[60] + 6.0 * factor * deviation, 61) == expected
 
 
 def test_there_are_no_spikes_before_the_20_steps_of_warm_up_nor_without_a_factor():
@@ -89,12 +124,12 @@ def test_there_are_no_spikes_before_the_20_steps_of_warm_up_nor_without_a_factor
 def test_a_loss_that_is_no_number_is_counted_and_leaves_the_mean_alone():
     watch, other = LossWatch(3.0, "never"), LossWatch(3.0, "never")
     losses = [1.0] * 20
-    assert events(watch, [*losses, torch.nan, torch.inf, -torch.inf, 2.9, 3.4]) == (
+    assert events(watch, [*losses, torch.nan, torch.inf, -torch.inf, 2.9, 9.0]) == (
         [None] * 20 + ["nonfinite"] * 3 + [None, "spike"]
     )
-    assert events(other, [*losses, 2.9, 3.4])[-2:] == [None, "spike"]
+    assert events(other, [*losses, 2.9, 9.0])[-2:] == [None, "spike"]
     assert watch.row() == {"spikes": 1, "nonfinite": 3}
-    assert (watch.smoothed, watch.seen) == (other.smoothed, other.seen)
+    assert (watch.smoothed, watch.squared, watch.seen) == (other.smoothed, other.squared, other.seen)
 
 
 @pytest.mark.parametrize("stop_on", STOP_ON)
@@ -102,7 +137,7 @@ def test_stop_on_says_what_ends_a_run(stop_on):
     watch = LossWatch(3.0, stop_on)
     events(watch, [1.0] * 20)
     if stop_on == "spike":
-        with pytest.raises(Diverged, match=r"jumped to 5 at step 21, more than 3 times its mean 1"):
+        with pytest.raises(Diverged, match=r"jumped to 5 at step 21, from a mean of 1 \(spike_factor=3.0\)"):
             event(watch, 5.0, 21)
     else:
         assert event(watch, 5.0, 21) == "spike"
@@ -189,7 +224,7 @@ def test_a_spike_is_logged_and_the_run_goes_on_as_if_there_had_been_none(estimat
 
 def test_a_spike_ends_the_run_where_stop_on_says_so_and_a_resumed_run_has_not_forgotten_the_mean(open_run):
     options = {"steps": 24, "stop_on": "spike", "checkpoint_every": 10}
-    with pytest.raises(Diverged, match=r"jumped to 1.* at step 22, more than 3 times its mean"):
+    with pytest.raises(Diverged, match=r"jumped to 1.* at step 22, from a mean of"):
         tampered([22], lambda loss: loss + 1000, folder=open_run(), **options).fit()
     assert checkpoint.load(open_run().checkpoint_file)["step"] == 20
     again = tampered([22], lambda loss: loss + 1000, folder=open_run(), **options)
