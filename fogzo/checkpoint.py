@@ -97,7 +97,7 @@ def weights(model: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, way_out: str = AWAY) -> dict[str, Any]:
     """Read what :func:`save` wrote.
 
     Raises:
@@ -109,9 +109,9 @@ def load(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {AWAY}") from error
+        raise RunError(f"the checkpoint {path} cannot be read ({one_line(error)[:120]}): {way_out}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {AWAY}")
+        raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
     return state
 
 
@@ -120,38 +120,39 @@ def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
     return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
 
 
-def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> None:
+def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_out: str = AWAY) -> None:
     """Refuse to go on from the state ``kept`` in ``path`` where it is not one of the run whose state ``own`` is.
 
     Raises:
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
     # the first checkpoints did not name all of these: nothing to compare, and no reason to lose the run
-    if set(own) - {"data", "device", "threads"} - set(kept) or kept["run"] != own["run"]:
-        raise RunError(f"the checkpoint {path} is not this run's: {AWAY}")
+    if set(own) - {"data", "device", "threads", "begun_from"} - set(kept) or kept["run"] != own["run"]:
+        raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(
             f"the checkpoint {path} was made by {kept['ranks']} ranks, but there are {own['ranks']} now: start the "
-            f"run with as many processes as before, or {AWAY}"
+            f"run with as many processes as before, or {way_out}"
         )
     if (device := kept.get("device", own["device"])) != own["device"]:
         raise RunError(
             f"the checkpoint {path} was made on another kind of device ({device} → {own['device']}), which draws other "
-            f"noise: choose device={device}, or {AWAY}"
+            f"noise: choose device={device}, or {way_out}"
         )
     data = own["data"]
     differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.get("data", {}).items() if data.get(key) != old]
     if differ:
         raise RunError(
-            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or {AWAY}"
+            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or "
+            f"{way_out}"
         )
 
 
-def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+def restore_model(model: nn.Module, state: dict[str, Any], path: Path, way_out: str = AWAY) -> None:
     """``load_state_dict``, with a message instead of a traceback when the tensors are another model's."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)][:160]
-        raise RunError(f"the checkpoint {path} holds another model ({reason}): {AWAY}") from error
+        raise RunError(f"the checkpoint {path} holds another model ({reason}): {way_out}") from error

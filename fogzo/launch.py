@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
+from fogzo.begin import begin
 from fogzo.build import build, reporters
 from fogzo.data import TextData
 from fogzo.data.present import present_sha256
@@ -58,7 +59,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
     trainer = build(cfg)
     if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
         barrier()
-        trainer.resume(RunFolder.view(path, record))
+        if not trainer.resume(RunFolder.view(path, record)):
+            begin(trainer, record)
         same_start(trainer)
         try:
             return _summary(record, trainer, trainer.fit())
@@ -72,7 +74,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
             return _finished(path, record, summary)
         barrier()
         trainer.folder = folder
-        resumed = trainer.resume()
+        if not (resumed := trainer.resume()):
+            begin(trainer, record)
         same_start(trainer)
         trainer.reporters = reporters(cfg, path, record)
         _announce(record, trainer, path, resumed)
@@ -180,7 +183,9 @@ def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) ->
 
 def _last_good(path: Path) -> str:
     kept = checkpoint.existing(path / "checkpoint.pt")
-    return f"the last good checkpoint is {kept[0]}" if kept else "it had saved no checkpoint yet"
+    if not kept:
+        return "it had saved no checkpoint yet"
+    return f"the last good checkpoint is {kept[0]}, from which another config goes on with begin_from={kept[0]}"
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
@@ -211,6 +216,7 @@ def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, flo
         "steps": trainer.step,
         **trainer.ledger.row(),
         **trainer.watch.row(),
+        **({"begun_from": trainer.begun_from} if trainer.begun_from else {}),
         "ranks": trainer.ranks,
         "forward_flops_per_example": trainer.ledger.forward_flops,
         "backward_flops_per_example": trainer.ledger.backward_flops,

@@ -48,6 +48,7 @@ ADDED = {
     "spike_factor": 3.0,
     "stop_on": "nonfinite",
     "deterministic": True,
+    "begin_from": None,
 }
 
 # What a process may leave behind that is killed before there is a config.yaml

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Trainer:
         self.since_row, self.whole_run = Means(), Means()
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
         self.best: float | None = None  # of the task's metric
+        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.begin
         self.notes: list[str] = []  # what a resumed run has to say
 
     def fit(self) -> dict[str, float]:
@@ -184,6 +186,7 @@ class Trainer:
             "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
             "watch": self.watch.state_dict(),
             "best": self.best,
+            "begun_from": self.begun_from,
             "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
         }
 
@@ -220,12 +223,8 @@ class Trainer:
         path, state, damaged = found
         checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
         self._use_threads(state.get("threads"))
-        checkpoint.restore_model(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ledger.load_state_dict(state["ledger"])
-        self.watch.load_state_dict(state["watch"])
-        self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
-        self.step, self.best = state["step"], state["best"]
+        self.begun_from = state.get("begun_from")
+        self.restore(state, path)
         if self.folder is not None:
             self.folder.truncate_metrics(state["metrics_bytes"])
             checkpoint.set_aside(damaged)
@@ -234,6 +233,15 @@ class Trainer:
             reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
             self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
         return True
+
+    def restore(self, state: Mapping[str, Any], path: Path, way_out: str = checkpoint.AWAY) -> None:
+        """Take over what the checkpoint in ``path`` holds; it was checked."""
+        checkpoint.restore_model(self.model, state["model"], path, way_out)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.watch.load_state_dict(state["watch"])
+        self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
+        self.step, self.best = state["step"], state["best"]
 
     def _use_threads(self, kept: int | None) -> None:
         """On the CPU: compute with as many threads as before, since sums are split by their number."""

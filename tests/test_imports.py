@@ -19,6 +19,7 @@ LAYERS = (
     "factories",
     "settings",
     "trainer",
+    "begin",
     "build",
     "costs",
     "plan",
