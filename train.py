@@ -48,8 +48,9 @@ def main(cfg: DictConfig) -> None:
     except ValueError as error:
         if sweeping:  # the other jobs go on; Hydra reports this one at the end
             raise CompactHydraException(f"error: {error}") from None
-        if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would say the same
-            print(f"error: {error}", file=sys.stderr)
+        # every process of torchrun speaks: its share of the data, its GPU and its node's disk are its own
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: " * (rank != "0") + f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
 
 

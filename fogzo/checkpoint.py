@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fogzo.files import atomic_write
 from fogzo.runs import RunError, one_line
 
 FORMAT = 1
+AWAY = "move it away, and any checkpoint-STEP.pt beside it, to start this run from the beginning"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -28,7 +29,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
-        kept = f"the checkpoint before it is still in {path}" if path.exists() else "there is no earlier one"
+        before = existing(path)
+        kept = f"the checkpoint before it is still in {before[0]}" if before else "there is no earlier one"
         raise RunError(
             f"the checkpoint {path} cannot be written ({error.strerror or error}); {kept}: make room and run again"
         ) from error
@@ -54,10 +56,34 @@ def keep_last(path: Path, step: int, count: int) -> None:
         extra.unlink()
 
 
-def drop_older(path: Path) -> None:
-    """Remove the kept checkpoints of an attempt that was given up: this one begins anew."""
-    for extra in _older(path):
-        extra.unlink()
+def newest(path: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """What to go on from: ``path`` if it can be read, else the newest that :func:`keep_last` kept and that can.
+
+    Returns its path, its state and the files that had to be passed over, or ``None`` where there is no checkpoint.
+
+    Raises:
+        RunError: if there are checkpoints, and none of them can be read.
+    """
+    damaged: dict[Path, RunError] = {}
+    for file in existing(path):
+        try:
+            return file, load(file), list(damaged)
+        except RunError as error:
+            damaged[file] = error
+    if damaged:  # of several, the first names the newest; none is older and whole
+        raise next(iter(damaged.values()))
+    return None
+
+
+def set_aside(files: Iterable[Path]) -> None:
+    """Rename damaged files to ``NAME.damaged``, so that none takes the place of a whole one among the kept."""
+    for file in files:
+        file.replace(file.with_name(f"{file.name}.damaged"))
+
+
+def existing(path: Path) -> list[Path]:
+    """``path`` and what :func:`keep_last` kept beside it, the newest first, as far as they are there."""
+    return [file for file in (path, *reversed(_older(path))) if file.exists()]
 
 
 def _older(path: Path) -> list[Path]:
@@ -71,13 +97,12 @@ def weights(model: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, way_out: str = AWAY) -> dict[str, Any]:
     """Read what :func:`save` wrote.
 
     Raises:
         RunError: if the file is damaged, or no checkpoint of this program.
     """
-    way_out = "move it away to start this run from the beginning"
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load doesn't look at the checksums
             if damaged := archive.testzip():
@@ -95,41 +120,39 @@ def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
     return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
 
 
-def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path) -> None:
+def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_out: str = AWAY) -> None:
     """Refuse to go on from the state ``kept`` in ``path`` where it is not one of the run whose state ``own`` is.
 
     Raises:
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
-    # the first checkpoints did not name their data and device: nothing to compare, and no reason to lose the run
-    if set(own) - {"data", "device"} - set(kept) or kept["run"] != own["run"]:
-        raise RunError(f"the checkpoint {path} is not this run's: move it away to start this run from the beginning")
+    # the first checkpoints did not name all of these: nothing to compare, and no reason to lose the run
+    if set(own) - {"data", "device", "threads", "begun_from"} - set(kept) or kept["run"] != own["run"]:
+        raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(
             f"the checkpoint {path} was made by {kept['ranks']} ranks, but there are {own['ranks']} now: start the "
-            "run with as many processes as before, or move the checkpoint away to start from the beginning"
+            f"run with as many processes as before, or {way_out}"
         )
     if (device := kept.get("device", own["device"])) != own["device"]:
         raise RunError(
             f"the checkpoint {path} was made on another kind of device ({device} → {own['device']}), which draws other "
-            f"noise: choose device={device}, or move the checkpoint away to start from the beginning"
+            f"noise: choose device={device}, or {way_out}"
         )
     data = own["data"]
     differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.get("data", {}).items() if data.get(key) != old]
     if differ:
         raise RunError(
-            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or move "
-            "the checkpoint away to start this run from the beginning"
+            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or "
+            f"{way_out}"
         )
 
 
-def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+def restore_model(model: nn.Module, state: dict[str, Any], path: Path, way_out: str = AWAY) -> None:
     """``load_state_dict``, with a message instead of a traceback when the tensors are another model's."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)][:160]
-        raise RunError(
-            f"the checkpoint {path} holds another model ({reason}): move it away to start this run from the beginning"
-        ) from error
+        raise RunError(f"the checkpoint {path} holds another model ({reason}): {way_out}") from error

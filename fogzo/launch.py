@@ -11,7 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
+from fogzo.begin import begin
 from fogzo.build import build, reporters
+from fogzo.data import TextData
 from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
 from fogzo.distributed import announced, barrier, check_same, gather, process_group
@@ -57,7 +59,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
     trainer = build(cfg)
     if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
         barrier()
-        trainer.resume(RunFolder.view(path, record))
+        if not trainer.resume(RunFolder.view(path, record)):
+            begin(trainer, record)
         same_start(trainer)
         try:
             return _summary(record, trainer, trainer.fit())
@@ -71,7 +74,8 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
             return _finished(path, record, summary)
         barrier()
         trainer.folder = folder
-        resumed = trainer.resume()
+        if not (resumed := trainer.resume()):
+            begin(trainer, record)
         same_start(trainer)
         trainer.reporters = reporters(cfg, path, record)
         _announce(record, trainer, path, resumed)
@@ -144,9 +148,20 @@ def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: 
         f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
         f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
+        *_epochs(trainer),
         f"folder:   {path} ({state})",
+        *(f"note:     {note}" for note in trainer.notes),
     )
     print("\n".join(lines), flush=True)
+
+
+def _epochs(trainer: Trainer) -> list[str]:
+    """Of text, which may be shorter than the run that a recipe asks for: how often training goes through it."""
+    data, settings = trainer.task.data, trainer.settings
+    if not isinstance(data, TextData):
+        return []
+    asked, there = settings.steps * settings.batch_size * data.sequence, len(data.train) * data.sequence
+    return [f"tokens:   {asked:,} = {asked / there:.4g} epochs of the {there:,} of {data.name}"]
 
 
 def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +182,10 @@ def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) ->
 
 
 def _last_good(path: Path) -> str:
-    kept = path / "checkpoint.pt"
-    return f"the last good checkpoint is {kept}" if kept.exists() else "it had saved no checkpoint yet"
+    kept = checkpoint.existing(path / "checkpoint.pt")
+    if not kept:
+        return "it had saved no checkpoint yet"
+    return f"the last good checkpoint is {kept[0]}, from which another config goes on with begin_from={kept[0]}"
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
@@ -199,6 +216,7 @@ def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, flo
         "steps": trainer.step,
         **trainer.ledger.row(),
         **trainer.watch.row(),
+        **({"begun_from": trainer.begun_from} if trainer.begun_from else {}),
         "ranks": trainer.ranks,
         "forward_flops_per_example": trainer.ledger.forward_flops,
         "backward_flops_per_example": trainer.ledger.backward_flops,

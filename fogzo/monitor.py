@@ -50,16 +50,22 @@ class Means:
 
 @dataclass
 class LossWatch:
-    """Names steps whose loss is not finite, or more than ``factor`` times its running mean (0: no such watch)."""
+    """Names steps whose loss is not finite, or jumps: above ``factor`` times its running mean (0: no such watch).
+
+    Losses are cross-entropies in nats, so a jump by ``factor`` nats counts too: a language model's loss of 3.5 cannot
+    triple, as chance is at 10.8.  What is within 6 running deviations of the mean, or half a nat, is noise of small
+    batches or of a loss near 0, and no jump.
+    """
 
     factor: float
     stop_on: str
     smoothed: float = 0.0
+    squared: float = 0.0  # running mean of squared deviations from the running mean
     seen: int = 0
     spikes: int = 0
     nonfinite: int = 0
 
-    warm_up, memory = 20, 0.98
+    warm_up, memory, deviations, least = 20, 0.98, 6.0, 0.5
 
     def event(self, loss: float, step: int) -> tuple[str | None, Diverged | None]:
         """``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1), and what ends the run, if any.
@@ -70,8 +76,12 @@ class LossWatch:
             self.nonfinite += 1
             stop = Diverged(f"the loss is {loss} at step {step}") if self.stop_on != "never" else None
             return "nonfinite", stop
-        mean = self.smoothed / (1 - self.memory**self.seen) if self.seen else loss
-        spiked = self.factor > 0 and self.seen >= self.warm_up and loss > self.factor * mean
+        weight = 1 - self.memory**self.seen  # of what was seen so far
+        mean, deviation = (self.smoothed / weight, math.sqrt(self.squared / weight)) if self.seen else (loss, 0.0)
+        jump = loss > min(self.factor * mean, mean + self.factor)
+        noise = loss <= mean + max(self.deviations * deviation, self.least)
+        spiked = self.factor > 0 and self.seen >= self.warm_up and jump and not noise
+        self.squared = self.memory * self.squared + (1 - self.memory) * (loss - mean) ** 2
         self.smoothed = self.memory * self.smoothed + (1 - self.memory) * loss
         self.seen += 1
         if not spiked:
@@ -80,7 +90,7 @@ class LossWatch:
         stop = None
         if self.stop_on == "spike":
             stop = Diverged(
-                f"the loss jumped to {loss:.4g} at step {step}, more than {self.factor:g} times its mean {mean:.4g}"
+                f"the loss jumped to {loss:.4g} at step {step}, from a mean of {mean:.4g} (spike_factor={self.factor})"
             )
         return "spike", stop
 

@@ -48,6 +48,7 @@ ADDED = {
     "spike_factor": 3.0,
     "stop_on": "nonfinite",
     "deterministic": True,
+    "begin_from": None,
 }
 
 # What a process may leave behind that is killed before there is a config.yaml
@@ -81,7 +82,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines such as ``optimizer.lr: 0.1 → 0.2`` for every key in which two configs differ and that changes results."""
     before, after = dict(_result_keys(old)), dict(_result_keys(new))
     keys = [*before, *(key for key in after if key not in before)]
-    return [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    pairs = {key: tuple(side.get(key, ADDED.get(key)) for side in (before, after)) for key in keys}
+    return [f"{key}: {was} → {now}" for key, (was, now) in pairs.items() if was != now]
 
 
 def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Trainer:
         self.since_row, self.whole_run = Means(), Means()
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
         self.best: float | None = None  # of the task's metric
+        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.begin
+        self.notes: list[str] = []  # what a resumed run has to say
 
     def fit(self) -> dict[str, float]:
         """Train from ``self.step`` to the end.  Returns the final metrics.
@@ -175,6 +178,7 @@ class Trainer:
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
             "device": self.device.type,
+            "threads": torch.get_num_threads(),
             "data": checkpoint.identifying(self.task.data.describe()),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -183,6 +187,7 @@ class Trainer:
             "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
             "watch": self.watch.state_dict(),
             "best": self.best,
+            "begun_from": self.begun_from,
             "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
         }
 
@@ -202,31 +207,49 @@ class Trainer:
         barrier()  # a rank that left now would have torchrun end the one that writes
 
     def resume(self, folder: RunFolder | None = None) -> bool:
-        """Go on from the checkpoint in ``folder`` (default: the trainer's own); ``False`` if there is none.
+        """Go on from the newest whole checkpoint in ``folder`` (default: its own); ``False`` if there is none.
+
+        ``self.notes`` says what is not as usual about it.
 
         Raises:
-            RunError: if the checkpoint is damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
+            RunError: if all of them are damaged, or :func:`fogzo.checkpoint.check_run` refuses it.
         """
         folder = folder or self.folder
         if folder is None:
             return False
-        path = folder.checkpoint_file
-        if not path.exists():
+        if (found := checkpoint.newest(folder.checkpoint_file)) is None:
             if self.folder is not None:
                 self.folder.truncate_metrics(0)
-                checkpoint.drop_older(path)
             return False
-        state = checkpoint.load(path)
+        path, state, damaged = found
         checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
-        checkpoint.restore_model(self.model, state["model"], path)
+        self._use_threads(state.get("threads"))
+        self.begun_from = state.get("begun_from")
+        self.restore(state, path)
+        if self.folder is not None:
+            self.folder.truncate_metrics(state["metrics_bytes"])
+            checkpoint.set_aside(damaged)
+        if path != folder.checkpoint_file:
+            unread = ", ".join(file.name for file in damaged)
+            reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
+            self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
+        return True
+
+    def restore(self, state: Mapping[str, Any], path: Path, way_out: str = checkpoint.AWAY) -> None:
+        """Take over what the checkpoint in ``path`` holds; it was checked."""
+        checkpoint.restore_model(self.model, state["model"], path, way_out)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
         self.watch.load_state_dict(state["watch"])
         self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
         self.step, self.best = state["step"], state["best"]
-        if self.folder is not None:
-            self.folder.truncate_metrics(state["metrics_bytes"])
-        return True
+
+    def _use_threads(self, kept: int | None) -> None:
+        """On the CPU: compute with as many threads as before, since sums are split by their number."""
+        own = torch.get_num_threads()
+        if self.device.type == "cpu" and kept and kept != own:  # the first checkpoints did not name it
+            torch.set_num_threads(kept)
+            self.notes.append(f"computing with {kept} CPU threads, as before, not with {own}: the bits would differ")
 
     def _due(self, interval: str) -> bool:
         every = getattr(self.settings, interval)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from text_helpers import write_set
 
 from fogzo.distributed import share
 
@@ -119,6 +120,31 @@ def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_rea
     assert len(complaints) == 1
     assert "samples=2 cannot be spread over 3 ranks: raise samples" in complaints[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
+    write_set(tmp_path / "here" / "c4")
+    own = tmp_path / "own_data.py"  # as on two nodes, of which the second lacks the data
+    own.write_text(
+        "import os, runpy, sys\n"
+        f"place = {str(tmp_path)!r} + ('/here', '/nowhere')[int(os.environ['RANK'])]\n"
+        "sys.argv[1:1] = ['data.root=' + place]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(own)]
+    chosen = ["model=llama_mini", "data=c4", "data.sequence=8", "steps=2", "estimator=ste", "device=cpu"]
+    done = subprocess.run(
+        [*launcher, *chosen, f"run_dir={tmp_path / 'run'}"],
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == []
+    (said,) = [line for line in done.stderr.splitlines() if "error: " in line and "data" in line]
+    assert said.startswith(f"rank 1: error: the text set c4 in {tmp_path}/nowhere/c4 is not there")
 
 
 def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_path):

@@ -20,6 +20,7 @@ LAYERS = (
     "settings",
     "trainer",
     "shapes",
+    "begin",
     "build",
     "costs",
     "plan",

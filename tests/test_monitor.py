@@ -17,7 +17,7 @@ from test_trainer import ESTIMATORS, TIMES, Tell, assert_same_end, assert_same_s
 from fogzo import checkpoint
 from fogzo.data import TensorSplit
 from fogzo.monitor import STOP_ON, Diverged, LossWatch, Means, numbers
-from fogzo.runs import RunError
+from fogzo.runs import RunError, RunFolder
 from fogzo.signals import Interrupted
 from fogzo.tasks import Classification
 
@@ -72,13 +72,48 @@ def test_a_spike_is_a_loss_above_so_many_times_the_running_mean(factor):
 
 
 def test_the_running_mean_forgets_by_2_percent_a_step():
-    losses = [2.0 + (step % 7) for step in range(60)]
+    losses = [1.0 + 0.1 * (step % 7) for step in range(60)]
     weights = [0.98 ** (59 - step) for step in range(60)]
     mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
     for factor, expected in ((0.999, None), (1.001, "spike")):
         watch = LossWatch(3.0, "nonfinite")
         assert set(events(watch, losses)) == {None}
         assert event(watch, 3.0 * factor * mean, 61) == expected
+
+
+@pytest.mark.parametrize(("factor", "mean"), [(3.0, 3.5), (1.5, 4.0), (4.0, 2.0)])
+def test_a_loss_that_cannot_be_so_many_times_its_mean_jumps_by_so_many_nats(factor, mean):
+    for rise, expected in ((0.999 * factor, None), (1.001 * factor, "spike")):
+        assert events(LossWatch(factor, "never"), [mean] * 20 + [mean + rise])[-1] == expected
+
+
+def test_a_language_model_that_falls_back_to_chance_is_noticed():
+    healthy = [3.5 + 7.3 * 0.9**step + 0.1 * math.sin(step) for step in range(300)]
+    assert events(LossWatch(3.0, "never"), [*healthy, 10.4]) == [None] * 300 + ["spike"]
+
+
+def test_scatter_is_no_spike_nor_is_a_rise_of_half_a_nat():
+    generator = torch.Generator().manual_seed(0)
+    scattered = (-torch.rand(1000, 3, generator=generator).log().sum(1) * 0.4 / 3).tolist()
+    assert max(scattered) > 3 * sum(scattered) / len(scattered)  # the factor alone would take it for one
+    assert set(events(LossWatch(3.0, "never"), scattered)) == {None}
+    assert events(LossWatch(3.0, "never"), [*scattered, 2.3])[-1] == "spike"
+    for loss, expected in ((0.53, None), (0.55, "spike")):
+        assert events(LossWatch(3.0, "never"), [0.04] * 50 + [loss])[-1] == expected
+
+
+def test_the_deviation_is_that_of_losses_from_the_mean_before_them():
+    losses = [1.0 + 0.3 * (-1) ** step for step in range(60)]
+    means = [
+        None,
+        *(sum(0.98 ** (n - 1 - i) * losses[i] for i in range(n)) * 0.02 / (1 - 0.98**n) for n in range(1, 61)),
+    ]
+    squares = [0.0, *((losses[n] - means[n]) ** 2 for n in range(1, 60))]
+    deviation = math.sqrt(sum(0.98 ** (59 - n) * squares[n] for n in range(60)) * 0.02 / (1 - 0.98**60))
+    for factor, expected in ((0.999, None), (1.001, "spike")):
+        watch = LossWatch(1.1, "never")
+        events(watch, losses)
+        assert event(watch, means[60] + 6.0 * factor * deviation, 61) == expected
 
 
 def test_there_are_no_spikes_before_the_20_steps_of_warm_up_nor_without_a_factor():
@@ -89,12 +124,12 @@ def test_there_are_no_spikes_before_the_20_steps_of_warm_up_nor_without_a_factor
 def test_a_loss_that_is_no_number_is_counted_and_leaves_the_mean_alone():
     watch, other = LossWatch(3.0, "never"), LossWatch(3.0, "never")
     losses = [1.0] * 20
-    assert events(watch, [*losses, torch.nan, torch.inf, -torch.inf, 2.9, 3.4]) == (
+    assert events(watch, [*losses, torch.nan, torch.inf, -torch.inf, 2.9, 9.0]) == (
         [None] * 20 + ["nonfinite"] * 3 + [None, "spike"]
     )
-    assert events(other, [*losses, 2.9, 3.4])[-2:] == [None, "spike"]
+    assert events(other, [*losses, 2.9, 9.0])[-2:] == [None, "spike"]
     assert watch.row() == {"spikes": 1, "nonfinite": 3}
-    assert (watch.smoothed, watch.seen) == (other.smoothed, other.seen)
+    assert (watch.smoothed, watch.squared, watch.seen) == (other.smoothed, other.squared, other.seen)
 
 
 @pytest.mark.parametrize("stop_on", STOP_ON)
@@ -102,7 +137,7 @@ def test_stop_on_says_what_ends_a_run(stop_on):
     watch = LossWatch(3.0, stop_on)
     events(watch, [1.0] * 20)
     if stop_on == "spike":
-        with pytest.raises(Diverged, match=r"jumped to 5 at step 21, more than 3 times its mean 1"):
+        with pytest.raises(Diverged, match=r"jumped to 5 at step 21, from a mean of 1 \(spike_factor=3.0\)"):
             event(watch, 5.0, 21)
     else:
         assert event(watch, 5.0, 21) == "spike"
@@ -189,7 +224,7 @@ def test_a_spike_is_logged_and_the_run_goes_on_as_if_there_had_been_none(estimat
 
 def test_a_spike_ends_the_run_where_stop_on_says_so_and_a_resumed_run_has_not_forgotten_the_mean(open_run):
     options = {"steps": 24, "stop_on": "spike", "checkpoint_every": 10}
-    with pytest.raises(Diverged, match=r"jumped to 1.* at step 22, more than 3 times its mean"):
+    with pytest.raises(Diverged, match=r"jumped to 1.* at step 22, from a mean of"):
         tampered([22], lambda loss: loss + 1000, folder=open_run(), **options).fit()
     assert checkpoint.load(open_run().checkpoint_file)["step"] == 20
     again = tampered([22], lambda loss: loss + 1000, folder=open_run(), **options)
@@ -448,6 +483,25 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     assert_same_end(again, whole)
 
 
+def test_a_resumed_run_computes_with_as_many_threads_as_before_and_says_so(open_run):
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), steps=4, checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    torch.set_num_threads(2)
+    again = make(folder=open_run(), steps=4)
+    assert again.resume()
+    assert torch.get_num_threads() == 1
+    assert again.notes == ["computing with 1 CPU threads, as before, not with 2: the bits would differ"]
+
+    state = checkpoint.load(again.folder.checkpoint_file)
+    del state["threads"]  # as the first checkpoints were
+    checkpoint.save(again.folder.checkpoint_file, state)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        old = make(folder=open_run(), steps=4)
+        assert old.resume()
+        assert (torch.get_num_threads(), old.notes) == (count, [])
+
+
 DAMAGE = {
     "some bytes": lambda data: data[:5000] + bytes(byte ^ 255 for byte in data[5000:5200]) + data[5200:],
     "cut": lambda data: data[: len(data) // 2],
@@ -456,31 +510,61 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_it_still_serves(kind, open_run):
-    options = {"quantizer": "lsq", "checkpoint_every": 1, "keep_checkpoints": 2}
+def replace_by(content, *files):
+    for file in files:
+        file.unlink()  # not through the hard link
+        if content is not None:
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "gone"])
+def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read_and_ends_with_the_same_bits(kind, open_run):
+    options = {"quantizer": "lsq", "checkpoint_every": 1, "keep_checkpoints": 3}
     whole = make(folder=open_run("whole"), **options)
     whole.fit()
     with pytest.raises(ZeroDivisionError):
-        make(folder=open_run(), reporters=[Tell(4, lambda: 1 / 0)], **options).fit()
+        make(folder=open_run(), reporters=[Tell(5, lambda: 1 / 0)], **options).fit()
     folder = open_run()
-    damaged = DAMAGE[kind](folder.checkpoint_file.read_bytes())
-    folder.checkpoint_file.unlink()  # not through the hard link
-    folder.checkpoint_file.write_bytes(damaged)
-    rows = folder.metrics_file.read_bytes()
-    again = make(folder=folder, **options)
-    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\): move it away"):
-        again.resume()
-    assert folder.metrics_file.read_bytes() == rows
-    assert folder.checkpoint_file.read_bytes() == damaged
-    assert again.step == 0
+    damaged = None if kind == "gone" else DAMAGE[kind](folder.checkpoint_file.read_bytes())
+    third, fourth = (folder.path / f"checkpoint-{step:09d}.pt" for step in (3, 4))
+    replace_by(damaged, folder.checkpoint_file, fourth)
 
-    (folder.path / "checkpoint-000000002.pt").replace(folder.checkpoint_file)
-    again = make(folder=open_run(), **options)
+    other_rank = make(**options)  # it reads the folder, and leaves it as it is
+    before = {file.name: file.read_bytes() for file in folder.path.glob("*.pt")}
+    assert other_rank.resume(RunFolder.view(folder.path, folder.config))
+    assert {file.name: file.read_bytes() for file in folder.path.glob("*.pt")} == before
+
+    again = make(folder=folder, **options)
     assert again.resume()
-    assert again.step == 2
+    assert again.step == other_rank.step == 3
+    (note,) = again.notes
+    assert note.endswith(f"going on from {third.name}, the newest that can be read")
+    assert ("there is no checkpoint.pt" in note) == (kind == "gone")
+    if kind != "gone":
+        assert f"checkpoint.pt, {fourth.name} cannot be read" in note
+        for name in ("checkpoint.pt", fourth.name):
+            assert (folder.path / f"{name}.damaged").read_bytes() == damaged
+    assert third.exists()
     again.fit()
     assert_same_end(again, whole)
+    assert names_in(folder) == [f"checkpoint-{step:09d}.pt" for step in (3, 4, 5)] + ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_nothing_is_touched(kind, open_run):
+    options = {"checkpoint_every": 1, "keep_checkpoints": 2}
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), reporters=[Tell(4, lambda: 1 / 0)], **options).fit()
+    folder = open_run()
+    files = [folder.path / name for name in names_in(folder)]
+    assert len(files) == 3
+    replace_by(DAMAGE[kind](folder.checkpoint_file.read_bytes()), *files)
+    before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
+    again = make(folder=folder, **options)
+    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\): move it away, and any checkpoint-STEP"):
+        again.resume()
+    assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
+    assert again.step == 0
 
 
 @pytest.mark.parametrize("earlier", [0, 1, 3])

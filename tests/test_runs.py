@@ -14,7 +14,7 @@ from torch import nn
 from fogzo import checkpoint
 from fogzo.files import atomic_write
 from fogzo.results import load_runs
-from fogzo.runs import PRESENTATION, RunError, RunFolder, differences, digest_of, identity
+from fogzo.runs import ADDED, PRESENTATION, RunError, RunFolder, differences, digest_of, identity
 
 CONFIG = {
     "seed": 0,
@@ -50,6 +50,18 @@ def fail_to_write(monkeypatch):
         monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(error))
 
     return fail
+
+
+@pytest.mark.parametrize("key", ADDED)
+def test_a_difference_shows_what_a_key_meant_before_it_was_there(key):
+    group, _, name = key.rpartition(".")
+    plain = {group: {"other": 1}} if group else {}
+    asked = {group: {"other": 1, name: "new"}} if group else {key: "new"}
+    meant = {group: {"other": 1, name: ADDED[key]}} if group else {key: ADDED[key]}
+    for without in (plain, meant):
+        assert differences(CONFIG | without, CONFIG | asked) == [f"{key}: {ADDED[key]} → new"]
+        assert differences(CONFIG | asked, CONFIG | without) == [f"{key}: new → {ADDED[key]}"]
+    assert differences(CONFIG | plain, CONFIG | meant) == []
 
 
 def contents(path):

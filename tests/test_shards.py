@@ -118,15 +118,69 @@ def test_a_damaged_set_is_refused_by_file_reason_and_way_out(damage, tmp_path):
         open_text(tmp_path, 8, "mend it")
 
 
-def test_large_sets_are_hashed_on_demand_and_small_ones_always(tmp_path, monkeypatch):
-    flip(write_set(tmp_path) / "train-00001.bin")
+def test_small_sets_are_hashed_at_every_opening_unless_told_otherwise(tmp_path):
+    write_set(tmp_path)
+    for _ in range(2):
+        open_text(tmp_path, 8, "mend it")
+        assert not (tmp_path / ".verified").exists()
+    flip(tmp_path / "train-00001.bin")
     with refused_with("SHA-256"):
         open_text(tmp_path, 8, "mend it")
     assert len(open_text(tmp_path, 8, "mend it", verify=False).train) == 12
+
+
+def test_large_sets_are_hashed_once_and_again_when_a_shard_or_the_manifest_changes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fogzo.data.shards.VERIFIED_BYTES", 259)  # it has 260
-    assert len(open_text(tmp_path, 8, "mend it").train) == 12
-    with refused_with("SHA-256"):
-        open_text(tmp_path, 8, "mend it", verify=True)
+    hashed = []
+    monkeypatch.setattr("fogzo.data.shards.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    shards = [f"train-{i:05d}.bin" for i in range(3)] + ["test-00000.bin"]
+
+    def opened(**options):
+        hashed.clear()
+        open_text(tmp_path, 8, "mend it", **options)
+        return [name for name in hashed if name != "tokenizer.json"]
+
+    write_set(tmp_path)
+    assert opened(verify=False) == []
+    assert opened() == shards
+    assert "hashing 0.0 GB of tokens" in capsys.readouterr().out
+    assert opened() == []
+    assert opened(verify=True) == shards
+    assert opened() == []
+    os.utime(tmp_path / "train-00002.bin", ns=(0, 1))
+    assert opened() == shards
+    assert opened() == []
+    (tmp_path / ".verified").write_bytes(b"\xff")
+    assert opened() == shards
+    flip(tmp_path / "train-00001.bin")
+    for _ in range(2):
+        with refused_with("train-00001.bin has SHA-256"):
+            open_text(tmp_path, 8, "mend it")
+
+
+def test_a_large_set_in_a_folder_that_cannot_be_written_is_hashed_each_time(tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise PermissionError(13, "Permission denied")
+
+    write_set(tmp_path)
+    monkeypatch.setattr("fogzo.data.shards.VERIFIED_BYTES", 259)
+    monkeypatch.setattr("fogzo.data.shards.atomic_write", refuse)
+    for _ in range(2):
+        assert len(open_text(tmp_path, 8, "mend it").train) == 12
+        assert not (tmp_path / ".verified").exists()
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_by_its_shard_when_it_is_read(tmp_path):
+    write_set(tmp_path)
+    tokens = np.memmap(tmp_path / "train-00001.bin", "<u2", "r+")
+    tokens[7] = 300  # the 48th of the stream; the vocabulary is 300
+    tokens.flush()
+    data = open_text(tmp_path, 8, "mend it", verify=False)
+    where = "token 300 between its tokens 0 and 9, beyond the vocabulary of 300: mend it"
+    for split in (data.train, data.train.to(torch.device("cpu"))):
+        assert split.batch(torch.tensor([4, 6]))[0].max() < 300  # the windows before and behind
+        with refused_with(f"{tmp_path}/train-00001.bin holds {where}"):
+            split.batch(torch.tensor([0, 5]))
 
 
 def test_a_split_manifest_keeps_its_sums():

@@ -1,12 +1,17 @@
 """Windows of tokens, and how a set of text is found: side by side wherever the shards are cut, and named if absent."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
-from text_helpers import flip, refused_with, write_set
+from hydra import compose, initialize_config_dir
+from text_helpers import ROOT, flip, refused_with, write_set
 
 from fogzo.data.present import present_sha256
-from fogzo.data.text import TokenSplit, c4, open_text, prepared_text
+from fogzo.data.text import C4, LONGER, TokenSplit, c4, open_text, prepared_text
+from fogzo.launch import train
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [4], [5], [6, 7], [1, 2, 3, 13], [10]])
@@ -54,16 +59,66 @@ def test_the_hash_of_a_set_is_known_without_opening_it(tmp_path):
     assert present_sha256("c4", tmp_path) is None
 
 
+C4_COMMAND = f"python scripts/prepare_text.py --name c4 {C4} --out"
+
+
 def test_an_absent_set_names_folder_command_and_the_embedded_one(tmp_path):
-    command = (
-        "python scripts/prepare_text.py --name c4 --dataset allenai/c4 --config en --max-tokens 3_100_000_000 --out"
-    )
-    with refused_with(f"{tmp_path}/c4 is not there", f"{command} {tmp_path}/c4", "data.root=", "data=pydocs"):
+    with refused_with(f"{tmp_path}/c4 is not there", f"{C4_COMMAND} {tmp_path}/c4", "data.root=", "data=pydocs"):
+        c4(tmp_path, 512)
+    with refused_with("13_400_000_000 for llama_20m, 10_300_000_000 for llama_200m, 20_600_000_000 for llama_300m"):
         c4(tmp_path, 512)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "journal.json").write_text("{}")
     with refused_with(f"{tmp_path}/mine is unfinished", "--name mine --files"):
         prepared_text("mine", tmp_path, 512)
-    flip(write_set(tmp_path / "c4") / "test-00000.bin")
-    with refused_with("c4/test-00000.bin has SHA-256", f"remove {tmp_path}/c4 and make it again with `{command}"):
+    write_set(tmp_path / "c4")
+    (tmp_path / "c4" / "manifest.json").write_text("{}")
+    with refused_with(f"remove {tmp_path}/c4 and make it again with `{C4_COMMAND}"):
         c4(tmp_path, 8)
+
+
+FILE = {"bytes": 1, "sha256": "0"}
+HUB = {"dataset": "allenai/c4", "config": "en", "split": "train", "revision": None, "records": 3}
+SOURCES = [
+    ([HUB], "gpt2", "--dataset allenai/c4 --config en --max-tokens 130"),
+    ([HUB | {"split": "validation", "revision": "f0"}], "gpt2", "--config en --split validation --revision f0 --max-"),
+    ([{"file": "a.jsonl.gz", **FILE}], "gpt2", "--files 'FOLDER/a.jsonl.gz' --max-tokens 130"),
+    (
+        [{"file": f"c4.{i}.json", **FILE} for i in range(3)],
+        "own.json",
+        "'FOLDER/c4.*' --tokenizer FOLDER/own.json",
+    ),
+    ([{"file": f"{i}", **FILE} for i in "xy"], "byte-level BPE 400, trained on c4", "'FOLDER/*' --tokenizer train:400"),
+    ([], "org/model", "--files 'FOLDER/*.jsonl.gz' --tokenizer org/model --max-tokens 130"),
+]
+
+
+@pytest.mark.parametrize(("sources", "tokenizer", "options"), SOURCES)
+def test_a_damaged_set_is_to_be_made_again_from_what_it_was_made_from(sources, tokenizer, options, tmp_path):
+    manifest = write_set(tmp_path / "c4") / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["tokenizer"]["name"] = tokenizer
+    manifest.write_text(json.dumps(record | {"sources": sources}))
+    flip(tmp_path / "c4" / "test-00000.bin")
+    with refused_with("c4/test-00000.bin has SHA-256", f"remove {tmp_path}/c4 and make it again with `", options):
+        c4(tmp_path, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("llama_95m", C4), *((f"llama_{m}", LONGER) for m in ("20m", "200m", "300m"))]
+)
+def test_the_tokens_that_are_advised_are_enough_for_the_recipes(model, tokens):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=["scale=paper", f"model={model}"])
+    (advised,) = re.findall(rf"([\d_]+) for {model}" if tokens is LONGER else r"--max-tokens ([\d_]+)", tokens)
+    trained = cfg.steps * cfg.batch_size * cfg.data.sequence
+    assert trained < 0.99 * int(advised) < 1.05 * trained
+
+
+def test_a_run_says_how_often_it_goes_through_its_text(tmp_path, capsys):
+    write_set(tmp_path / "c4")  # 12 windows of 8 tokens
+    chosen = ["model=llama_mini", "data=c4", f"data.root={tmp_path}", "data.sequence=8", "estimator=ste", "device=cpu"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides=[*chosen, "steps=2", "batch_size=9", f"run_dir={tmp_path / 'run'}"])
+    train(cfg)
+    assert "tokens:   144 = 1.5 epochs of the 96 of c4\n" in capsys.readouterr().out

@@ -5,6 +5,7 @@
         test-00000.bin ...
         tokenizer.json          what made them
         manifest.json           written last: its presence means that the folder is complete
+        .verified               names the sizes and times of shards that were hashed, so that no later start hashes them
 
 A split is one stream: its documents one after the other, each followed by the end-of-text token.  A shard ends where it
 is full, within a document if need be; joined in order, the shards are the stream.
@@ -30,6 +31,7 @@ from fogzo.files import atomic_write
 FORMAT = "fogzo-tokens-1"
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "test")
+MARK = ".verified"
 VERIFIED_BYTES = 256 * 2**20  # sets up to this size are hashed whenever they are opened: a second at most
 Tokens = npt.NDArray[Any]  # uint16 or uint32
 
@@ -109,26 +111,49 @@ def read_manifest(folder: Path, way_out: str) -> tuple[Manifest, str]:
 def map_shards(folder: Path, manifest: Manifest, way_out: str, *, verify: bool | None) -> dict[str, list[Tokens]]:
     """The shards of each split, memory-mapped, after a check of their sizes and, with ``verify``, their hashes.
 
-    ``verify=None`` hashes what holds up to 256 MiB in all.
+    ``verify=None`` hashes what holds up to 256 MiB in all, and larger sets once: a mark is left that names the hashes,
+    sizes and times of what was found whole, and counts until one of them changes.
 
     Raises:
         DataError: if a file is missing, or is not what the manifest says.
     """
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
-    size = sum(split.tokens for split in manifest.splits.values()) * dtype.itemsize
-    verify = size <= VERIFIED_BYTES if verify is None else verify
     _check(folder / TOKENIZER, manifest.tokenizer["sha256"], way_out)
-    mapped: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-    for name, split in manifest.splits.items():
-        for shard in split.shards:
-            path, expected = folder / shard.file, shard.tokens * dtype.itemsize
-            found = path.stat().st_size if path.is_file() else None
-            if found is not None and found != expected:
-                raise DataError(f"{path} has {found:,} bytes where the manifest says {expected:,}: {way_out}")
-            if found is None or verify:
-                _check(path, shard.sha256, way_out)
-            mapped[name].append(np.memmap(path, dtype=dtype, mode="r"))
-    return mapped
+    shards = {folder / shard.file: shard for split in manifest.splits.values() for shard in split.shards}
+    for path, shard in shards.items():
+        expected = shard.tokens * dtype.itemsize
+        if not path.is_file():
+            raise DataError(f"{path} is missing or cannot be read (no such file): {way_out}")
+        if (found := path.stat().st_size) != expected:
+            raise DataError(f"{path} has {found:,} bytes where the manifest says {expected:,}: {way_out}")
+    size = sum(shard.tokens for shard in shards.values()) * dtype.itemsize
+    mark = _mark(shards)
+    if verify or (verify is None and (size <= VERIFIED_BYTES or not _is_marked(folder, mark))):
+        if size > VERIFIED_BYTES:
+            print(f"hashing {size / 1e9:,.1f} GB of tokens in {folder}", flush=True)
+        for path, shard in shards.items():
+            _check(path, shard.sha256, way_out)
+        if size > VERIFIED_BYTES:
+            with suppress(OSError):  # a folder that cannot be written is hashed again next time
+                atomic_write(folder / MARK, mark.encode())
+    return {
+        name: [np.memmap(folder / shard.file, dtype=dtype, mode="r") for shard in split.shards]
+        for name, split in manifest.splits.items()
+    }
+
+
+def _mark(shards: Mapping[Path, Shard]) -> str:
+    """A hash of the shards' names, expected hashes, sizes and modification times."""
+    stats = {path: path.stat() for path in shards}
+    rows = [[p.name, shard.sha256, stats[p].st_size, stats[p].st_mtime_ns] for p, shard in shards.items()]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _is_marked(folder: Path, mark: str) -> bool:
+    try:
+        return (folder / MARK).read_text() == mark
+    except (OSError, ValueError):
+        return False
 
 
 def _check(path: Path, expected: str, way_out: str) -> None:
