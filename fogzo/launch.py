@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo import checkpoint
 from fogzo.begin import begin
-from fogzo.build import build, reporters
+from fogzo.build import build, departures, reporters
 from fogzo.data import TextData
 from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
@@ -78,7 +78,7 @@ def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any
             begin(trainer, record)
         same_start(trainer)
         trainer.reporters = reporters(cfg, path, record)
-        _announce(record, trainer, path, resumed)
+        _announce(cfg, record, trainer, path, resumed)
         try:
             metrics = trainer.fit()
         except Diverged as error:
@@ -131,7 +131,7 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     return folder / name
 
 
-def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: bool) -> None:
+def _announce(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: bool) -> None:
     quantized = quantized_weights(trainer.model) if record["quantizer"]["name"] != "none" else []
     latent = sum(weight.latent.numel() for weight in quantized)
     total = sum(p.numel() for p in trainer.model.parameters())
@@ -140,10 +140,12 @@ def _announce(record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: 
     how = names["quantizer"] + ("" if names["activations"] == "none" else f", activations {names['activations']}")
     settings = trainer.settings
     ranks = f", {trainer.ranks} processes that share the {settings.parallel}" if trainer.ranks > 1 else ""
+    other = departures(cfg) if record["scale"] == "paper" else []
+    but = f", but for {', '.join(other)}" if other else ""
     skip = record["quantize"]["skip"]
     left_out = f"all linear and convolution layers but {', '.join([skip] if isinstance(skip, str) else skip)}"
     lines = (
-        f"scale:    {record['scale']} ({SCALES[record['scale']]})",
+        f"scale:    {record['scale']} ({SCALES[record['scale']]}{but})",
         f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
         f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
         f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "

@@ -40,9 +40,11 @@ def check_shape(model: nn.Module, data: DataShape) -> None:
         ("sequence", config.max_position_embeddings, data.sequence),
     ):
         if value is not None and value > limit:
+            prepared = name == "vocabulary" and data.name != "pydocs"  # fixed when the text was tokenized
+            other = "prepare the text with a smaller tokenizer" if prepared else f"data.{name}={limit}"
             raise ValueError(
                 f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
-                f"or data.{name}={limit}"
+                f"or {other}"
             )
 
 
