@@ -15,11 +15,12 @@ from typing import Any
 from fogzo.comparison import Difference
 from fogzo.equal_loss import Ratio, cost_pairs, ratio_of
 from fogzo.evidence import METRICS, Evidence
+from fogzo.published import NOT_RUN, published_difference, published_direction
 from fogzo.results import read_yaml, spread
 from fogzo.runs import RunError
 from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, difference_text, short, signed
-from fogzo.verdicts import NOT_RUN, published_difference, published_direction, word_of
+from fogzo.verdicts import word_of
 
 CLAIMS = Path("results/paper/claims.yaml")
 RULE = (

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fogzo.evidence import Evidence
+from fogzo.published import published_text
 from fogzo.results import spread
 from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, short
-from fogzo.verdicts import published_text
 
 COST = "forward_equivalents"
 

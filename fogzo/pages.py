@@ -8,10 +8,11 @@ from typing import Any
 
 from fogzo.comparison import BETTER, METHOD, WORSE, holm
 from fogzo.evidence import METRICS, Evidence
+from fogzo.published import STATUS_RULE, published_difference, published_text, status
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, difference_text, short, signed
-from fogzo.verdicts import SHORT, STATUS_RULE, pairs_of, published_difference, published_text, status, verdicts
+from fogzo.verdicts import SHORT, pairs_of, verdicts
 
 COSTS = ("forward_equivalents", "flops", "seconds")
 COST_NOTE = (

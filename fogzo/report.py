@@ -22,9 +22,10 @@ from fogzo.pages import (
     sentences,
     tuned_table,
 )
+from fogzo.published import NOT_RUN, STATUS_RULE
 from fogzo.summary import published_table, summary_table
 from fogzo.tables import Table
-from fogzo.verdicts import NOT_RUN, STATUS_RULE, verdicts
+from fogzo.verdicts import verdicts
 
 RESULTS = Path("results")
 FOREST = "Filled: told apart; open: not. Below: single seeds. Arrow: beyond the axis."

@@ -12,10 +12,11 @@ from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
 from fogzo.files import atomic_write
 from fogzo.pages import comparison_table, control_table, parts_table, verdict_list
+from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, status, value_text
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
 from fogzo.tables import Table
-from fogzo.verdicts import DESCRIPTIVE, NOT_RUN, Verdict, is_published, status, value_text, verdicts
+from fogzo.verdicts import Verdict, verdicts
 
 RESULTS = Path("results")
 SUMMARY_NOTE = (

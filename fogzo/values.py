@@ -9,9 +9,9 @@ from fogzo.comparison import Difference
 from fogzo.equal_loss import COST, reached
 from fogzo.evidence import Evidence
 from fogzo.pages import COSTS, control_pairs, mean_cost
+from fogzo.published import published_text, status
 from fogzo.sweep import Cell
 from fogzo.tables import Table
-from fogzo.verdicts import published_text, status
 
 DIFFERENCE = (
     "difference", "low", "high", "t_low", "t_high", "pairs", "p_sign_flip", "p_least", "p_t", "outcome",

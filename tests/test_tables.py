@@ -13,9 +13,10 @@ from made_up import change, edit, experiment, sign, write
 from fogzo.equal_loss import Ratio, Reached, cost_pairs, ratio_of, ratio_table
 from fogzo.evidence import gather
 from fogzo.pages import comparison_table, control_table, footer, page
+from fogzo.published import published_text, status
 from fogzo.tables import Table
 from fogzo.values import controls_values, equal_loss_values, values_table
-from fogzo.verdicts import family, published_text, status, verdicts
+from fogzo.verdicts import family, verdicts
 
 EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
 
