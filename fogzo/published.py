@@ -34,8 +34,14 @@ def paper_row(evidence: Evidence, cell: Cell) -> Mapping[str, Any]:
     rows = evidence.paper.get("rows") or {}
     if not cell.setting:
         return rows
-    key = (evidence.experiment["settings"][cell.setting] or {}).get("paper")
-    return rows.get(key) or {}
+    keys = paper_keys(evidence, cell.setting)
+    return rows.get(keys[0]) or {} if keys else {}
+
+
+def paper_keys(evidence: Evidence, setting: str) -> list[str]:
+    """The published rows that a setting is, or is a twin of; cells show the first one's numbers."""
+    given = ((evidence.experiment.get("settings") or {}).get(setting) or {}).get("paper") or []
+    return [given] if isinstance(given, str) else list(given)
 
 
 def is_published(evidence: Evidence, cell: Cell) -> bool:

@@ -12,7 +12,7 @@ from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
 from fogzo.files import atomic_write
 from fogzo.pages import comparison_table, control_table, parts_table, verdict_list
-from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, status, value_text
+from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, paper_keys, status, value_text
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
 from fogzo.tables import Table
@@ -83,9 +83,8 @@ def _of(found: Sequence[Evidence], name: str) -> list[Evidence]:
 def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scale: str) -> str:
     texts = []
     for evidence in _of(found, name):
-        settings = evidence.experiment.get("settings") or {}
         for cell in evidence.cells.values():
-            same_row = not row or (settings.get(cell.setting) or {}).get("paper") == row
+            same_row = not row or row in paper_keys(evidence, cell.setting)
             if evidence.scale == scale and cell.method == method and same_row and is_published(evidence, cell):
                 texts.append(status(evidence, cell).removeprefix("scaled-down twin: "))
     return "; ".join(dict.fromkeys(texts)) or NOT_RUN

@@ -8,12 +8,14 @@ import shutil
 import statistics
 
 import pytest
+import yaml
 from made_up import change, edit, experiment, sign, write
 
 from fogzo.equal_loss import Ratio, Reached, cost_pairs, ratio_of, ratio_table
 from fogzo.evidence import gather
 from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.published import published_text, status
+from fogzo.summary import published_table
 from fogzo.tables import Table
 from fogzo.values import controls_values, equal_loss_values, values_table
 from fogzo.verdicts import family, verdicts
@@ -234,6 +236,17 @@ def test_settings_of_which_the_paper_says_nothing_confirm_nothing(project):
     first = verdicts(found)[0]
     assert first.word == "opposite"
     assert "of 1 the paper's direction is not known" in first.sentence
+
+
+def test_a_setting_may_be_the_twin_of_several_published_rows(project):
+    made = experiment(settings=("deit",))
+    write(project, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
+    made["settings"]["deit"]["paper"] = ["deit_row", "larger_row"]
+    paper = yaml.safe_load((project / "results/paper/twin.yaml").read_text())
+    paper["rows"]["larger_row"] = paper["rows"]["deit_row"]
+    (project / "results/paper/twin.yaml").write_text(yaml.safe_dump(paper))
+    rows = [row for row in published_table([gather(made)]).rows if row[2] == "fogzo"]
+    assert [row[-1] for row in rows] == ["same direction"] * 2
 
 
 def test_the_page_names_runs_seeds_commit_and_versions(project):
