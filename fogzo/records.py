@@ -17,7 +17,16 @@ import yaml
 
 from fogzo.results import Run, load_runs
 from fogzo.runs import RunError, differences, identity, one_line
-from fogzo.sweep import Cell, borrowed_values, cells_of, key_of, points_of, read_tuned, tuned_values
+from fogzo.sweep import (
+    Cell,
+    borrowed_values,
+    cells_of,
+    changed_since_tuning,
+    key_of,
+    points_of,
+    read_tuned,
+    tuned_values,
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,8 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
         return f"tuned with {len(entry['tried'])} trials instead of {trials}"
     if entry.get("given"):
         return f"tuned with {', '.join(entry['given'])}"
+    if changed := changed_since_tuning(experiment, cell):
+        return f"tuned with {changed}"
     for key, values in cell.search.items():
         if not {one["values"].get(key) for one in entry["tried"]} <= set(values):
             return f"tuned with other values of {key} than the experiment now searches"

@@ -168,7 +168,7 @@ def tuned_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     Raises:
         ValueError: if the cell, or the one that it borrows from, was not tuned yet.
     """
-    return borrowed_values(experiment, cell) | _chosen(experiment, cell.name, cell.search)
+    return borrowed_values(experiment, cell) | _chosen(experiment, cell)
 
 
 def borrowed_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def borrowed_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]
     if cell.tuned_as is None:
         return {}
     model = cells_of(experiment)[cell.tuned_as]
-    values = _chosen(experiment, model.name, model.search)
+    values = _chosen(experiment, model)
     return {key: value for key, value in values.items() if key not in cell.search}
 
 
@@ -191,17 +191,33 @@ def _parsed(text: str) -> dict[str, Any]:
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
-def _chosen(experiment: Mapping[str, Any], cell: str, search: Mapping[str, Any]) -> dict[str, Any]:
-    if not search:
+def _chosen(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    if not cell.search:
         return {}
     chosen = read_tuned(experiment)
-    if cell not in chosen:
-        raise ValueError(
-            f"{experiment['tuning']['chosen']} holds no tuned values for {cell}: first run "
-            f"`python scripts/tune.py experiment={experiment['name']}`"
-        )
-    values: dict[str, Any] = chosen[cell]["values"]
+    file, way_out = experiment["tuning"]["chosen"], f"first run `{tune_command(experiment['name'], cell)}`"
+    if cell.name not in chosen:
+        raise ValueError(f"{file} holds no tuned values for {cell.name}: {way_out}")
+    if changed := changed_since_tuning(experiment, cell):
+        raise ValueError(f"{file} holds values of {cell.name} that were tuned with {changed}: {way_out}")
+    values: dict[str, Any] = chosen[cell.name]["values"]
     return values
+
+
+def tuned_under(experiment: Mapping[str, Any], cell: Cell) -> list[str]:
+    """``KEY=VALUE`` of all that a trial of ``cell`` is run with, but for what is searched or borrowed."""
+    tuning = experiment["tuning"]
+    return list(_last_of_each([*cell.overrides, *(tuning.get("overrides") or []), f"seed={tuning['seed']}"]))
+
+
+def changed_since_tuning(experiment: Mapping[str, Any], cell: Cell) -> str:
+    """In what the experiment has changed since ``cell`` was tuned: "" for nothing."""
+    now = tuned_under(experiment, cell)
+    old = read_tuned(experiment)[cell.name].get("overrides", now)  # a file that others wrote need not have them
+    gone, come = ([one for one in these if one not in those] for these, those in ((old, now), (now, old)))
+    if not gone and not come:
+        return ""
+    return f"{', '.join(gone) or 'less'}, where the experiment now has {', '.join(come) or 'nothing'}"
 
 
 def tune_command(experiment: str, cell: Cell) -> str:

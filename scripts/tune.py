@@ -38,6 +38,7 @@ from fogzo.sweep import (
     key_of,
     points_of,
     read_tuned,
+    tuned_under,
 )
 from fogzo.tuning import CellSearch, open_journal
 
@@ -155,9 +156,9 @@ class Tuning:
             self._next_trial(search, pool)
 
     def _search(self, cell: Cell, borrowed: Sequence[str]) -> CellSearch:
-        tuning = self.experiment["tuning"]
-        depends_on = [f"seed={tuning['seed']}", *(tuning.get("overrides") or []), *borrowed, *self.changed]
-        return CellSearch(cell, trials=self.trials, metric=tuning["metric"], storage=self.storage, given=depends_on)
+        depends_on = [*tuned_under(self.experiment, cell), *borrowed, *self.changed]
+        metric = self.experiment["tuning"]["metric"]
+        return CellSearch(cell, trials=self.trials, metric=metric, storage=self.storage, given=depends_on)
 
     def _next_trial(self, search: CellSearch, pool: ProcessPoolExecutor) -> None:
         trial = search.next_trial()
@@ -197,6 +198,7 @@ class Tuning:
                 f"every trial of {search.cell.name} has diverged: give tuning.search smaller values of "
                 f"{', '.join(search.cell.search)}"
             )
+        entry["overrides"] = tuned_under(self.experiment, search.cell)
         if borrowed := borrowed_values(self.experiment, search.cell):
             entry["borrowed"] = borrowed
         if self.changed:

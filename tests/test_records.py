@@ -10,7 +10,7 @@ import yaml
 
 from fogzo.records import records_of, tuning_fault
 from fogzo.runs import RunError, identity
-from fogzo.sweep import cells_of
+from fogzo.sweep import cells_of, expand, tuned_under
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = [0.01, 0.1]
@@ -137,9 +137,19 @@ def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
         (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
         (good | {"given": ["steps=5"]}, "tuned with steps=5"),
         (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
+        (
+            good | {"overrides": [word.replace("steps=30", "steps=20") for word in tuned_under(project, cell)]},
+            "tuned with steps=20, where the experiment now has steps=30",
+        ),
+        (
+            good | {"overrides": [*tuned_under(project, cell), "threads=9"]},
+            "threads=9, where the experiment now has no",
+        ),
     ]:
         tune(**{"mlp.ste": entry})
         assert fault in tuning_fault(project, cell)
+    with pytest.raises(ValueError, match=r"were tuned with threads=9.*first run `python scripts/tune\.py"):
+        expand(project, "confirm", ["cell=mlp.ste"])
     Path("chosen.yaml").unlink()
     assert tuning_fault(project, cell) == "untuned"
 

@@ -134,6 +134,7 @@ def test_a_killed_tuning_goes_on_and_ends_as_with_any_number_of_workers(tmp_path
     assert chosen[0] == chosen[1]
     entries = yaml.safe_load(chosen[0])
     assert {cell: entry["trials"] for cell, entry in entries.items()} == {"ste": 3, "fogzo_1": 3}
+    assert {"estimator=ste", "seed=0", "evaluate_every=0"} <= set(entries["ste"]["overrides"])
     runs = [sorted(path.name for path in (f / "runs/mlp_compute_tuning").glob("*-seed0-*")) for f in (killed, whole)]
     assert len(runs[0]) == 6
     assert runs[0] == runs[1]
