@@ -177,7 +177,7 @@ def test_workers_end_with_their_parent(tmp_path):
         (["experiment=mlp_compute", "--jobs", "0"], "jobs=0 is not possible"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
         (["experiment=nonsense"], "experiment/nonsense"),
-        (["experiment=mlp_compute", "experiment.tuning.seed=1"], "tunes on seed 1, which its table reports too"),
+        (["experiment=mlp_compute", "experiment.tuning.seed=21"], "tunes on seed 21, which its table reports too"),
     ],
 )
 def test_a_mistaken_command_is_refused_in_one_line(words, message, tmp_path):
