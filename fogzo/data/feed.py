@@ -38,7 +38,7 @@ class Feed:
 
     def _selections(self, step: int) -> Iterator[Selection]:
         own = slice(self.share.start, self.share.stop)
+        offsets = torch.arange(self.share.start, self.share.stop)
         while True:
-            positions = step * self.order.batch_size + torch.arange(self.order.batch_size)
-            yield Selection(self.order.batch(step)[own], positions[own])
+            yield Selection(self.order.batch(step)[own], offsets + step * self.order.batch_size)
             step += 1

@@ -34,10 +34,11 @@ class DataOrder:
         """Indices of the examples of training step ``step`` (from 0), int64, shape (batch_size,)."""
         start = step * self.batch_size
         first, last = start // self.examples, (start + self.batch_size - 1) // self.examples
-        self._permutations = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
-        joined = torch.cat(list(self._permutations.values()))
         offset = start - first * self.examples
-        return joined[offset : offset + self.batch_size]
+        self._permutations = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
+        if first == last:  # nearly always, and small networks take a step in the time of a few small tensors
+            return self._permutations[first][offset : offset + self.batch_size]
+        return torch.cat(list(self._permutations.values()))[offset : offset + self.batch_size]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch in self._permutations:
