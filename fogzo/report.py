@@ -42,15 +42,17 @@ OUTCOME = re.compile(  # at the beginning of a cell; a colour marks it, and says
 def report(found: Sequence[Evidence]) -> str:
     """The report of all experiments; the working directory is the project's root."""
     run, unrun = [e for e in found if e.all_runs()], [e for e in found if not e.all_runs()]
-    answers = Path("docs/replication.md")
+    answers, claims = Path("docs/replication.md"), claims_of(found)
     parts = [
         (Path(__file__).with_name("report_head.html")).read_text(encoding="utf-8"),
-        "<nav><a href='#claims'>Claims</a> <a href='#summary'>Summary</a> ",
+        "<nav>",
+        "<a href='#claims'>Claims</a> " if claims else "",
+        "<a href='#summary'>Summary</a> ",
         "<a href='#answers'>Answers</a> " if answers.exists() else "",
         "".join(f'<a href="#{e.name}">{html.escape(e.title)}</a> ' for e in run),
         "<a href='#cells'>Every published cell</a> <a href='#unrun'>Not run</a> ",
         "<a href='#reading'>How to read this</a></nav>",
-        _claims(claims_of(found)),
+        _claims(claims),
         f"<section id='summary'><h2>Summary</h2>{_html(summary_table(run))}</section>",
     ]
     if answers.exists():
