@@ -87,10 +87,10 @@ def _claim(claim: Claim) -> str:
         f"Trust that it is the paper's: {html.escape(claim.trust)}.</p>",
         _html(shown) if shown.rows else "".join(map(_prose, shown.notes)),
     ]
-    kind, caption = ("", "against steps, FLOPs and seconds") if claim.ratios else ("_differences", FOREST)
-    for name, title in claim.shown_in().items():
-        figure = _figure(RESULTS / "figures" / f"{name}{kind}.svg", f"{title}: {caption}")
-        parts.append(f"<details><summary>Figure: {html.escape(title)}</summary>{figure}</details>")
+    kind = "" if claim.ratios else "_differences"
+    figures = {f"{name}{kind}": title for name, title in claim.shown_in().items()}
+    links = [f'<a href="#figure-{stem}">{html.escape(title)}</a>' for stem, title in figures.items() if _drawn(stem)]
+    parts.append(f"<p>Figures: {', '.join(links)}.</p>" if links else "")  # each is in the file once or twice already
     if commands:
         parts.append(f"<details><summary>How to check it</summary>{_code(commands)}</details>")
     return "".join(parts)
@@ -107,14 +107,9 @@ def _experiment(evidence: Evidence) -> str:
         f"<blockquote><strong>The paper.</strong> {_inline(claim)}</blockquote>" if claim else "",
         f"<ul class='verdicts'>{said}</ul>",
         to_html(note.read_text(encoding="utf-8"), note.parent, RESULTS, _figure, level=2) if note.exists() else "",
-        _figure(
-            RESULTS / "figures" / f"{name}_differences.svg",
-            f"{evidence.title}: paired difference to the baseline. {FOREST}",
-        ),
-        _figure(
-            RESULTS / "figures" / f"{name}.svg", f"{evidence.title}: against steps, FLOPs and seconds; mean and range"
-        ),
-        _figure(RESULTS / "figures" / f"{name}_sensitivity.svg", f"{evidence.title}: mean, and single seeds"),
+        _own_figure(f"{name}_differences", f"{evidence.title}: paired difference to the baseline. {FOREST}"),
+        _own_figure(name, f"{evidence.title}: against steps, FLOPs and seconds; mean and range"),
+        _own_figure(f"{name}_sensitivity", f"{evidence.title}: mean, and single seeds"),
         _html(comparison_table(evidence)),
         f"<details><summary>FOGZO against the controls</summary>{_html(controls)}</details>" if controls else "",
         to_html(extra, RESULTS / "tables", RESULTS, _figure, level=1) if extra else "",
@@ -188,6 +183,16 @@ def _inline(text: str) -> str:
 
 def _prose(text: str) -> str:
     return f"<p>{_inline(text)}</p>"
+
+
+def _drawn(stem: str) -> bool:
+    return (RESULTS / "figures" / f"{stem}.svg").exists()
+
+
+def _own_figure(stem: str, description: str) -> str:
+    """A figure of an experiment in its section, where links find it."""
+    drawing = _figure(RESULTS / "figures" / f"{stem}.svg", description)
+    return drawing.replace("<figure>", f'<figure id="figure-{stem}">', 1)
 
 
 def _figure(path: Path, description: str) -> str:
