@@ -49,6 +49,19 @@ def start(ranks, out, estimator, quantizer, model, micro_batches, parallel, disa
     )
 
 
+def torchrun(ranks, script, *words):
+    """A script under torchrun, with the project as working directory."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [*launcher, script, *words],
+        cwd=SCRIPT.parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 def differences(one, other):
     """The largest difference of weights and of losses, in units of their size, of each step."""
     for mine, its in zip(one["rows"], other["rows"], strict=True):
@@ -104,17 +117,9 @@ def test_more_ranks_than_samples_are_refused(tmp_path):
 
 
 def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_read(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     chosen = ["estimator=nspsa", "estimator.samples=2", "parallel=probes", "device=cpu"]
     nowhere = ["data=imagenet1k", f"data.root={tmp_path / 'missing'}", f"results_dir={tmp_path / 'results'}"]
-    done = subprocess.run(
-        [*launcher, "train.py", *chosen, *nowhere],
-        cwd=SCRIPT.parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = torchrun(3, "train.py", *chosen, *nowhere)
     assert done.returncode == 1
     complaints = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(complaints) == 1
@@ -131,16 +136,8 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
         "sys.argv[1:1] = ['data.root=' + place]\n"
         "runpy.run_path('train.py', run_name='__main__')\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(own)]
     chosen = ["model=llama_mini", "data=c4", "data.sequence=8", "steps=2", "estimator=ste", "device=cpu"]
-    done = subprocess.run(
-        [*launcher, *chosen, f"run_dir={tmp_path / 'run'}"],
-        cwd=SCRIPT.parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = torchrun(2, str(own), *chosen, f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == []
     (said,) = [line for line in done.stderr.splitlines() if "error: " in line and "data" in line]
