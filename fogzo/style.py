@@ -18,7 +18,8 @@ COLOURS = {
     "noisy_ste": "#E69F00",
     "ste_longer": "#0072B2",
     "rescaled_ste": "#CC79A7",
-    # beyond the eight, from Tol's muted scheme, made for the same eyes
+    # beyond the eight, from Tol's muted scheme, made for the same eyes, and ColorBrewer's brown
+    "noisy_ste_own": "#A65628",
     "phased": "#882255",
     "phased_slope": "#117733",
     "ste_flops": "#332288",
