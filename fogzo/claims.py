@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fogzo.comparison import Difference
-from fogzo.equal_loss import Ratio, cost_pairs, ratio_of
+from fogzo.equal_loss import Ratio, cost_pairs, median_text, range_text, ratio_of
 from fogzo.evidence import METRICS, Evidence
-from fogzo.published import NOT_RUN, published_difference, published_direction
+from fogzo.published import NOT_RUN, at_published_steps, published_difference, published_direction
 from fogzo.results import read_yaml, spread
 from fogzo.runs import RunError
 from fogzo.sweep import Cell
@@ -26,8 +25,9 @@ CLAIMS = Path("results/paper/claims.yaml")
 RULE = (
     "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
     "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
-    "disagree. Settings of which the paper's own direction is not known are shown and not counted. A ratio of compute "
-    "is confirmed where the published one lies in the range of ours. Twins are far smaller than the paper's networks: "
+    "disagree. The abstract's claims are held against all settings of their networks; for the others, settings of which "
+    "the paper's own direction is not known are shown and not counted. A ratio of compute is confirmed where the "
+    "published one lies in the range of ours. Twins are far smaller than the paper's networks: "
     "they can speak for or against a direction, not a size."
 )
 
@@ -75,15 +75,15 @@ class Claim:
         words = []
         for evidence, _, _, published, ratio in self.ratios:
             if evidence.scale == scale and ratio is not None:
-                inside = ratio.mean is not None and ratio.low <= published <= ratio.high
+                inside = ratio.low <= published <= ratio.high
                 words.append("confirmed" if inside else f"{'larger' if ratio.low > published else 'smaller'} here")
         return "; ".join(dict.fromkeys(words)) or NOT_RUN
 
     def effect(self, scale: str) -> str:
-        """Smallest to greatest difference of the settings that count, or the ratios' means."""
+        """Smallest to greatest difference of the settings that count, or the ratios' medians."""
         if self.ratios:
-            means = [ratio for evidence, _, _, _, ratio in self.ratios if evidence.scale == scale and ratio]
-            return " or ".join(f"{short(ratio.mean)}×" if ratio.mean else "not reached" for ratio in means)
+            medians = [ratio for evidence, _, _, _, ratio in self.ratios if evidence.scale == scale and ratio]
+            return " or ".join(median_text(ratio) + ("×" if ratio.median else "") for ratio in medians)
         found: dict[str, list[float]] = {}
         for case in self.cases:
             if case.evidence.scale == scale and case.difference and case.sign:
@@ -125,7 +125,7 @@ def _claim(name: str, given: Mapping[str, Any], known: Mapping[str, Evidence]) -
 
     cases: list[Case] = []
     for of, pattern in (given.get("settings") or {}).items():
-        fitting = list(_cases(experiment(of), pattern, given["method"]))
+        fitting = list(_cases(experiment(of), pattern, given))
         if not fitting:
             raise RunError(f"{where}: no setting of {of} that {pattern} fits has the method {given['method']}")
         cases += fitting
@@ -139,11 +139,14 @@ def _claim(name: str, given: Mapping[str, Any], known: Mapping[str, Evidence]) -
     return Claim(name, given["claim"], given["trust"], cases, ratios)
 
 
-def _cases(evidence: Evidence, pattern: str, method: str) -> Iterator[Case]:
+def _cases(evidence: Evidence, pattern: str, given: Mapping[str, Any]) -> Iterator[Case]:
     for cell in evidence.cells.values():
         base = evidence.baseline(cell)
-        if cell.method == method and base is not None and fnmatchcase(cell.setting, pattern):
-            difference, sign = evidence.difference(cell, base), published_direction(evidence, cell)
+        if cell.method == given["method"] and base is not None and fnmatchcase(cell.setting, pattern):
+            sign = published_direction(evidence, cell)
+            if given.get("of_all_settings") and at_published_steps(evidence, cell, base):
+                sign = 1
+            difference = evidence.difference(cell, base)
             yield Case(evidence, cell, base, difference, sign)
 
 
@@ -163,7 +166,14 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 def cases_table(claim: Claim) -> Table:
     """What bears on one claim: a row a setting that was run, or a row a ratio."""
     if claim.ratios:
-        header = ["more compute of", "than of", "published", "ours: geometric mean", "range of all seeds", "seeds"]
+        header = [
+            "more compute of",
+            "than of",
+            "published",
+            "ours: median",
+            "range of all seeds",
+            "seeds that reach it",
+        ]
         return Table(header, [_ratio_row(*ratio) for ratio in claim.ratios])
     header = [
         "experiment", "setting", "baseline", "with the method", "difference [95 %]; p", "outcome",
@@ -193,9 +203,8 @@ def _case_row(case: Case, difference: Difference) -> list[str]:
 def _ratio_row(evidence: Evidence, first: Cell, second: Cell, published: float, ratio: Ratio | None) -> list[str]:
     if ratio is None:
         return [first.label, second.label, short(published), DASH, DASH, DASH]
-    mean = "not reached" if ratio.mean is None else short(ratio.mean)
-    above = "more" if ratio.high == math.inf else short(ratio.high)
-    return [first.label, second.label, short(published), mean, f"{short(ratio.low)} to {above}", str(ratio.pairs)]
+    ours = [median_text(ratio), range_text(ratio), f"{ratio.seeds} of {ratio.pairs}"]
+    return [first.label, second.label, short(published), *ours]
 
 
 def check_commands(claim: Claim) -> list[str]:

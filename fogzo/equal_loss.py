@@ -60,35 +60,38 @@ def equal_loss_table(evidence: Evidence, targets: Sequence[str]) -> Table:
         rows.append([cells[target].label, f"{loss:.4f}"])
         for cell in cells.values():
             if cell.name == target:
-                rows[-1].append(spread([float(run.summary[COST]) for run in evidence.finished(cell)], 0))
+                whole = [float(run.summary[COST]) for run in evidence.finished(cell)]
+                rows[-1].append(f"{spread(whole, 0)} (the whole run)")
             else:
                 found = [reached(run.metrics(), loss) for run in evidence.finished(cell)]
-                rows[-1].append(_costs_text([one.at if one else None for one in found]))
+                rows[-1].append(_costs_text(found))
     return Table(header, rows)
 
 
-def _costs_text(costs: Sequence[float | None]) -> str:
-    reached = [cost for cost in costs if cost is not None]
-    if not costs:
+def _costs_text(found: Sequence[Reached]) -> str:
+    costs = [one.at for one in found if one.at < math.inf]
+    if not found:
         return DASH
-    if len(reached) < len(costs):
-        return "not reached" if not reached else f"reached by {len(reached)} of {len(costs)} seeds"
-    return spread(reached, 0)
+    if len(costs) < len(found):
+        return "not reached" if not costs else f"reached by {len(costs)} of {len(found)} seeds"
+    return spread(costs, 0)
 
 
 @dataclass(frozen=True)
 class Reached:
     """Between which costs a run first was at a loss: at the last evaluation before, and at the first one there."""
 
-    before: float  # 0: the first evaluation was there already
-    at: float
+    before: float  # 0: the first evaluation was there already; the whole run's where it never was
+    at: float  # infinite where it never was
 
 
-def reached(rows: Iterable[Mapping[str, Any]], loss: float) -> Reached | None:
-    """Where the training loss of a run's rows first is at most ``loss``; ``None``: nowhere.
+def reached(rows: Iterable[Mapping[str, Any]], loss: float) -> Reached:
+    """Where the training loss of a run's rows first is at most ``loss``.
 
     >>> reached([{COST: 5, "train_loss": 2.0}, {COST: 8}, {COST: 9, "train_loss": 0.9}], 1.0)
     Reached(before=5, at=9)
+    >>> reached([{COST: 5, "train_loss": 2.0}], 1.0)
+    Reached(before=5, at=inf)
     """
     before = 0.0
     for row in rows:
@@ -97,7 +100,7 @@ def reached(rows: Iterable[Mapping[str, Any]], loss: float) -> Reached | None:
         if row["train_loss"] <= loss:
             return Reached(before, row[COST])
         before = row[COST]
-    return None
+    return Reached(before, math.inf)
 
 
 def ratio_table(evidence: Evidence, ratios: Sequence[Mapping[str, Any]]) -> Table:
@@ -110,7 +113,7 @@ def ratio_table(evidence: Evidence, ratios: Sequence[Mapping[str, Any]]) -> Tabl
         ratios: mappings with the cells ``of`` and ``to``, and ``paper``: the published ratio that this is a reading of.
     """
     header = [
-        "more compute of", "than of", "paper", "ratio: geometric mean over seeds", "range of all seeds",
+        "more compute of", "than of", "paper", "ratio: median over seeds", "range of all seeds",
         "seeds that reach it", "cost of the first", "cost of the second",
     ]  # fmt: skip
     rows = []
@@ -126,7 +129,7 @@ def ratio_table(evidence: Evidence, ratios: Sequence[Mapping[str, Any]]) -> Tabl
                 *_ratio_texts(found),
                 f"{found.seeds} of {len(pairs)}" if found else DASH,
                 spread([own.at for own, _ in pairs], 0),
-                _costs_text([other.at if other else None for _, other in pairs]),
+                _costs_text([other for _, other in pairs]),
             ]
         )
     return Table(header, rows)
@@ -137,36 +140,35 @@ class Ratio:
     """A ratio of compute over seeds.
 
     Attributes:
-        mean: geometric mean of the seeds at which the second method reaches the loss; ``None``: none does.
+        median: over all seeds, the lower of two in the middle.  A seed at which the second method does not reach the
+            loss counts as 0: there it needs more than its whole run, how much more is not known.
         low, high: between which the ratios of all seeds lie, given that each cost is known up to the distance of two
-            evaluations only; ``high`` is infinite where a seed does not reach the loss, or does so at the first one.
+            evaluations only; ``low`` is 0 where a seed does not reach the loss, ``high`` infinite where one is there at
+            the first evaluation.
         seeds: at how many the second method reaches the loss.
         pairs: number of seeds.
     """
 
-    mean: float | None
+    median: float
     low: float
     high: float
     seeds: int
     pairs: int
 
 
-def ratio_of(pairs: Sequence[tuple[Reached, Reached | None]]) -> Ratio | None:
+def ratio_of(pairs: Sequence[tuple[Reached, Reached]]) -> Ratio | None:
     """The ratio of the first costs to the second ones; ``None`` without pairs.
 
     >>> ratio_of([(Reached(70, 80), Reached(5, 10)), (Reached(40, 50), Reached(20, 25))])
-    Ratio(mean=4.0, low=1.6, high=16.0, seeds=2, pairs=2)
+    Ratio(median=2.0, low=1.6, high=16.0, seeds=2, pairs=2)
     """
     if not pairs:
         return None
-    both = [(own, other) for own, other in pairs if other is not None]
-    if not both:
-        return Ratio(None, math.inf, math.inf, 0, len(pairs))
     return Ratio(
-        mean=statistics.geometric_mean([own.at / other.at for own, other in both]),
-        low=min(own.before / other.at for own, other in both),
-        high=max(own.at / other.before if other and other.before else math.inf for own, other in pairs),
-        seeds=len(both),
+        median=statistics.median_low([own.at / other.at for own, other in pairs]),
+        low=min(own.before / other.at for own, other in pairs),
+        high=max(own.at / other.before if other.before else math.inf for own, other in pairs),
+        seeds=sum(other.at < math.inf for _, other in pairs),
         pairs=len(pairs),
     )
 
@@ -174,15 +176,28 @@ def ratio_of(pairs: Sequence[tuple[Reached, Reached | None]]) -> Ratio | None:
 def _ratio_texts(found: Ratio | None) -> list[str]:
     if found is None:
         return [DASH, DASH]
-    if found.mean is None:
-        return ["not reached", DASH]
-    mean = short(found.mean) + ("" if found.seeds == found.pairs else " (of those that reach it)")
-    if found.high == math.inf:
-        return [mean, f"{short(found.low)} or more"]
-    return [mean, f"{short(found.low)} to {short(found.high)}"]
+    return [median_text(found), range_text(found)]
 
 
-def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reached, Reached | None]]:
+def median_text(found: Ratio) -> str:
+    """The median, or that most seeds have none."""
+    return short(found.median) if found.median else "not reached"
+
+
+def range_text(found: Ratio) -> str:
+    """Between which the ratios of all seeds lie, as far as is known.
+
+    >>> range_text(Ratio(0.0, 0.0, 9.0, 1, 3)), range_text(Ratio(3.0, 2.0, math.inf, 3, 3))
+    ('less than 9', '2 or more')
+    """
+    if found.low and found.high < math.inf:
+        return f"{short(found.low)} to {short(found.high)}"
+    if found.high < math.inf:
+        return f"less than {short(found.high)}"
+    return f"{short(found.low)} or more" if found.low else "not known"
+
+
+def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reached, Reached]]:
     """Where both methods are at the loss that ``first`` ends with, for every seed that both finished."""
     others = {run.summary["seed"]: run for run in evidence.finished(second)}
     ends = evidence.values(first, "train_loss")
@@ -191,7 +206,7 @@ def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reac
         seed = run.summary["seed"]
         if seed in others and seed in ends:
             own = reached(run.metrics(), ends[seed])
-            if own is not None:
+            if own.at < math.inf:
                 pairs.append((own, reached(others[seed].metrics(), ends[seed])))
     return pairs
 
@@ -205,7 +220,8 @@ def section(evidence: Evidence) -> str:
 
 How many times the forward equivalents of the second method the first one needs for the training loss that it ends with,
 both read off the runs of the same seed, at the first evaluation at which the loss is down to that. Evaluations lie
-apart, so that a cost is known only to lie between two of them: hence the range beside the mean, over all seeds.
+apart, so that a cost is known only to lie between two of them: hence the range beside the median, over all seeds. A seed
+at which the second method does not get to that loss has a ratio below what its whole run allows; it counts in both.
 
 {ratio_table(evidence, asked["ratios"]).markdown()}
 Forward equivalents until the training loss first is at most the value that a method ended with, mean over seeds:

@@ -11,7 +11,7 @@ from fogzo.comparison import Difference, paired_difference
 from fogzo.records import records_of
 from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, read_tuned, tune_command
+from fogzo.sweep import Cell, cells_of, changed_since_tuning, read_tuned, tune_command
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ class Evidence:
         return sorted(seed for seed, run in self.runs[cell.name].items() if run.summary["status"] == "diverged")
 
     def commands(self, cell: Cell) -> list[str]:
-        """What fills the cell's missing seeds; tuning comes first if the cell was not tuned."""
+        """What fills the cell's missing seeds; tuning comes first if it, or the cell that it borrows from, was not tuned as asked."""
         seeds = self.missing(cell)
         if not seeds:
             return []
-        untuned = cell.search and cell.name not in self.tuned
-        tune = [tune_command(self.name, cell)] if untuned else []
+        asked = [self.cells[cell.tuned_as], cell] if cell.tuned_as else [cell]
+        refused = any(
+            one.name not in self.tuned or changed_since_tuning(self.experiment, one) for one in asked if one.search
+        )
+        tune = [tune_command(self.name, cell)] if refused else []
         return [*tune, f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(map(str, seeds))}"]
 
     def all_runs(self) -> list[Run]:

@@ -155,7 +155,8 @@ def _part_column(evidence: Evidence, method: str) -> dict[str, str]:
         metric = METRICS[evidence.metric_of(cell)]
         unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
         text = f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
-        texts[cell.setting] = f"**{text}**" if stands and difference.outcome in (BETTER, WORSE) else text
+        bold = stands and len(judged) > 1 and difference.outcome in (BETTER, WORSE)  # of one row nothing is corrected
+        texts[cell.setting] = f"**{text}**" if bold else text
     return texts
 
 

@@ -20,6 +20,7 @@ DESCRIPTIVE = (
     "source",
     "note",
     "also",
+    "baseline_steps",
 )  # the other keys of a row are methods
 
 STATUS_RULE = (
@@ -76,7 +77,7 @@ def published_number(evidence: Evidence, cell: Cell) -> float | None:
 def published_direction(evidence: Evidence, cell: Cell) -> int:
     """+1: better than the baseline in the paper, -1: worse, 0: not known.  Words count if they say so."""
     base = evidence.baseline(cell)
-    if base is None or not is_published(evidence, cell) or not at_equal_steps(evidence, cell, base):
+    if base is None or not is_published(evidence, cell) or not at_published_steps(evidence, cell, base):
         return 0
     published = published_difference(evidence, cell)
     if published is not None:
@@ -102,10 +103,14 @@ def _higher_is_better(evidence: Evidence, cell: Cell) -> bool:
     return metric is not None and bool(metric.higher_is_better)
 
 
-def at_equal_steps(evidence: Evidence, cell: Cell, base: Cell) -> bool:
-    """Whether two cells trained for equally many steps, as the paper compares; also where one has no runs yet."""
+def at_published_steps(evidence: Evidence, cell: Cell, base: Cell) -> bool:
+    """Whether two cells trained for as many steps as in the paper's comparison; also where one has no runs yet.
+
+    That is equally many, but where the row has ``baseline_steps``: how many times the method's steps the baseline had.
+    """
     own, other = ({run.summary.get("steps") for run in evidence.finished(one)} for one in (cell, base))
-    return not own or not other or own == other
+    times = paper_row(evidence, cell).get("baseline_steps", 1)
+    return not own or not other or {round(times * steps) for steps in own if steps} == other
 
 
 def status(evidence: Evidence, cell: Cell) -> str:
@@ -120,8 +125,8 @@ def status(evidence: Evidence, cell: Cell) -> str:
     base = evidence.baseline(cell)
     if base is None:
         return TWIN
-    if not at_equal_steps(evidence, cell, base):
-        return f"{TWIN}: not at equal steps, not judged"
+    if not at_published_steps(evidence, cell, base):
+        return f"{TWIN}: not at the paper's steps, not judged"
     return f"{TWIN}: {_direction(evidence.difference(cell, evidence.baseline(cell)), known)}"
 
 

@@ -61,7 +61,9 @@ def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
     [
         (796, Ratio(500, 400, 900, 3, 3), "confirmed"),
         (796, Ratio(500, 400, 700, 3, 3), "smaller here"),
-        (796, Ratio(1000, 900, float("inf"), 2, 3), "larger here"),
+        (796, Ratio(1000, 900, float("inf"), 3, 3), "larger here"),
+        (796, Ratio(1000, 0, 1500, 2, 3), "confirmed"),
+        (796, Ratio(0, 0, 700, 0, 3), "smaller here"),
         (796, None, "not run"),
     ],
 )

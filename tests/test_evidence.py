@@ -130,6 +130,18 @@ def test_missing_runs_have_a_command_and_untuned_cells_one_before_it(made, tmp_p
     ]
 
 
+def test_a_cell_that_borrows_everything_asks_for_the_tuning_of_the_other(made, tmp_path):
+    made["methods"]["dropin"] = made["methods"]["fogzo"] | {
+        "tuned_as": "ste", "label": "dropped in", "search": dict.fromkeys(made["tuning"]["search"])
+    }  # fmt: skip
+    write(tmp_path, made)
+    tuned = read_yaml(tmp_path / "results/tuned/twin.yaml")
+    del tuned["deit.ste"]
+    dump(tmp_path / "results/tuned/twin.yaml", tuned)
+    found = gather(made)
+    assert found.commands(found.cells["deit.dropin"])[0] == "python scripts/tune.py experiment=twin cell=deit.ste"
+
+
 def test_a_setting_may_have_a_metric_of_its_own(made, tmp_path):
     made["settings"]["resnet"]["metric"] = "perplexity"
     write(tmp_path, made)

@@ -141,5 +141,7 @@ def test_mistaken_experiments_are_refused(experiment):
 
 
 def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too():
-    cell = Cell("a.noisy_ste", "a", "noisy_ste", "noise", tuned_as="a.fogzo")
+    cell = Cell("a.noisy_ste", "a", "noisy_ste", "noise", search={"optimizer.lr": [1, 2]}, tuned_as="a.fogzo")
     assert tune_command("x", cell) == "python scripts/tune.py experiment=x cell=a.fogzo,a.noisy_ste"
+    dropped_in = Cell("a.dropin", "a", "dropin", "dropped in", tuned_as="a.ste")
+    assert tune_command("x", dropped_in) == "python scripts/tune.py experiment=x cell=a.ste"
