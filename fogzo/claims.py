@@ -25,7 +25,7 @@ CLAIMS = Path("results/paper/claims.yaml")
 RULE = (
     "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
     "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
-    "disagree. The abstract's claims are held against all settings of their networks; for the others, settings of which "
+    "disagree. The abstract's claims are held against all settings of their networks; of the others, settings of which "
     "the paper's own direction is not known are shown and not counted. A ratio of compute is confirmed where the "
     "published one lies in the range of ours. Twins are far smaller than the paper's networks: "
     "they can speak for or against a direction, not a size."

@@ -220,8 +220,8 @@ def section(evidence: Evidence) -> str:
 
 How many times the forward equivalents of the second method the first one needs for the training loss that it ends with,
 both read off the runs of the same seed, at the first evaluation at which the loss is down to that. Evaluations lie
-apart, so that a cost is known only to lie between two of them: hence the range beside the median, over all seeds. A seed
-at which the second method does not get to that loss has a ratio below what its whole run allows; it counts in both.
+apart, so that a cost is known only to lie between two of them: hence the range beside the median, over all seeds. A
+seed at which the second method does not get to that loss has a ratio below what its whole run allows; it counts too.
 
 {ratio_table(evidence, asked["ratios"]).markdown()}
 Forward equivalents until the training loss first is at most the value that a method ended with, mean over seeds:

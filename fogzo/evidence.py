@@ -124,7 +124,7 @@ class Evidence:
         return sorted(seed for seed, run in self.runs[cell.name].items() if run.summary["status"] == "diverged")
 
     def commands(self, cell: Cell) -> list[str]:
-        """What fills the cell's missing seeds; tuning comes first if it, or the cell that it borrows from, was not tuned as asked."""
+        """What fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
         seeds = self.missing(cell)
         if not seeds:
             return []

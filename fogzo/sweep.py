@@ -224,7 +224,7 @@ def changed_since_tuning(experiment: Mapping[str, Any], cell: Cell) -> str:
 
 
 def tune_command(experiment: str, cell: Cell) -> str:
-    """What tunes a cell, if it searches anything, and the one that it borrows from: that one is skipped if it is done."""
+    """What tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done."""
     cells = [name for name in (cell.tuned_as, cell.name if cell.search else None) if name]
     return f"python scripts/tune.py experiment={experiment} cell={','.join(cells)}"
 
