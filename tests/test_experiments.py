@@ -50,7 +50,10 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         assert (record["seed"] == experiment["tuning"]["seed"]) == (phase == "tune")
         paths.add(run_path(cfg, record))
         assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
-    assert len({path.name.rpartition("-")[2] for path in paths}) == len(first_of_each_cell)
+    assert len(paths) == len(first_of_each_cell)
+    # one tuned for itself may be given the values that another borrows, and be the same run under another name
+    others = [path for path in paths if "_own-" not in path.name]
+    assert len({path.name.rpartition("-")[2] for path in others}) == len(others)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
