@@ -57,7 +57,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 
 
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Pairs of methods: published ones and the baseline, every FOGZO and each control that matches it."""
+    """Pairs of methods: published ones and the baseline, every FOGZO, also β = 1, and each control that matches."""
     cells = list(evidence.cells.values())
     baseline = evidence.experiment.get("baseline", "ste")
     methods = list(dict.fromkeys(cell.method for cell in cells))
@@ -71,6 +71,8 @@ def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
         for control in controls:
             if _matches(control, method):
                 yield method, control
+    if {"slope", "ste_longer"} <= set(controls):  # FOGZO without noise, at FOGZO's cost
+        yield "slope", "ste_longer"
 
 
 def _matches(control: str, method: str) -> bool:
