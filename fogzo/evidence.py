@@ -179,11 +179,14 @@ def _check_axes(evidence: Evidence) -> None:
     known = {"settings": set(evidence.settings()), "methods": set(evidence.experiment.get("methods") or {})}
     for asked in evidence.experiment.get("axes") or []:
         kind = next((kind for kind in known if kind in asked), None)
-        if kind is None or set(asked) != {"label", kind} or not asked[kind] or not set(asked[kind]) <= known[kind]:
+        keys = set(asked) - {"metric"}
+        if kind is None or keys != {"label", kind} or not asked[kind] or not set(asked[kind]) <= known[kind]:
             raise RunError(
                 f"experiment {evidence.name}: axes holds {dict(asked)}: give a label, and numbers or words for some of "
                 "its settings or of its methods"
             )
+        if (key := asked.get("metric")) is not None and key not in METRICS:
+            raise RunError(f"experiment {evidence.name}: axes asks for metric {key}: choose from {', '.join(METRICS)}")
 
 
 def _not_finite(evidence: Evidence) -> list[str]:

@@ -5,6 +5,7 @@ An experiment's file places them, an axis a panel:
     axes:
       - {label: batch size, settings: {batch16: 16, base: 64}}       # a line for each method
       - {label: n, methods: {fogzo: 1, fogzo_4: 4}}                  # a line for each setting, beside its baseline
+      - {label: batch size, settings: {batch16: 16, base: 64}, metric: mean_agreement}      # of what else is recorded
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FLAT = 4  # losses that differ by more than this factor are drawn on a logarithm
 
 def sensitivity(stem: Path, evidence: Evidence) -> None:
     """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
-    panels = [(asked, key) for asked in evidence.experiment["axes"] for key in evidence.metrics()]
+    panels = [(asked, key) for asked in evidence.experiment["axes"] for key in _metrics(evidence, asked)]
     across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
@@ -43,6 +44,11 @@ def sensitivity(stem: Path, evidence: Evidence) -> None:
         save(figure, stem)
 
 
+def _metrics(evidence: Evidence, asked: Mapping[str, Any]) -> Sequence[str]:
+    """One panel each: what the axis asks for, or all that cells are compared by."""
+    return [asked["metric"]] if "metric" in asked else evidence.metrics()
+
+
 def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
     given = asked.get("settings") or asked["methods"]
     words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))  # in their order
@@ -51,8 +57,10 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
     reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):
         drawn.append(points[0][1].setting)
-        values = [list(evidence.values(cell).values()) for _, cell in points]
-        style = line(method, points[0][1].label) | {"marker": "o"}
+        values = [list(evidence.values(cell, key).values()) for _, cell in points]
+        style = (
+            line(method, points[0][1].label) | {"marker": "o"} | ({"ls": ""} if words else {})
+        )  # words have no order
         (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
         reach += [seed for seeds in values for seed in seeds]
         for (at, _), seeds in zip(points, values, strict=True):
@@ -60,7 +68,7 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
         handles.setdefault(label, handle)
     if "methods" in asked:
         _baselines(axis, evidence, key, drawn, handles)
-    if reach and key != "accuracy" and 0 < FLAT * min(reach) < max(reach):
+    if reach and METRICS[key].higher_is_better is False and 0 < FLAT * min(reach) < max(reach):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
     where = sorted(set(places.values()))
@@ -79,7 +87,8 @@ def _lines(
     found: dict[str, Points] = {}
     for cell in evidence.cells.values():
         place, line_of = (cell.setting, cell.method) if by_settings else (cell.method, cell.setting)
-        if evidence.metric_of(cell) == key and place in places and evidence.values(cell):
+        shown = key in (evidence.metric_of(cell), asked.get("metric"))
+        if shown and place in places and evidence.values(cell, key):
             found.setdefault(line_of, []).append((places[place], cell))
     # a setting with one of the methods alone shows nothing of what they vary
     found = {line_of: points for line_of, points in found.items() if len(points) > 1}

@@ -106,6 +106,7 @@ def test_two_runs_for_one_cell_are_refused(made, tmp_path):
         ({"metric": "accurracy"}, "compares by accurracy: choose one of accuracy"),
         ({"metric": "mean_agreement"}, "compares by mean_agreement"),
         ({"axes": [{"label": "ε", "settings": {"vit": 1}}]}, "axes holds .*: give a label"),
+        ({"axes": [{"label": "ε", "settings": {"deit": 1}, "metric": "los"}]}, "axes asks for metric los: choose from"),
         ({"also": ["loss_of_hair"]}, "also shows loss_of_hair: choose from"),
     ],
 )

@@ -181,10 +181,12 @@ def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):
     made["axes"] = [
         {"label": "ε over the STE's", "settings": {"small": 0.1, "middle": 1, "large": 10}},
         {"label": "n", "methods": {"fogzo": 1, "slope": 4}},
+        {"label": "n", "methods": {"fogzo": 1, "slope": 4}, "metric": "train_loss"},
     ]
     write(tmp_path, made)
     make_tables(tmp_path)
     drawing = (tmp_path / "results/figures/twin_sensitivity.svg").read_text()
+    assert drawing.count(">training loss</text>") == 1
     assert all(f">{text}</text>" in drawing for text in ("ε over the STE's", "0.1", "10", "FOGZO, n = 1"))
     assert "twin_sensitivity.svg" in (tmp_path / "results/tables/twin.md").read_text()
     assert "mean, and single seeds" in (tmp_path / "results/report.html").read_text()
