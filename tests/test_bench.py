@@ -74,7 +74,7 @@ def test_the_largest_process_counts_also_if_a_command_started_it(scripts):
     inner = "x = b'1' * (200 << 20)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
     small, large = (processes.peak_of([sys.executable, "-c", text]) for text in ("pass", outer))
-    assert small < 200 < large < 200 + small
+    assert small < 200 < large < 200 + 1.5 * small  # the two together would be 200 + 2 * small
     with pytest.raises(SystemExit, match="exit code 3"):
         processes.peak_of([sys.executable, "-c", "raise SystemExit(3)"])
 

@@ -10,7 +10,7 @@ from torch import nn
 import fogzo
 from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData, TensorSplit
-from fogzo.distributed import process_group, synchronise_norms, world
+from fogzo.distributed import barrier, process_group, synchronise_norms, world
 from fogzo.estimators import Phased, RescaledStraightThrough
 from fogzo.settings import Settings
 from fogzo.tasks import Classification
@@ -105,6 +105,7 @@ def main():
         torch.save(
             {"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}, Path(out) / f"{rank}.pt"
         )
+        barrier()  # a rank that tears gloo down while the other still talks to it may abort
 
 
 if __name__ == "__main__":
