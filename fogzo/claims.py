@@ -190,6 +190,8 @@ def _case_row(case: Case, difference: Difference) -> list[str]:
     values = [list(evidence.values(cell).values()) for cell in (case.baseline, case.cell)]
     published = published_difference(evidence, case.cell)
     known = {1: "better", -1: "worse", 0: "not known"}[case.sign]
+    if case.sign and not published_direction(evidence, case.cell):  # the paper says it of all settings alone
+        known = "not known; the claim says better"
     return [
         f"[{evidence.title}](#{evidence.name})",
         evidence.setting_label(case.cell.setting) if case.cell.setting else DASH,

@@ -211,12 +211,12 @@ def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reac
     return pairs
 
 
-def section(evidence: Evidence) -> str:
-    """The part of an experiment's page about compute at equal loss; empty if its file does not ask for it."""
+def section(evidence: Evidence, *, level: int = 2) -> str:
+    """The part of a page about compute at equal loss, with a heading of a level; empty if none is asked for."""
     asked = evidence.experiment.get("equal_loss")
     if not asked:
         return ""
-    return f"""## Compute at equal training loss
+    return f"""{"#" * level} Compute at equal training loss
 
 How many times the forward equivalents of the second method the first one needs for the training loss that it ends with,
 both read off the runs of the same seed, at the first evaluation at which the loss is down to that. Evaluations lie

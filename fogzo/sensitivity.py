@@ -58,9 +58,9 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
     for label, method, points in _lines(evidence, asked, places, key):
         drawn.append(points[0][1].setting)
         values = [list(evidence.values(cell, key).values()) for _, cell in points]
-        style = (
-            line(method, points[0][1].label) | {"marker": "o"} | ({"ls": ""} if words else {})
-        )  # words have no order
+        style = line(method, points[0][1].label) | {"marker": "o"}
+        if words:  # they have no order that a line could follow
+            style["ls"] = ""
         (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
         reach += [seed for seeds in values for seed in seeds]
         for (at, _), seeds in zip(points, values, strict=True):

@@ -128,7 +128,7 @@ def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
     if kind == "verdict":
         return verdict_list(evidence)
     if kind == "equal loss":
-        return section(evidence).replace("## ", "### ", 1)  # it stands inside a section of the page
+        return section(evidence, level=3)  # it stands inside a section of the page
     shown = {"table": comparison_table, "parts": parts_table, "controls": control_table}[kind](evidence)
     notes = shown.notes if shown and kind == "parts" else []  # those of other tables stand on the experiment's page
     return Table(shown.header, shown.rows, notes).markdown() if shown else "No controls.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator
 
@@ -98,7 +99,7 @@ def _reached(evidence: Evidence, target: str, loss_of: str, loss: float, cell: C
         seed = str(run.summary["seed"])
         if loss_of in ("mean", seed):
             found = reached(run.metrics(), loss)
-            cost = found.at if found else None
+            cost = found.at if found.at < math.inf else None
             yield [evidence.name, target, loss_of, *_numbers([loss]), cell.name, seed, *_numbers([cost])]
 
 

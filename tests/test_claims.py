@@ -47,6 +47,19 @@ def test_a_claim_may_hold_in_part_and_patterns_choose_settings(tmp_path, made):
     assert claims_of([gather(made)])[0].word("mini") == "confirmed"
 
 
+def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of(tmp_path, made):
+    only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
+    assert the_claim(tmp_path, made, only_deit).word("mini") == "confirmed in part"
+    published = read_yaml(tmp_path / "results/paper/twin.yaml")
+    published["rows"]["deit_row"]["fogzo"] = None
+    dump(tmp_path / "results/paper/twin.yaml", published)
+    assert claims_of([gather(made)])[0].word("mini") == "not to be told apart"
+    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"of_all_settings": True}})
+    (claim,) = claims_of([gather(made)])
+    assert claim.word("mini") == "confirmed in part"
+    assert "not known; the claim says better" in [row[-1] for row in cases_table(claim).rows]
+
+
 def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
     claim = the_claim(tmp_path, made, None)
     ste, fogzo = check_commands(claim)

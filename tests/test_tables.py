@@ -210,6 +210,9 @@ def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
     assert better[5] == "3 of 3"
     assert (never[3], never[5]) == ("not reached", "0 of 3")
     assert never[4].startswith("less than ")
+    made["equal_loss"] = {"targets": ["deit.fogzo"], "ratios": []}
+    rows = list(csv.DictReader(io.StringIO(equal_loss_values(gather(made)).csv())))
+    assert {row["forward_equivalents"] for row in rows if row["cell"] == "deit.slope"} == {""}  # as the header says
 
 
 def test_a_ratio_that_no_later_evaluation_bounds_has_no_upper_end():
