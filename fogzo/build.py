@@ -109,7 +109,9 @@ def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int)
     """The estimator of ``estimator=...``; its probes are spread over ranks if ``parallel=probes``."""
     spread = {"spread": True} if cfg.parallel == "probes" and world()[1] > 1 else {}
     check_samples(cfg, world()[1])
-    estimator: Estimator = instantiate(cfg.estimator, weights=weights, steps=steps, seed=cfg.seed, **spread)
+    estimator: Estimator = instantiate(
+        cfg.estimator, weights=weights, steps=steps, seed=cfg.seed, log_every=cfg.log_every, **spread
+    )
     return estimator
 
 

@@ -32,6 +32,7 @@ METRICS = {
     "test_loss": Metric("test loss", "nats", " nats", 4, False),
     "mean_agreement": Metric("agreement", "", "", 2),
     "mean_zero_probes": Metric("zero-difference probes, share", "", "", 4),
+    "mean_crossings": Metric("codes that a pair of probes changes", "", "", 0),
     "mean_guide_norm": Metric("norm of the STE gradient", "", "", 4),
 }
 

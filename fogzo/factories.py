@@ -1,6 +1,7 @@
 """Estimators from the values of ``configs/estimator/*.yaml``: what their ``_target_`` names.
 
-Each takes the quantized weights, the run's number of steps and its seed, and then the config's values as keywords.
+Each takes the quantized weights, the run's number of steps, its seed and the steps between logged rows (in those that are
+logged, probes count what they cross), and then the config's values as keywords.
 """
 
 from __future__ import annotations
@@ -15,33 +16,36 @@ from fogzo.schedules import LinearBeta
 Weights = list[QuantizedWeight]
 
 
-def straight_through(weights: Weights, steps: int, seed: int) -> estimators.Estimator:
+def straight_through(weights: Weights, steps: int, seed: int, log_every: int) -> estimators.Estimator:
     """``estimator=ste``"""
     return estimators.StraightThrough(weights or None)  # quantizer=none leaves it without
 
 
 def fogzo(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
+    weights: Weights, steps: int, seed: int, log_every: int, *, beta_min: float, beta_schedule: str, **options: Any
 ) -> estimators.Estimator:
     """``estimator=fogzo`` and ``estimator=slope``"""
-    return estimators.FOGZO(_some(weights), beta=beta_of(beta_min, beta_schedule, steps), seed=seed, **options)
+    beta = beta_of(beta_min, beta_schedule, steps)
+    return estimators.FOGZO(_some(weights), beta=beta, seed=seed, crossings_every=log_every, **options)
 
 
-def nspsa(weights: Weights, steps: int, seed: int, **options: Any) -> estimators.Estimator:
+def nspsa(weights: Weights, steps: int, seed: int, log_every: int, **options: Any) -> estimators.Estimator:
     """``estimator=nspsa``"""
-    return estimators.NSPSA(_some(weights), seed=seed, **options)
+    return estimators.NSPSA(_some(weights), seed=seed, crossings_every=log_every, **options)
 
 
-def phased(weights: Weights, steps: int, seed: int, *, ste_share: float, **options: Any) -> estimators.Estimator:
+def phased(
+    weights: Weights, steps: int, seed: int, log_every: int, *, ste_share: float, **options: Any
+) -> estimators.Estimator:
     """``estimator=phased``"""
     if not 0 <= ste_share <= 1:
         raise ValueError(f"estimator.ste_share={ste_share!r} lies outside [0, 1]: 0.7 is 70 % STE, then FOGZO")
-    then = fogzo(weights, steps, seed, **options)
+    then = fogzo(weights, steps, seed, log_every, **options)
     return estimators.Phased(estimators.StraightThrough(weights), then, switch_step=round(ste_share * steps))
 
 
 def noisy_straight_through(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str
+    weights: Weights, steps: int, seed: int, log_every: int, *, beta_min: float, beta_schedule: str
 ) -> estimators.Estimator:
     """``estimator=noisy_ste``"""
     beta = beta_of(beta_min, beta_schedule, steps)
@@ -49,11 +53,13 @@ def noisy_straight_through(
 
 
 def rescaled_straight_through(
-    weights: Weights, steps: int, seed: int, *, beta_min: float, beta_schedule: str, **options: Any
+    weights: Weights, steps: int, seed: int, log_every: int, *, beta_min: float, beta_schedule: str, **options: Any
 ) -> estimators.Estimator:
     """``estimator=rescaled_ste``"""
     beta = beta_of(beta_min, beta_schedule, steps)
-    return estimators.RescaledStraightThrough(_some(weights), beta=beta, seed=seed, **options)
+    return estimators.RescaledStraightThrough(
+        _some(weights), beta=beta, seed=seed, crossings_every=log_every, **options
+    )
 
 
 def beta_of(beta_min: float, beta_schedule: str, steps: int) -> float | Callable[[int], float]:

@@ -58,6 +58,7 @@ class Progress:
                 "perplexity",
                 "agreement",
                 "zero_probes",
+                "crossings",
                 "forward_equivalents",
                 "seconds",
             )

@@ -249,3 +249,35 @@ def test_autocast_does_not_touch_the_codes_of_a_probe(quantizer):
 
     assert weights_seen(True).dtype == torch.float32
     assert torch.equal(weights_seen(True), weights_seen(False))
+
+
+@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.LSQ(2), fogzo.QuEST(2), fogzo.Sign()], ids=readable)
+@pytest.mark.parametrize("options", [{}, {"beta": 1.0}, {"beta": 0.0, "samples": 3}, {"samples": 3, "epsilon": 9.0}])
+def test_crossings_are_the_codes_that_the_first_pair_changes(quantizer, options):
+    model = quantized(quantizer)
+    weights, closure, codes = fogzo.quantized_weights(model), Closure(model), []
+
+    def spying(*, backward):
+        codes.append(torch.cat([w.quantizer.codes(w.latent.detach()).flatten() for w in weights]))
+        return closure(backward=backward)
+
+    found = fogzo.FOGZO(weights, crossings_every=1, **{"beta": 0.5} | options).estimate(spying)
+    assert found.crossings == (codes[1] != codes[2]).sum()  # codes[0]: of the first-order pass
+    assert found.crossings > 0 or options.get("beta") == 1.0
+
+
+@pytest.mark.parametrize("probe_batch", [0, 2])
+def test_counting_crossings_changes_no_bit_of_an_estimate_and_goes_by_the_step(probe_batch):
+    def estimates(every):
+        model = quantized()
+        estimator = fogzo.FOGZO(
+            fogzo.quantized_weights(model), samples=2, beta=0.9, probe_batch=probe_batch, crossings_every=every
+        )
+        for step in range(6):
+            model.zero_grad()
+            yield estimator.estimate(Closure(model), step=step).crossings, gradients(model)
+
+    without, with_them = list(estimates(0)), list(estimates(3))
+    assert not any(differences(a, b) for (_, a), (_, b) in zip(without, with_them, strict=True))
+    assert [crossings is not None for crossings, _ in with_them] == [False, False, True, False, False, True]
+    assert all(crossings is None for crossings, _ in without)

@@ -86,6 +86,8 @@ def test_a_finished_run_leaves_its_record(whole):
     assert [row["step"] for row in rows if "accuracy" in row] == list(range(50, 401, 50))
     needed = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples"}
     assert all(row.keys() >= needed for row in rows)
+    assert all(0 < row["crossings"] < 7960 for row in rows), "of the probes of one pair, in the step that is logged"
+    assert summary["mean_crossings"] == pytest.approx(sum(row["crossings"] for row in rows) / len(rows))
     assert summary.keys() >= {"accuracy", "train_loss", "seed", "scale", "data", "versions", "status"}
     assert json.loads((folder / "summary.json").read_text()).keys() >= TIME_AND_PLACE
     assert summary["parameters"] == sum(t.numel() for name, t in model.items() if not name.endswith("floor")) == 7964

@@ -217,7 +217,7 @@ def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
     model = quantized()
     options = {"ste_share": 1.0, "beta_min": 0.9, "beta_schedule": "constant"} if chosen == "phased" else {}
     make = {"ste": factories.straight_through, "phased": factories.phased}[chosen]
-    estimator = make(fogzo.quantized_weights(model), 10, 0, **options)
+    estimator = make(fogzo.quantized_weights(model), 10, 0, 0, **options)
     estimator.estimate(Closure(model))
     with pytest.raises(ValueError, match="zero_grad"):
         estimator.estimate(Closure(model))
@@ -238,6 +238,7 @@ def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
         ({"epsilon": -1.0}, "epsilon=-1.0"),
         ({"epsilon": math.inf}, "epsilon=inf"),
         ({"probe_batch": -1}, "probe_batch=-1"),
+        ({"crossings_every": -1}, "crossings_every=-1"),
         ({"kind": lambda _, **o: fogzo.FOGZO([], **o)}, "quantized_weights"),
         ({"kind": lambda _, **o: fogzo.FOGZO([nn.Parameter(torch.ones(2))], **o)}, "Parameter.*quantized_weights"),
         ({"kind": lambda weights, **o: fogzo.FOGZO(weights[0].model, **o)}, "Net.*quantized_weights"),

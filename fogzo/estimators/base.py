@@ -32,6 +32,8 @@ class Estimate:
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding
             boundary, or none that matters.  ``None``: no pairs.
         guide_norm: ‖g‖ of the STE gradient over the quantized weights, in units of the noise (ε·α).
+        crossings: codes in which the two probes of the step's first pair differ.  Near 0 the pair measures nothing, or
+            chance; ``None``: not counted in this step.
     """
 
     loss: Tensor
@@ -39,6 +41,7 @@ class Estimate:
     agreement: Tensor | None = None
     zero_probes: Tensor | None = None
     guide_norm: Tensor | None = None
+    crossings: Tensor | None = None
 
 
 class Estimator(ABC):

@@ -54,8 +54,8 @@ class NoisyStraightThrough(Estimator):
 class RescaledStraightThrough(Estimator):
     """STE's gradient at the norm of FOGZO's estimate (in grid units): FOGZO's step length without its direction.
 
-    Costs what FOGZO costs, and one more weight-sized buffer.  ``samples``, ``beta`` and ``seed`` as for
-    :class:`fogzo.FOGZO`; β must be positive.
+    Costs what FOGZO costs, and one more weight-sized buffer.  ``samples``, ``beta``, ``seed``, ``spread`` and
+    ``crossings_every`` as for :class:`fogzo.FOGZO`; β must be positive.
     """
 
     def __init__(
@@ -66,9 +66,12 @@ class RescaledStraightThrough(Estimator):
         beta: float | Callable[[int], float] = 0.999,
         seed: int = 0,
         spread: bool = False,
+        crossings_every: int = 0,
     ) -> None:
         beta = beta if callable(beta) else check_positive_beta(beta)
-        self.inner = FOGZO(weights, samples=samples, beta=beta, seed=seed, spread=spread)
+        self.inner = FOGZO(
+            weights, samples=samples, beta=beta, seed=seed, spread=spread, crossings_every=crossings_every
+        )
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         weights = self.inner.weights

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fogzo.distributed import world
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
+from fogzo.estimators.crossings import codes_crossed
 from fogzo.estimators.probes import Probes, add_weighted, slopes_of
 from fogzo.perturb import Noise
 from fogzo.quantize import QuantizedWeight
@@ -56,6 +57,8 @@ class FOGZO(Estimator):
             on all: the closure must then be the same, of the whole batch, everywhere, its gradients to the last bit (on
             GPUs give all ranks those of rank 0, inside the closure, as ``Trainer.closure`` does).  Without it each
             rank's closure is of its part of the batch (as with ``DistributedDataParallel``), and losses are averaged.
+        crossings_every: k > 0 counts in steps k-1, 2k-1, ... the codes that the first pair changes, by two more
+            quantizations of the weights; the estimate is the same.  0 never counts.
 
     Raises:
         ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
@@ -73,6 +76,7 @@ class FOGZO(Estimator):
         epsilon: float = 1.0,
         probe_batch: int = 0,
         spread: bool = False,
+        crossings_every: int = 0,
     ) -> None:
         self.weights = check_weights(weights)
         self.samples = check_whole(samples, name="samples")
@@ -85,6 +89,7 @@ class FOGZO(Estimator):
             raise ValueError(f"epsilon={epsilon!r} must be positive: 1 is the smoothing that the STE implies")
         self.epsilon = epsilon
         self.probe_batch = check_whole(probe_batch, name="probe_batch", lowest=0)
+        self.crossings_every = check_whole(crossings_every, name="crossings_every", lowest=0)
         self.spread = spread
         if spread and self.samples < world()[1]:
             raise ValueError(
@@ -111,6 +116,8 @@ class FOGZO(Estimator):
                     u = z.mul_(math.sqrt(1 - beta))
                     yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
+            counted = self.crossings_every and (step + 1) % self.crossings_every == 0
+            crossings = codes_crossed(self.weights, units, (u[0] for u in directions(range(1)))) if counted else None
             probes = Probes(closure, self.weights, units, random_state, loss is not None, self.spread)
             if n == 1:
                 losses = self._one_pair(probes, grads, noise, beta)
@@ -135,6 +142,7 @@ class FOGZO(Estimator):
             else None,
             zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=g_norm if beta > 0 else None,
+            crossings=crossings,
         )
 
     def _one_pair(self, probes: Probes, grads: list[Tensor], noise: Noise, beta: float) -> Tensor:

@@ -24,6 +24,8 @@ class NSPSA(FOGZO):
         epsilon: float = 1.0,
         probe_batch: int = 0,
         spread: bool = False,
+        crossings_every: int = 0,
     ) -> None:
         options = {"epsilon": epsilon, "probe_batch": probe_batch, "spread": spread}
+        options["crossings_every"] = crossings_every
         super().__init__(weights, samples=samples, beta=0.0, seed=seed, **options)  # type: ignore[arg-type]
