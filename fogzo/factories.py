@@ -1,7 +1,7 @@
 """Estimators from the values of ``configs/estimator/*.yaml``: what their ``_target_`` names.
 
-Each takes the quantized weights, the run's number of steps, its seed and the steps between logged rows (in those that are
-logged, probes count what they cross), and then the config's values as keywords.
+Each takes the quantized weights, the run's number of steps, its seed and the steps between logged rows (where probes
+count what they cross), and then the config's values as keywords.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from fogzo.tables import DASH, Table, difference_text, short, signed
 from fogzo.verdicts import SHORT, pairs_of, verdicts
 
 COSTS = ("forward_equivalents", "flops", "seconds")
+PACKAGES = ("python", "torch", "torchvision", "timm", "transformers", "numpy")  # whose versions are shown
 COST_NOTE = (
     "Costs are means over the finished runs. Forward equivalents count a backward pass as two forward passes (in "
     'brackets: times the baseline), the convention behind "5/3 of an STE step"; FLOPs are measured by torch\'s flop '
@@ -192,14 +193,17 @@ def footer(evidence: Evidence) -> str:
     if not runs:
         return "No runs yet."
     commits = {str(run.summary.get("git_commit"))[:10] + ("+" if run.summary.get("git_dirty") else "") for run in runs}
-    versions = {f"torch {(run.summary.get('versions') or {}).get('torch')}" for run in runs}
+    installed = [run.summary.get("versions") or {} for run in runs]
+    named = [package for package in PACKAGES if any(package in versions for versions in installed)]
+    versions = [f"{package} {_list({str(versions.get(package)) for versions in installed})}" for package in named]
     data = {f"{(run.summary.get('data') or {}).get('name')}" for run in runs}
     devices = {f"{run.summary.get('device')}" for run in runs}
+    seeds = {run.summary["seed"] for run in runs}
     changed = " (+: with changes that were not committed)" if any("+" in commit for commit in commits) else ""
     return (
         f"{len(runs)} runs in results/runs/{evidence.name}, scale {evidence.scale}, data {_list(data)}, "
-        f"seeds {_list({run.summary['seed'] for run in runs})}, commit {_list(commits)}{changed}, {_list(versions)}, "
-        f"{_list(devices)}. Spread: sample standard deviation over seeds; n: finished runs."
+        f"seeds {_list(seeds)}, commit {_list(commits)}{changed}, {', '.join(versions)}, {_list(devices)}. "
+        "Spread: sample standard deviation over seeds; n: finished runs."
     )
 
 

@@ -11,6 +11,7 @@ from fogzo.claims import claims_of, claims_table
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
 from fogzo.files import atomic_write
+from fogzo.members import members_table
 from fogzo.pages import comparison_table, control_table, parts_table, verdict_list
 from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, paper_keys, status, value_text
 from fogzo.results import read_yaml
@@ -93,8 +94,8 @@ def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scal
 def fill_pages(found: Sequence[Evidence]) -> None:
     """Write what README.md and docs/*.md ask for between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``.
 
-    WHAT is ``summary`` or ``claims``, or ``table``, ``verdict``, ``parts``, ``controls`` or ``equal loss`` with an
-    experiment's name.
+    WHAT is ``summary``, ``claims`` or ``members``, or ``table``, ``verdict``, ``parts``, ``controls`` or ``equal loss``
+    with an experiment's name.
 
     Raises:
         RunError: if a page asks for something else.
@@ -118,12 +119,14 @@ def _asked(found: Sequence[Evidence], what: str, page: Path) -> str:
         return summary_table([e for e in found if e.all_runs()], folder).markdown()
     if what == "claims":
         return claims_table(claims_of(found)).markdown()
+    if what == "members":
+        return members_table(found).markdown()
     kind, _, name = what.rpartition(" ")
     evidence = next((e for e in found if e.name == name), None)
     if evidence is None or kind not in ("table", "verdict", "parts", "controls", "equal loss"):
         raise RunError(
-            f"{page} asks for `{what}`: choose summary or claims, or table, verdict, parts, controls or equal loss "
-            "and the name of an experiment"
+            f"{page} asks for `{what}`: choose summary, claims or members, or table, verdict, parts, controls or equal "
+            "loss and the name of an experiment"
         )
     if kind == "verdict":
         return verdict_list(evidence)

@@ -15,7 +15,8 @@ from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
 from fogzo.figures import curves, differences
 from fogzo.files import atomic_write
-from fogzo.pages import comparison_table, control_table, page
+from fogzo.matrix import matrix
+from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.report import report
 from fogzo.results import read_yaml
 from fogzo.sensitivity import sensitivity
@@ -36,6 +37,7 @@ def main() -> None:
         found = [gather(experiment) for experiment in experiments()]
         for evidence in found:
             render(evidence)
+        matrix(RESULTS / "figures" / "members", [evidence for evidence in found if evidence.all_runs()])
         fill_pages(found)  # before the report, which has docs/replication.md in it
         atomic_write(RESULTS / "report.html", report(found).encode())
     except ValueError as error:
@@ -60,10 +62,11 @@ def render(evidence: Evidence) -> None:
     figures.mkdir(exist_ok=True)
     table, any_runs = comparison_table(evidence), bool(evidence.all_runs())
     controls = control_table(evidence) if any_runs else None
+    source = f"% {footer(evidence)}\n"
     _write(tables / f"{evidence.name}.md", page(evidence, table, section(evidence)))
-    _write(tables / f"{evidence.name}.tex", table.latex())
+    _write(tables / f"{evidence.name}.tex", table.latex() + source)
     _write(tables / f"{evidence.name}.csv", values_table(evidence).csv())
-    _write(tables / f"{evidence.name}_controls.tex", controls.latex() if controls else "")
+    _write(tables / f"{evidence.name}_controls.tex", controls.latex() + source if controls else "")
     _write(tables / f"{evidence.name}_controls.csv", controls_values(evidence).csv() if controls else "")
     equal_loss = any_runs and evidence.experiment.get("equal_loss")
     _write(tables / f"{evidence.name}_equal_loss.csv", equal_loss_values(evidence).csv() if equal_loss else "")

@@ -83,7 +83,7 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
         "seed": seed, "cell": cell.name, "experiment": made["name"], "phase": "confirm", "scale": made["scale"],
     }  # fmt: skip
     config = config_of(cell) | about
-    unit = {"ste": 3, "fogzo": 5, "slope": 5, "noisy_ste": 3, "ste_longer": 5}.get(cell.method, 4)
+    unit = {"ste": 3, "fogzo": 5, "slope": 5, "noisy_ste": 3, "ste_longer": 5}.get(cell.method.removesuffix("_1"), 4)
     lines = []
     for row in range(1, rows + 1):
         part = row / rows

@@ -19,7 +19,7 @@ from fogzo.style import colour
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("twin.md", "twin.tex", "twin.csv", "twin_controls.tex", "twin_controls.csv")
-FIGURES = ("twin.svg", "twin.png", "twin_differences.svg", "twin_differences.png")
+FIGURES = ("twin.svg", "twin.png", "twin_differences.svg", "twin_differences.png", "members.svg", "members.png")
 
 
 def make_tables(root, expect=0):

@@ -268,7 +268,10 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
     found = gather(made)
     text = page(found, comparison_table(found))
     assert footer(found) in text
-    assert "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch" in text
+    assert (
+        "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch 2.14.1"
+        in text
+    )
     assert "The paper: Nets on images. FOGZO is better than STE at the same number of steps." in text
     assert str(project) not in text
 
