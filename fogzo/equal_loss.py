@@ -142,9 +142,9 @@ class Ratio:
     Attributes:
         median: over all seeds, the lower of two in the middle.  A seed at which the second method does not reach the
             loss counts as 0: there it needs more than its whole run, how much more is not known.
-        low, high: between which the ratios of all seeds lie, given that each cost is known up to the distance of two
-            evaluations only; ``low`` is 0 where a seed does not reach the loss, ``high`` infinite where one is there at
-            the first evaluation.
+        low, high: between which the ratios of the seeds that reach the loss lie, given that each cost is known up to
+            the distance of two evaluations only; ``high`` is of all seeds, and infinite where one is there at the
+            first evaluation.
         seeds: at how many the second method reaches the loss.
         pairs: number of seeds.
     """
@@ -166,7 +166,7 @@ def ratio_of(pairs: Sequence[tuple[Reached, Reached]]) -> Ratio | None:
         return None
     return Ratio(
         median=statistics.median_low([own.at / other.at for own, other in pairs]),
-        low=min(own.before / other.at for own, other in pairs),
+        low=min((own.before / other.at for own, other in pairs if other.at < math.inf), default=0.0),
         high=max(own.at / other.before if other.before else math.inf for own, other in pairs),
         seeds=sum(other.at < math.inf for _, other in pairs),
         pairs=len(pairs),
@@ -185,21 +185,24 @@ def median_text(found: Ratio) -> str:
 
 
 def range_text(found: Ratio) -> str:
-    """Between which the ratios of all seeds lie, as far as is known.
+    """Between which the ratios of the seeds that reach the loss lie, and how many do not.
 
-    >>> range_text(Ratio(0.0, 0.0, 9.0, 1, 3)), range_text(Ratio(3.0, 2.0, math.inf, 3, 3))
-    ('less than 9', '2 or more')
+    >>> range_text(Ratio(5.0, 4.0, 9.0, 2, 3)), range_text(Ratio(0.0, 0.0, 9.0, 0, 3))
+    ('4 to 9, not reached by 1 of 3', 'less than 9, not reached by 3 of 3')
+    >>> range_text(Ratio(3.0, 2.0, math.inf, 3, 3))
+    '2 or more'
     """
-    if found.low and found.high < math.inf:
-        return f"{short(found.low)} to {short(found.high)}"
-    if found.high < math.inf:
-        return f"less than {short(found.high)}"
-    return f"{short(found.low)} or more" if found.low else "not known"
+    if found.low:
+        text = f"{short(found.low)} to {short(found.high)}" if found.high < math.inf else f"{short(found.low)} or more"
+    else:
+        text = f"less than {short(found.high)}" if found.high < math.inf else "not known"
+    never = found.pairs - found.seeds
+    return text + (f", not reached by {never} of {found.pairs}" if never else "")
 
 
 def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reached, Reached]]:
-    """Where both methods are at the loss that ``first`` ends with, for every seed that both finished."""
-    others = {run.summary["seed"]: run for run in evidence.finished(second)}
+    """Where both methods are at the loss that ``first`` ends with, for every seed that ``first`` finished."""
+    others = evidence.runs[second.name]  # one that diverged before the loss never reaches it
     ends = evidence.values(first, "train_loss")
     pairs = []
     for run in evidence.finished(first):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fogzo.comparison import Difference, paired_difference
+from fogzo.comparison import BETTER, FEWEST_PAIRS, TOO_FEW, WORSE, Difference, paired_difference
 from fogzo.records import records_of
 from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
@@ -115,7 +115,22 @@ class Evidence:
         better = METRICS[key or self.metric_of(cell)].higher_is_better
         if other is None or better is None:
             return None
-        return paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
+        found = paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
+        return replace(found, lost=self._lost(cell, other), spared=self._lost(other, cell)) if found else None
+
+    def outcome(self, cell: Cell, other: Cell | None, key: str | None = None) -> str | None:
+        """What ``cell`` against ``other`` came to, in a word, also where one of them diverged on every seed."""
+        found = self.difference(cell, other, key)
+        if found is not None or other is None:
+            return found.outcome if found else None
+        lost, spared = self._lost(cell, other), self._lost(other, cell)
+        if max(lost, spared) < FEWEST_PAIRS:
+            return TOO_FEW if lost or spared else None
+        return WORSE if lost else BETTER
+
+    def _lost(self, cell: Cell, other: Cell) -> int:
+        """On how many seeds ``cell`` diverged and ``other`` did not."""
+        return len(set(self.diverged(cell)) & {run.summary["seed"] for run in self.finished(other)})
 
     def missing(self, cell: Cell) -> list[int]:
         """Seeds that were not run.  A diverged run is over: to run it again would end the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,21 @@ def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], 
     return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
 
 
-Entry = tuple[str, Cell | None, Difference | None]  # a label, and for a method's row the cell and its difference
+# a label, and for a method's row the cell, where it is from, and its difference
+Entry = tuple[str, tuple[Evidence, Cell, Difference] | None]
 
 
 def differences(stem: Path, evidence: Evidence) -> None:
-    """A forest plot: each method's paired difference to the baseline in each setting, its interval and its seeds.
+    """Each method's paired difference to the baseline in each setting; ``stem``.svg and ``stem``.png.
 
     Settings that are compared by different metrics stand in different panels.
     """
-    panels = [(METRICS[key], _entries(evidence, key)) for key in evidence.metrics()]
-    panels = [(metric, entries) for metric, entries in panels if entries]
+    forest(stem, {key: _entries(evidence, key) for key in evidence.metrics()})
+
+
+def forest(stem: Path, asked: Mapping[str, Sequence[Entry]]) -> None:
+    """A forest plot: differences with their intervals and seeds, a panel a metric; ``stem``.svg and ``stem``.png."""
+    panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
     heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
     with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False}):
         figure, axes = plt.subplots(
@@ -146,7 +151,7 @@ def differences(stem: Path, evidence: Evidence) -> None:
             height_ratios=heights,
         )  # fmt: skip
         for axis, (metric, entries) in zip(axes[:, 0], panels, strict=False):
-            _forest(axis, evidence, metric, entries)
+            _forest(axis, metric, entries)
         save(figure, stem)
 
 
@@ -156,22 +161,22 @@ def _entries(evidence: Evidence, key: str) -> list[Entry]:
         found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
         shown = [(cell, difference) for cell, difference in found if difference and evidence.metric_of(cell) == key]
         if shown and setting:
-            entries.append((evidence.setting_label(setting), None, None))
-        entries += [(cell.label.removeprefix("control: "), cell, difference) for cell, difference in shown]
+            entries.append((evidence.setting_label(setting), None))
+        entries += [(cell.label.removeprefix("control: "), (evidence, cell, found)) for cell, found in shown]
     return entries
 
 
-def _forest(axis: Any, evidence: Evidence, metric: Metric, entries: Sequence[Entry]) -> None:
-    limit = _limit([difference for _, _, difference in entries if difference is not None])
+def _forest(axis: Any, metric: Metric, entries: Sequence[Entry]) -> None:
+    limit = _limit([shown[2] for _, shown in entries if shown is not None])
     axis.axvline(0, color="#555555", lw=1)
-    for row, (text, cell, difference) in enumerate(entries):
-        if cell is None or difference is None:
+    for row, (text, shown) in enumerate(entries):
+        if shown is None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             axis.text(0, row, text, transform=axis.get_yaxis_transform(), va="center", fontweight="bold", bbox=box)
         else:
-            _forest_row(axis, row, evidence, cell, difference, limit)
+            _forest_row(axis, row, *shown, limit)
     axis.set(xlim=(-limit * 1.06, limit * 1.06), ylim=(len(entries) - 0.4, -0.6))
-    axis.set_yticks(range(len(entries)), [text if cell else "" for text, cell, _ in entries])
+    axis.set_yticks(range(len(entries)), [text if shown else "" for text, shown in entries])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25, lw=0.5)
     axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")
@@ -205,6 +210,12 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     axis.text(
         1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
     )
+
+
+def remove(stem: Path) -> None:
+    """Take a figure away whose runs are gone."""
+    for ending in (".svg", ".png"):
+        stem.with_name(stem.name + ending).unlink(missing_ok=True)
 
 
 def save(figure: Any, stem: Path) -> None:

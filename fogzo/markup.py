@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+LONGEST = 30  # rows of a table that is shown at once; a longer one is folded
 Image = Callable[[Path, str], str]  # a figure's path and its description, as HTML
 
 
@@ -36,7 +37,10 @@ def to_html(text: str, folder: Path, root: Path, image: Image, *, level: int = 0
                 for line in block
             ]
             cells = [[inline(cell, folder, root) for cell in row] for row in rows]
-            parts.append(table(cells[0], cells[2:]))
+            shown = table(cells[0], cells[2:])
+            if len(cells) - 2 > LONGEST:
+                shown = f"<details><summary>Table of {len(cells) - 2} rows</summary>{shown}</details>"
+            parts.append(shown)
         elif re.match(r"([-*]|\d+\.) ", first):
             kind = "ol" if first[0].isdigit() else "ul"
             parts.append(

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from fogzo.comparison import BETTER, WORSE
 from fogzo.evidence import METRICS, Evidence
-from fogzo.figures import save
+from fogzo.figures import remove, save
 from fogzo.members import Row, rows_of
 from fogzo.style import RC
 from fogzo.tables import signed
@@ -24,8 +24,7 @@ def matrix(stem: Path, found: Sequence[Evidence]) -> None:
     """Differences, tinted where told apart; ``stem``.svg and ``stem``.png, or neither if nothing was run."""
     labels, rows = rows_of(found)
     if not rows:
-        for ending in (".svg", ".png"):
-            stem.with_name(stem.name + ending).unlink(missing_ok=True)
+        remove(stem)
         return
     lines: list[Row | str] = []  # settings under the title of their experiment
     for number, row in enumerate(rows):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fogzo.comparison import BETTER, METHOD, WORSE, holm
 from fogzo.evidence import METRICS, Evidence
-from fogzo.published import STATUS_RULE, published_difference, published_text, status
+from fogzo.published import NOT_RUN, STATUS_RULE, published_difference, published_text, status
 from fogzo.results import Run, spread
 from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, difference_text, short, signed
@@ -122,7 +122,7 @@ def control_table(evidence: Evidence) -> Table | None:
         blocks.append(len(rows))
         for cell, other in pairs:
             difference = evidence.difference(cell, other)
-            outcome = difference.outcome if difference else "not run"
+            outcome = evidence.outcome(cell, other) or NOT_RUN
             label, digits = evidence.setting_label(cell.setting), METRICS[evidence.metric_of(cell)].digits
             rows.append([label, cell.label, other.label, difference_text(difference, digits), outcome])
     header = ["setting", "method", "against", "difference [95 %]; p", "outcome"]
@@ -151,7 +151,7 @@ def _part_column(evidence: Evidence, method: str) -> dict[str, str]:
     cells = [cell for cell in evidence.cells.values() if cell.method == method]
     found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
     judged = [(cell, difference) for cell, difference in found if difference is not None]
-    texts = {}
+    texts = {cell.setting: "diverged" for cell in cells if evidence.diverged(cell)}
     for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
         metric = METRICS[evidence.metric_of(cell)]
         unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
@@ -195,7 +195,10 @@ def footer(evidence: Evidence) -> str:
     commits = {str(run.summary.get("git_commit"))[:10] + ("+" if run.summary.get("git_dirty") else "") for run in runs}
     installed = [run.summary.get("versions") or {} for run in runs]
     named = [package for package in PACKAGES if any(package in versions for versions in installed)]
-    versions = [f"{package} {_list({str(versions.get(package)) for versions in installed})}" for package in named]
+    versions = [
+        f"{package} {_list({str(versions.get(package, 'not recorded')) for versions in installed})}"
+        for package in named
+    ]
     data = {f"{(run.summary.get('data') or {}).get('name')}" for run in runs}
     devices = {f"{run.summary.get('device')}" for run in runs}
     seeds = {run.summary["seed"] for run in runs}
@@ -226,12 +229,14 @@ def page(evidence: Evidence, table: Table, extra: str = "") -> str:
     """The experiment's Markdown page."""
     name, paper = evidence.name, evidence.paper
     said = f"The paper: {sentences(paper, 'setting', 'claim')}\n\n" if paper else ""
-    found = verdict_list(evidence) + "\n" if evidence.all_runs() else ""
+    found, heading = "", "Not run yet"
+    if evidence.all_runs():
+        found, heading = verdict_list(evidence) + "\n", "What came out"
     controls, tuned = control_table(evidence), tuned_table(evidence)
     parts = [
         f"# {evidence.title}\n\nMade by `make tables` from `results/runs/{name}`; not typed. "
         f"Scale: {evidence.scale}.\n\n{said}",
-        f"## What came out\n\n{found}{table.markdown()}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
+        f"## {heading}\n\n{found}{table.markdown()}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
         f"## FOGZO against the controls\n\n{controls.markdown()}\n" if controls and evidence.all_runs() else "",
         extra,
         f"## What tuning chose\n\n{tuned.markdown()}\n" if tuned else "",

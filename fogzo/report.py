@@ -29,10 +29,20 @@ from fogzo.verdicts import verdicts
 
 RESULTS = Path("results")
 FOREST = "Filled: told apart; open: not. Below: single seeds. Arrow: beyond the axis."
+BUSY = "Seconds are of a machine that was busy with other runs: compare by FLOPs"
 TONES = {
     "good": ("confirmed", "reproduced", "same direction", "better"),
     "bad": ("opposite direction", "opposite", "deviates", "worse", "diverged"),
-    "open": ("not to be told apart", "mixed", "too few pairs", NOT_RUN, "run once"),
+    "open": (
+        "not to be told apart",
+        "mixed",
+        "too few pairs",
+        "not reached here",
+        "larger here",
+        "smaller here",
+        NOT_RUN,
+        "run once",
+    ),
 }
 OUTCOME = re.compile(  # at the beginning of a cell; a colour marks it, and says nothing that the words don't
     rf"(scaled-down twin: )?({'|'.join(word for words in TONES.values() for word in words)})( in part)?(?![a-z])"
@@ -64,10 +74,14 @@ def report(found: Sequence[Evidence]) -> str:
         f"{_html(published_table(found))}</section>",
         f"<section id='unrun'><h2>What was not run</h2>{_unrun(run, unrun)}</section>",
         f"<section id='reading'><h2>How to read this</h2>{_prose(METHOD)}{_prose(COST_NOTE)}",
-        "<p>Everything above is made by <code>make tables</code> from the run folders in <code>results/runs</code>. "
-        "Exploratory runs are not in it.</p></section></main></body></html>\n",
+        "<p>Tables, figures and verdicts above are made by <code>make tables</code> from the run folders in "
+        "<code>results/runs</code>; the sentences of the answers are written by hand. Exploratory runs are not in them."
+        "</p></section></main></body></html>\n",
     ]
-    return "\n".join(parts)
+    text = "\n".join(parts)
+    for evidence in run:  # its page is in this file too
+        text = text.replace(f'href="tables/{evidence.name}.md"', f'href="#{evidence.name}"')
+    return text
 
 
 def _claims(claims: Sequence[Claim]) -> str:
@@ -88,9 +102,10 @@ def _claim(claim: Claim) -> str:
         _html(shown) if shown.rows else "".join(map(_prose, shown.notes)),
     ]
     kind = "" if claim.ratios else "_differences"
+    parts.append(_figure(RESULTS / "figures" / f"claim_{claim.name}.svg", f"Paired difference to the STE. {FOREST}"))
     figures = {f"{name}{kind}": title for name, title in claim.shown_in().items()}
     links = [f'<a href="#figure-{stem}">{html.escape(title)}</a>' for stem, title in figures.items() if _drawn(stem)]
-    parts.append(f"<p>Figures: {', '.join(links)}.</p>" if links else "")  # each is in the file once or twice already
+    parts.append(f"<p>All methods: {', '.join(links)}.</p>" if links else "")
     if commands:
         parts.append(f"<details><summary>How to check it</summary>{_code(commands)}</details>")
     return "".join(parts)
@@ -103,12 +118,12 @@ def _experiment(evidence: Evidence) -> str:
     note = RESULTS / "notes" / f"{name}.md"
     controls, tuned, extra = control_table(evidence), tuned_table(evidence), section(evidence)
     parts = [
-        f"<section id='{name}'><h2>{html.escape(evidence.title)}</h2>",
+        f"<section id='{name}'><h2>{html.escape(evidence.title)} <code>{name}</code></h2>",
         f"<blockquote><strong>The paper.</strong> {_inline(claim)}</blockquote>" if claim else "",
         f"<ul class='verdicts'>{said}</ul>",
         to_html(note.read_text(encoding="utf-8"), note.parent, RESULTS, _figure, level=2) if note.exists() else "",
         _own_figure(f"{name}_differences", f"{evidence.title}: paired difference to the baseline. {FOREST}"),
-        _own_figure(name, f"{evidence.title}: against steps, FLOPs and seconds; mean and range"),
+        _own_figure(name, f"{evidence.title}: against steps, FLOPs and seconds; mean and range. {BUSY}"),
         _own_figure(f"{name}_sensitivity", f"{evidence.title}: mean, and single seeds"),
         _html(comparison_table(evidence)),
         f"<details><summary>FOGZO against the controls</summary>{_html(controls)}</details>" if controls else "",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fogzo.comparison import BETTER, TOO_FEW, UNDECIDED, WORSE, Difference
+from fogzo.comparison import BETTER, TOO_FEW, UNDECIDED, WORSE, Difference, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.published import NOT_RUN, is_published, published_direction
 from fogzo.sweep import Cell
@@ -113,11 +113,11 @@ def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) ->
     first, second = (next(c.label for c in evidence.cells.values() if c.method == m) for m in (method, against))
     if not judged:
         return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "", "")
-    signs = {cell.name: published_direction(evidence, cell) for cell, _ in judged} if claimed else {}
+    signs = {one.cell.name: published_direction(evidence, one.cell) for one in judged} if claimed else {}
     # where the paper says something of some settings, those alone can confirm it
-    said = [(cell, difference) for cell, difference in judged if signs.get(cell.name)] or judged
-    word = word_of([d.outcome for _, d in said], [signs.get(cell.name, 0) for cell, _ in said])
-    counts = Counter(difference.outcome for _, difference in judged)
+    said = [one for one in judged if signs.get(one.cell.name)] or judged
+    word = word_of([(one.outcome, one.difference) for one in said], [signs.get(one.cell.name, 0) for one in said])
+    counts = Counter(one.outcome for one in judged)
     unrun = len(pairs) - len(judged)
     text = _outcomes(counts) + f" of {len(judged)} settings" + (f", {unrun} not run" if unrun else "")
     if said != judged and any(signs.values()):
@@ -130,11 +130,21 @@ def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) ->
     return Verdict(method, against, (first, second), word, text, tally, effect, aside)
 
 
-def _judged(
-    evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]], key: str | None = None
-) -> list[tuple[Cell, Difference]]:
-    found = [(cell, evidence.difference(cell, other, key)) for cell, other in pairs]
-    return [(cell, difference) for cell, difference in found if difference is not None]
+@dataclass(frozen=True)
+class _Judged:
+    """One setting's comparison; without a difference where one of the methods diverged on every seed."""
+
+    cell: Cell
+    outcome: str
+    difference: Difference | None
+
+
+def _judged(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]], key: str | None = None) -> list[_Judged]:
+    found = []
+    for cell, other in pairs:
+        if (outcome := evidence.outcome(cell, other, key)) is not None:
+            found.append(_Judged(cell, outcome, evidence.difference(cell, other, key)))
+    return found
 
 
 def _outcomes(counts: Mapping[str, int]) -> str:
@@ -148,16 +158,17 @@ def _aside(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]]) -> str:
     judged = _judged(evidence, pairs, key) if key else []
     if key is None or not judged:
         return ""
-    counts = Counter(difference.outcome for _, difference in judged)
+    counts = Counter(one.outcome for one in judged)
     said = next(iter(counts)) if len(pairs) == 1 else _outcomes(counts)
     return f"by {METRICS[key].label.removesuffix(', %')} {said}, {_effect(evidence, judged, key)}"
 
 
-def _effect(evidence: Evidence, found: Sequence[tuple[Cell, Difference]], key: str | None = None) -> str:
+def _effect(evidence: Evidence, found: Sequence[_Judged], key: str | None = None) -> str:
     """Smallest to greatest difference, metric by metric: accuracies and perplexities have no common mean."""
     means: dict[str, list[float]] = {}
-    for cell, difference in found:
-        means.setdefault(key or evidence.metric_of(cell), []).append(difference.mean)
+    for one in found:
+        if one.difference is not None:
+            means.setdefault(key or evidence.metric_of(one.cell), []).append(one.difference.mean)
     texts = []
     for name, values in means.items():
         metric = METRICS[name]
@@ -167,22 +178,35 @@ def _effect(evidence: Evidence, found: Sequence[tuple[Cell, Difference]], key: s
     return ", ".join(texts)
 
 
-def word_of(outcomes: Sequence[str], signs: Sequence[int]) -> str:
+def word_of(found: Sequence[tuple[str, Difference | None]], signs: Sequence[int]) -> str:
     """One word for the outcomes of several settings, given what the paper says of each.
 
+    Where they don't all agree only those count that stand after Holm's correction of the paired t-tests of all of them:
+    of a dozen settings in which nothing differs, some would otherwise make a claim true "in part" every second time.
+
     Args:
+        found: outcome and difference of each; without a difference where one method diverged throughout.
         signs: +1: better in the paper, -1: worse, all 0: the paper makes no such comparison.
 
-    >>> word_of([BETTER, UNDECIDED], [1, 1]), word_of([BETTER, WORSE], [1, -1]), word_of([WORSE], [0])
-    ('confirmed in part', 'confirmed', 'worse')
+    >>> from fogzo.comparison import paired_difference
+    >>> better, open = (paired_difference(dict(enumerate(values)), dict.fromkeys(range(3), 0.0), higher_is_better=True)
+    ...                 for values in ([3.0, 3.1, 3.2], [1.0, -1.0, 0.2]))
+    >>> one, other = (better.outcome, better), (open.outcome, open)
+    >>> word_of([one, one], [1, 1]), word_of([one, other], [1, 1]), word_of([one, other], [0, 0])
+    ('confirmed', 'confirmed in part', 'better in part')
     """
-    claimed = any(signs)
-    words = ("confirmed", "opposite") if claimed else (BETTER, WORSE)
-    with_it = sum(outcome == (WORSE if sign < 0 else BETTER) for outcome, sign in zip(outcomes, signs, strict=True))
-    against_it = sum(outcome == (BETTER if sign < 0 else WORSE) for outcome, sign in zip(outcomes, signs, strict=True))
-    if with_it and against_it:
+    words = ("confirmed", "opposite") if any(signs) else (BETTER, WORSE)
+    directions = [
+        {BETTER: 1, WORSE: -1}.get(outcome, 0) * (-1 if sign < 0 else 1)
+        for (outcome, _), sign in zip(found, signs, strict=True)
+    ]
+    for direction, word in ((1, words[0]), (-1, words[1])):
+        if all(one == direction for one in directions):
+            return word
+    stands = holm([0.0 if difference is None else difference.p_t for _, difference in found])
+    left = {direction for direction, holds in zip(directions, stands, strict=True) if direction and holds}
+    if len(left) == 2:
         return "mixed"
-    for count, word in ((with_it, words[0]), (against_it, words[1])):
-        if count:
-            return word if count == len(outcomes) else f"{word} in part"
-    return UNDECIDED if UNDECIDED in outcomes else TOO_FEW
+    if left:
+        return f"{words[0] if left == {1} else words[1]} in part"
+    return UNDECIDED if any(outcome != TOO_FEW for outcome, _ in found) else TOO_FEW

@@ -11,9 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+from fogzo.claims import claims_of, forest_of
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
-from fogzo.figures import curves, differences
+from fogzo.figures import curves, differences, forest, remove
 from fogzo.files import atomic_write
 from fogzo.matrix import matrix
 from fogzo.pages import comparison_table, control_table, footer, page
@@ -38,6 +39,9 @@ def main() -> None:
         for evidence in found:
             render(evidence)
         matrix(RESULTS / "figures" / "members", [evidence for evidence in found if evidence.all_runs()])
+        for claim in claims_of(found):
+            stem, panels = RESULTS / "figures" / f"claim_{claim.name}", forest_of(claim)
+            forest(stem, panels) if panels else remove(stem)
         fill_pages(found)  # before the report, which has docs/replication.md in it
         atomic_write(RESULTS / "report.html", report(found).encode())
     except ValueError as error:
@@ -79,8 +83,7 @@ def render(evidence: Evidence) -> None:
         if any(evidence.finished(cell) for cell in evidence.cells.values()):
             draw(stem, evidence)
         else:  # figures of runs that are gone would be a lie
-            for ending in (".svg", ".png"):
-                stem.with_name(stem.name + ending).unlink(missing_ok=True)
+            remove(stem)
 
 
 def _write(path: Path, text: str) -> None:

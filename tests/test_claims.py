@@ -1,9 +1,10 @@
 """The paper's claims from made-up records: verdicts, what they rest on, and commands to check them."""
 
+import re
 from pathlib import Path
 
 import pytest
-from made_up import dump, experiment, write
+from made_up import GONE, dump, edit, experiment, sign, write
 
 from fogzo.claims import cases_table, check_commands, claims_of, claims_table
 from fogzo.equal_loss import Ratio
@@ -11,6 +12,7 @@ from fogzo.evidence import gather
 from fogzo.report import report
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
+from fogzo.verdicts import verdicts
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = {"claim": "Nets are better", "trust": "high: abstract", "method": "fogzo", "settings": {"twin": "*"}}
@@ -32,7 +34,7 @@ def the_claim(root, made, effect, **changes):
 def test_a_claim_is_judged_by_all_settings_that_bear_on_it(tmp_path, made):
     claim = the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
     assert (claim.word("mini"), claim.word("paper"), claim.seeds("mini")) == ("confirmed", "not run", "3")
-    assert claim.effect("mini").endswith(" points")
+    assert re.fullmatch(r"\+2\.\d\d to \+2\.\d\d points \[\+1\.\d\d, \+3\.\d\d\]", claim.effect("mini"))
     assert claim.effect("paper") == ""
     assert len(cases_table(claim).rows) == 2
     assert cases_table(claim).rows[0][-1] == "+8.00 points"
@@ -60,6 +62,49 @@ def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of
     assert "not known; the claim says better" in [row[-1] for row in cases_table(claim).rows]
 
 
+def test_chance_in_a_few_of_many_settings_makes_no_claim_hold_in_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = experiment(settings=[f"s{number}" for number in range(12)])
+    write(tmp_path, made, effect=lambda cell: 1.0 * (cell == "s0.fogzo"), rows=2)
+    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
+    (claim,) = claims_of([gather(made)])
+    assert {"better", "worse"} < {case.outcome for case in claim.cases}
+    assert claim.word("mini") == verdicts(claim.cases[0].evidence)[0].word == "not to be told apart"
+
+
+@pytest.mark.parametrize(
+    ("diverging", "outcome", "word"),
+    [
+        ({"deit.fogzo": 1}, "not to be told apart", "confirmed in part"),  # resnet stays
+        ({"deit.fogzo": 3}, "worse", "mixed"),
+        ({"deit.fogzo": 2}, "too few pairs", "confirmed in part"),
+        ({"deit.ste": 3}, "better", "confirmed"),
+        ({"deit.ste": 3, "deit.fogzo": 3}, "not run", "confirmed"),
+    ],
+)
+def test_what_diverges_is_never_better_and_counts_as_worse_if_it_always_does(
+    tmp_path, monkeypatch, diverging, outcome, word
+):
+    monkeypatch.chdir(tmp_path)
+    seeds = 4 if 1 in diverging.values() else 3
+    made = experiment(seeds=range(11, 11 + seeds))
+    folders = write(tmp_path, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
+    for cell, count in diverging.items():
+        for seed in range(11, 11 + count):
+            edit(folders[cell, seed], status="diverged", accuracy=GONE)
+            sign(folders[cell, seed])
+    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
+    evidence = gather(made)
+    (claim,) = claims_of([evidence])
+    assert evidence.outcome(evidence.cells["deit.fogzo"], evidence.cells["deit.ste"]) == (
+        None if outcome == "not run" else outcome
+    )
+    assert [case.outcome for case in claim.cases] == [outcome, "better"]
+    assert claim.word("mini") == word
+    assert "not run" not in verdicts(evidence)[0].counts or outcome == "not run"
+    assert len(cases_table(claim).rows) == 2 - (outcome == "not run")
+
+
 def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
     claim = the_claim(tmp_path, made, None)
     ste, fogzo = check_commands(claim)
@@ -75,7 +120,10 @@ def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
         (796, Ratio(500, 400, 900, 3, 3), "confirmed"),
         (796, Ratio(500, 400, 700, 3, 3), "smaller here"),
         (796, Ratio(1000, 900, float("inf"), 3, 3), "larger here"),
-        (796, Ratio(1000, 0, 1500, 2, 3), "confirmed"),
+        (796, Ratio(1000, 700, 1500, 2, 3), "confirmed in part"),
+        (796, Ratio(1000, 900, 1500, 2, 3), "mixed"),
+        (796, Ratio(0, 700, 1500, 1, 3), "not reached here"),
+        (796, Ratio(0, 0, 1500, 0, 3), "not reached here"),
         (796, Ratio(0, 0, 700, 0, 3), "smaller here"),
         (796, None, "not run"),
     ],

@@ -223,8 +223,8 @@ def test_a_ratio_that_no_later_evaluation_bounds_has_no_upper_end():
 def test_a_seed_that_never_gets_there_makes_the_ratio_smaller():
     never, twice = (Reached(70, 80), Reached(100, math.inf)), [(Reached(70, 80), Reached(5, 10))] * 2
     some = ratio_of([*twice, never])
-    assert some == Ratio(8, 0, 16, seeds=2, pairs=3)
-    assert range_text(some) == "less than 16"
+    assert some == Ratio(8, 7, 16, seeds=2, pairs=3)
+    assert range_text(some) == "7 to 16, not reached by 1 of 3"
     assert ratio_of([never]) == Ratio(0, 0, pytest.approx(0.8), seeds=0, pairs=1)
     assert ratio_of([]) is None
 
