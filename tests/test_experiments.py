@@ -61,7 +61,8 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
     file = CONFIGS / "experiment" / f"{name}.yaml"
     text = file.read_text(encoding="utf-8")
     experiment = yaml.safe_load(text)["experiment"]
-    assert (experiment["name"], experiment["stage"]) == (name, "confirm")
+    stage = "explore" if name.endswith("_explore") else "confirm"
+    assert (experiment["name"], experiment["stage"]) == (name, stage)
     cells = cells_of(experiment)
     methods = {cell.method for cell in cells.values()}
     assert experiment["baseline"] in methods
