@@ -8,8 +8,9 @@ The code works in *grid units* w/(εα), in which the noise of every coordinate 
 scales (or other smoothings) behave as one.  There g = εα·∂L/∂w, the pair is w ± u_i, slope_i is half the difference of
 its losses, and G is divided by εα at the end.  Where ε is the same everywhere this is the formula above.
 
-The paper gives ĝ a random sign s_i.  As z is symmetric, (s ĝ, z) is as likely as s·(ĝ, z), which only turns u_i round
-as a whole, and G doesn't see that: the sign is left out, and a test compares the two.
+``paper.md`` writes v_i for u_i, and u_i for z_i.  The paper gives ĝ a random sign s_i.  As z is symmetric, (s ĝ, z) is
+as likely as s·(ĝ, z), which only turns u_i round as a whole, and G doesn't see that: the sign is left out, and a test
+compares the two.
 
 β = 0 is n-SPSA.  β = 1 leaves the direction ĝ with a measured slope.  The STE believes that slope.
 """
