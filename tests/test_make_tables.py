@@ -236,6 +236,9 @@ def test_ten_lines_from_the_raw_records_give_the_same_numbers():
             assert float(row["difference"]) == pytest.approx(better, rel=1e-5)
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # with tables between marks
+
+
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory):
     """What `make tables` makes of our own records: (where, what it printed); read only."""
@@ -243,6 +246,9 @@ def rebuilt(tmp_path_factory):
     for name in ("configs", "results"):
         ignore = shutil.ignore_patterns("*_tuning", "figures", "tables")
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    (root / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(page, root / page.relative_to(ROOT))
     done, _ = make_tables(root)
     return root, done.stdout
 
@@ -251,10 +257,13 @@ def test_what_is_committed_is_what_the_records_give(rebuilt):
     """... and every experiment file makes a page, whether it has runs or not."""
     root, printed = rebuilt
     names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}
-    for file in (root / "results/tables").iterdir():
-        committed = ROOT / "results/tables" / file.name
-        assert committed.read_bytes() == file.read_bytes(), (
-            f"run `make tables`: {file.name} is not what the records give"
+    for folder in ("results/tables", "results/figures"):
+        made, committed = ({file.name for file in (top / folder).iterdir()} for top in (root, ROOT))
+        assert made == committed, f"run `make tables`, and remove what it does not make: {sorted(made ^ committed)}"
+    for committed in [*PAGES, *(ROOT / "results/tables").iterdir()]:
+        path = committed.relative_to(ROOT)
+        assert committed.read_bytes() == (root / path).read_bytes(), (
+            f"run `make tables`: {path} is not what the records give"
         )
     assert {line.split("/")[-1] for line in printed.splitlines()} <= {f"{n}.md" for n in names} | {"report.html"}
 
