@@ -101,6 +101,10 @@ def notes(evidence: Evidence) -> list[str]:
         edges = (evidence.tuned.get(cell.name) or {}).get("on_edge_of_grid")
         if edges:
             found.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+    for key in evidence.experiment.get("also") or []:
+        if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
+            label = METRICS[key].label
+            found.append(f"No run has the column {label}: it came after them; remove a run and run it again.")
     return found + refused(evidence)
 
 

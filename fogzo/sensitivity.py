@@ -31,6 +31,7 @@ FLAT = 4  # losses that differ by more than this factor are drawn on a logarithm
 def sensitivity(stem: Path, evidence: Evidence) -> None:
     """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
     panels = [(asked, key) for asked in evidence.experiment["axes"] for key in _metrics(evidence, asked)]
+    panels = [panel for panel in panels if _has_points(evidence, *panel)] or panels[:1]
     across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
@@ -49,10 +50,20 @@ def _metrics(evidence: Evidence, asked: Mapping[str, Any]) -> Sequence[str]:
     return [asked["metric"]] if "metric" in asked else evidence.metrics()
 
 
-def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
+def _has_points(evidence: Evidence, asked: Mapping[str, Any], key: str) -> bool:
+    """Whether there is anything to draw: a metric may have come after the runs."""
+    return any(True for _ in _lines(evidence, asked, _places(asked)[0], key))
+
+
+def _places(asked: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Where each setting or method stands on an axis, and the words that stand there instead of numbers, in order."""
     given = asked.get("settings") or asked["methods"]
-    words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))  # in their order
-    places = {name: float(words.index(at) if at in words else at) for name, at in given.items()}
+    words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))
+    return {name: float(words.index(at) if at in words else at) for name, at in given.items()}, words
+
+
+def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
+    places, words = _places(asked)
     drawn: list[str] = []
     reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):

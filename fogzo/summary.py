@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fogzo.claims import claims_of, claims_table
@@ -16,7 +16,8 @@ from fogzo.pages import comparison_table, control_table, parts_table, verdict_li
 from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, paper_keys, status, value_text
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
-from fogzo.tables import Table
+from fogzo.sweep import Cell
+from fogzo.tables import DASH, Table
 from fogzo.verdicts import Verdict, verdicts
 
 RESULTS = Path("results")
@@ -59,7 +60,7 @@ def _summary_text(verdict: Verdict) -> str:
 
 
 def published_table(found: Sequence[Evidence]) -> Table:
-    """Every cell of every published table, and where it stands at each scale."""
+    """Every cell of every published table: where it stands at each scale, and what fills what is missing."""
     names = {str(e.experiment.get("table")) for e in found}
     rows: list[list[str]] = []
     blocks = []
@@ -74,8 +75,10 @@ def published_table(found: Sequence[Evidence]) -> Table:
                     _status_of(found, file.stem, "" if by_cell else key, method, scale) for scale in ("paper", "mini")
                 ]
                 what = ", ".join(str(row[k]) for k in ("model", "data", "quantizer") if k in row) if not by_cell else ""
-                rows.append([file.stem, what or key, method, value_text(value), *where])
-    return Table(["table", "row", "method", "published", "at paper scale", "scaled-down twin"], rows, blocks=blocks)
+                commands = _commands(found, file.stem, "" if by_cell else key, method)
+                rows.append([file.stem, what or key, method, value_text(value), *where, commands])
+    header = ["table", "row", "method", "published", "at paper scale", "scaled-down twin", "to fill it"]
+    return Table(header, rows, blocks=blocks)
 
 
 def _of(found: Sequence[Evidence], name: str) -> list[Evidence]:
@@ -83,13 +86,26 @@ def _of(found: Sequence[Evidence], name: str) -> list[Evidence]:
 
 
 def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scale: str) -> str:
-    texts = []
+    texts = [
+        status(evidence, cell).removeprefix("scaled-down twin: ")
+        for evidence, cell in _cells(found, name, row, method)
+        if evidence.scale == scale
+    ]
+    return "; ".join(dict.fromkeys(texts)) or NOT_RUN
+
+
+def _cells(found: Sequence[Evidence], name: str, row: str, method: str) -> Iterator[tuple[Evidence, Cell]]:
+    """Our cells, at whatever scale, that are a published one or its twins."""
     for evidence in _of(found, name):
         for cell in evidence.cells.values():
             same_row = not row or row in paper_keys(evidence, cell.setting)
-            if evidence.scale == scale and cell.method == method and same_row and is_published(evidence, cell):
-                texts.append(status(evidence, cell).removeprefix("scaled-down twin: "))
-    return "; ".join(dict.fromkeys(texts)) or NOT_RUN
+            if cell.method == method and same_row and is_published(evidence, cell):
+                yield evidence, cell
+
+
+def _commands(found: Sequence[Evidence], name: str, row: str, method: str) -> str:
+    commands = [one for evidence, cell in _cells(found, name, row, method) for one in evidence.commands(cell)]
+    return ", then ".join(f"`{command}`" for command in commands) or DASH
 
 
 def fill_pages(found: Sequence[Evidence]) -> None:

@@ -72,6 +72,7 @@ LEAVES = {
         "published",
         "results",
         "runs",
+        "sweep",
         "tables",
         "verdicts",
     },

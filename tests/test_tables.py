@@ -12,9 +12,10 @@ import yaml
 from made_up import change, edit, experiment, sign, write
 
 from fogzo.equal_loss import Ratio, Reached, cost_pairs, range_text, ratio_of, ratio_table
-from fogzo.evidence import gather
+from fogzo.evidence import METRICS, gather
 from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.published import published_text, status
+from fogzo.sensitivity import sensitivity
 from fogzo.summary import published_table
 from fogzo.tables import Table
 from fogzo.values import controls_values, equal_loss_values, values_table
@@ -259,7 +260,29 @@ def test_a_setting_may_be_the_twin_of_several_published_rows(project):
     paper["rows"]["larger_row"] = paper["rows"]["deit_row"]
     (project / "results/paper/twin.yaml").write_text(yaml.safe_dump(paper))
     rows = [row for row in published_table([gather(made)]).rows if row[2] == "fogzo"]
-    assert [row[-1] for row in rows] == ["same direction"] * 2
+    assert [row[-2:] for row in rows] == [["same direction", "–"]] * 2
+
+
+def test_every_published_cell_that_is_not_run_has_its_command(project):
+    made = experiment(settings=("deit", "resnet"))
+    for path in write(project, made).values():
+        if path.name.startswith("deit.fogzo"):
+            shutil.rmtree(path)
+    rows = {row[2]: row for row in published_table([gather(made)]).rows if row[1] == "Net, Images"}
+    commands = [row[-1] for row in published_table([gather(made)]).rows]
+    assert "`python train.py -m experiment=twin cell=deit.fogzo seed=11,12,13`" in commands
+    assert rows["ste"][-1] == "–"
+
+
+def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
+    axis = {"label": "β_min", "methods": {"fogzo": 1, "slope": 2}}
+    made = experiment(also=["train_loss", "mean_crossings"], axes=[axis, axis | {"metric": "mean_crossings"}])
+    write(project, made)
+    found = gather(made)
+    label = METRICS["mean_crossings"].label
+    assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
+    sensitivity(project / "drawn", found)
+    assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
 
 
 def test_the_page_names_runs_seeds_commit_and_versions(project):
