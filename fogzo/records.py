@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fogzo.results import Run, fault, load_runs
-from fogzo.runs import RunError, differences, identity, one_line
+from fogzo.runs import RunError, differences, identity, one_line, parse_config
 from fogzo.sweep import (
     Cell,
     borrowed_values,
@@ -128,6 +128,7 @@ def staleness(
 
 def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
     """The tuned values of a cell; ``None`` if it was not tuned yet."""
+    read_tuned(experiment)  # where that file is damaged, no cell counts as untuned
     try:
         return tuned_values(experiment, cell)
     except ValueError:
@@ -142,6 +143,8 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
     if entry is None:
         return "untuned"
     trials = min(experiment["tuning"]["trials"], len(points_of(cell)))
+    if "tried" not in entry:
+        return "tuned without a list of what was tried"
     if len(entry["tried"]) != trials:
         return f"tuned with {len(entry['tried'])} trials instead of {trials}"
     if entry.get("given"):
@@ -149,7 +152,7 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
     if changed := changed_since_tuning(experiment, cell):
         return f"tuned with {changed}"
     for key, values in cell.search.items():
-        if not {one["values"].get(key) for one in entry["tried"]} <= set(values):
+        if any(one["values"].get(key) not in values for one in entry["tried"]):
             return f"tuned with other values of {key} than the experiment now searches"
     if "borrowed" in entry and entry["borrowed"] != borrowed_values(experiment, cell):
         return f"tuned with {entry['borrowed']}, which {cell.tuned_as} no longer has"
@@ -160,7 +163,7 @@ def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:
     for file in sorted(folder.glob("*/config.yaml")):
         if not (file.parent / "summary.json").exists():
             try:
-                config = yaml.safe_load(file.read_text(encoding="utf-8"))
+                config = parse_config(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError) as error:
                 problem = f"{file} cannot be read ({one_line(error)}): remove its folder"
                 if problems is None:

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fogzo.results import parse_yaml, read_yaml
+from fogzo.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,37 @@ class Cell:
     search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tuned_as: str | None = None
     metric: str | None = None
+
+
+# What every experiment says, and of which kind it is
+OF_EXPERIMENT = {
+    ("name",): str, ("seeds",): list, ("tuning",): dict, ("tuning", "seed"): int, ("tuning", "trials"): int,
+    ("tuning", "chosen"): str,
+}  # fmt: skip
+# What an entry of the file of tuned values may hold; ``values`` it must
+OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """What an experiment's file says of it, without Hydra.
+
+    Raises:
+        RunError: if the file cannot be read, or lacks what every experiment has.
+    """
+    found = read_yaml(path) or {}
+    for keys, kind in {(): dict, **OF_EXPERIMENT}.items():
+        value: Any = found
+        for key in ("experiment", *keys):
+            value = value.get(key)
+        if not isinstance(value, kind):
+            name = ".".join(("experiment", *keys))
+            raise RunError(f"{path}: {name} is {value}, but it must be {_kind(kind)}: give it in that file")
+    experiment: dict[str, Any] = found["experiment"]
+    return experiment
+
+
+def _kind(kind: type) -> str:
+    return {dict: "keys with values", list: "a list", int: "a whole number", str: "a word"}[kind]
 
 
 def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
@@ -184,14 +216,40 @@ def borrowed_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]
 
 
 def read_tuned(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the experiment's data file of tuned values, by cell; empty if there is none yet.  Not to be changed."""
+    """All of the experiment's data file of tuned values, by cell; empty if there is none yet.  Not to be changed.
+
+    Raises:
+        RunError: if it cannot be read.
+        ValueError: if an entry in it is not as tuning leaves one.
+    """
     path = Path(experiment["tuning"]["chosen"])
-    return _parsed(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _entries(path, path.read_bytes()) if path.exists() else {}
 
 
 @lru_cache(maxsize=16)  # it is asked for cell by cell, and long
-def _parsed(text: str) -> dict[str, Any]:
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+def _entries(path: Path, data: bytes) -> dict[str, Any]:
+    entries = parse_yaml(path, data) or {}
+    for name, entry in entries.items():
+        if (damage := _damage(entry)) is not None:
+            raise ValueError(
+                f"{path}: the entry of {name} {damage}: remove it and tune that cell again, or put back the version "
+                "that was committed"
+            )
+    return entries
+
+
+def _damage(entry: Any) -> str | None:
+    """In what an entry of tuned values is not as tuning leaves one."""
+    if not isinstance(entry, Mapping) or "values" not in entry:
+        return "has no values"
+    for key, kind in OF_ENTRY.items():
+        if not isinstance(entry.get(key, kind()), kind):
+            return f"has {entry[key]} as {key}, which must be {_kind(kind)}"
+    if not all(isinstance(one, Mapping) and isinstance(one.get("values"), Mapping) for one in entry.get("tried", [])):
+        return "has a trial without values in tried"
+    if not all(isinstance(word, str) for key in ("overrides", "given") for word in entry.get(key, [])):
+        return "has something else than KEY=VALUE in overrides or given"
+    return None
 
 
 def _chosen(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:

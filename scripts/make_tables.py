@@ -18,9 +18,9 @@ from fogzo.files import atomic_write
 from fogzo.matrix import matrix
 from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.report import report
-from fogzo.results import read_yaml
 from fogzo.sensitivity import sensitivity
 from fogzo.summary import fill_pages
+from fogzo.sweep import read_experiment
 from fogzo.values import controls_values, equal_loss_values, values_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ def main() -> None:
 def experiments() -> list[dict[str, object]]:
     """Every experiment whose runs are results: those of stage explore are not."""
     files = sorted(Path("configs/experiment").glob("*.yaml"))
-    every = [read_yaml(file)["experiment"] for file in files]
+    every = [read_experiment(file) for file in files]
     return [experiment for experiment in every if experiment.get("stage", "confirm") == "confirm"]
 
 

@@ -14,11 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fogzo.records import Records, records_of, tuning_fault
-from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, tune_command
+from fogzo.sweep import Cell, cells_of, read_experiment, tune_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
@@ -32,13 +29,12 @@ def main() -> None:
         sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
     complete = True
     for name in chosen or files:
-        experiment = yaml.safe_load(files[name].read_text(encoding="utf-8"))["experiment"]
         problems: dict[Path, str] = {}
         try:
-            records = records_of(experiment, RESULTS, problems)
-        except RunError as error:
+            experiment = read_experiment(files[name])
+            complete &= report(experiment, records_of(experiment, RESULTS, problems), problems)
+        except ValueError as error:
             sys.exit(f"error: {error}")
-        complete &= report(experiment, records, problems)
     sys.exit(0 if complete else 1)
 
 

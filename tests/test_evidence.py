@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -56,12 +57,20 @@ BAD = {
     "edited agreement": (lambda f: edit(f, mean_agreement=55.0), "changed by hand"),
     "edited in both": (lambda f: change(f, 20, signed=False, accuracy=99.0), "changed by hand"),
     "a row deleted": (lambda f: lines(f, lambda rows: rows[:2] + rows[3:]), "changed by hand"),
+    "a number as a key": (lambda f: append(f / "config.yaml", "3: 4\n"), "3 is a key that is no word"),
+    "one below a group": (lambda f: append(f / "config.yaml", "data: {1: 2}\n"), "data.1 is a key that is no word"),
+    "a date": (lambda f: append(f / "config.yaml", "day: 2026-01-31\n"), "day is 2026-01-31, no number, word"),
+    "larger than a float": (lambda f: edit(f, seconds=10**400), "seconds is 1000"),
     "no digest": (lambda f: edit(f, digest=GONE), "no digest"),
 }
 
 
 def cut(file):
     file.write_text(file.read_text()[:-30])
+
+
+def append(file, text):
+    file.write_text(file.read_text() + text)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -114,6 +123,25 @@ def test_an_unknown_column_is_refused_by_name(changes, message, made, tmp_path):
     write(tmp_path, made)
     with pytest.raises(RunError, match=message):
         gather(made | changes)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tuned", "<<<<<<< HEAD\na: 1\n=======\n", "cannot be read"),
+        ("tuned", "- 1\n", "holds '[1]', no keys with values"),
+        ("tuned", "deit.ste: {trials: 2}\n", "the entry of deit.ste has no values"),
+        ("tuned", "deit.ste: {values: {}, tried: [1]}\n", "the entry of deit.ste has a trial without values"),
+        ("tuned", "deit.ste: {values: {}, given: [1]}\n", "the entry of deit.ste has something else than KEY=VALUE"),
+        ("tuned", "deit.ste: {values: {}, borrowed: 1}\n", "has 1 as borrowed, which must be keys with values"),
+        ("paper", "rows: {a: [}\n", "cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name_with_the_way_out(file, text, message, made, tmp_path):
+    write(tmp_path, made)
+    (tmp_path / f"results/{file}/twin.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"results/{file}/twin\.yaml.*{re.escape(message)}.*: (mend|remove) it"):
+        gather(made)
 
 
 def test_missing_runs_have_a_command_and_untuned_cells_one_before_it(made, tmp_path):

@@ -109,6 +109,13 @@ def test_a_deleted_run_leaves_a_dash_and_a_bad_one_is_named_while_the_rest_is_ma
     assert spoilt.name in (root / "results/tables/twin.md").read_text()
 
 
+def test_a_damaged_file_of_tuned_values_is_refused_in_a_sentence(built, tmp_path):
+    shutil.copytree(built, tmp_path / "copy")
+    (tmp_path / "copy/results/tuned/twin.yaml").write_text("<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n")
+    done, _ = make_tables(tmp_path / "copy", expect=1)
+    assert re.fullmatch(r"error: results/tuned/twin\.yaml cannot be read \(.*\): mend it, or .*\n", done.stderr)
+
+
 def test_an_experiment_without_runs_has_no_figures(built, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(built, root)

@@ -151,6 +151,7 @@ def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
     good = yaml.safe_load(Path("chosen.yaml").read_text())["mlp.ste"]
     for entry, fault in [
         (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
+        ({"values": good["values"]}, "tuned without a list of what was tried"),
         (good | {"given": ["steps=5"]}, "tuned with steps=5"),
         (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
         (
@@ -233,6 +234,29 @@ def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_the
         (at,) = [at for at, line in enumerate(lines) if line.startswith(start)]
         assert lines[at + 1] == command
     assert len(lines) == 7  # and none of them a second time as missing
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("chosen.yaml", "<<<<<<< HEAD\na: 1\n=======\n", "chosen.yaml cannot be read"),
+        (
+            "chosen.yaml",
+            "mlp.ste: {tried: []}\n",
+            "chosen.yaml: the entry of mlp.ste has no values: remove it and tune",
+        ),
+        ("configs/experiment/example.yaml", "experiment: [", "configs/experiment/example.yaml cannot be read"),
+        ("configs/experiment/example.yaml", "", "example.yaml: experiment is None, but it must be keys with values"),
+        ("configs/experiment/example.yaml", "experiment: {name: a, seeds: []}", "experiment.tuning is None, but it"),
+        ("configs/experiment/example.yaml", None, "setting mlp: method sted is not known"),
+    ],
+)
+def test_a_damaged_or_mistaken_file_is_refused_in_a_sentence(file, text, message, project, missing):
+    project["settings"]["mlp"]["methods"] = ["sted"]
+    Path(file).write_text(yaml.safe_dump({"experiment": project}) if text is None else text)
+    code, out = missing()
+    assert message in code
+    assert (code.startswith("error: "), code.count("\n"), out) == (True, 0, "")
 
 
 def test_an_experiment_of_which_nothing_was_run_is_one_line(project, missing):
