@@ -146,7 +146,8 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
     Records that cannot be read, that are stale, or that contradict themselves are left out and named in ``problems``.
 
     Raises:
-        RunError: if two runs claim one cell, or the experiment compares by, or shows, a column that there is not.
+        RunError: if two runs claim one cell, or the experiment names a baseline, a cell, a column or a published table
+            or row that there is not.
         ValueError: if the experiment's cells do not fit together.
     """
     unusable: dict[Path, str] = {}
@@ -157,13 +158,35 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         cells=cells_of(experiment),
         runs=records.runs,
         tuned=read_tuned(experiment),
-        paper=read_yaml(results / "paper" / f"{experiment.get('table')}.yaml") or {},
+        paper=_published(experiment, results / "paper"),
         problems=problems,
     )
     _check_columns(evidence)
     _check_axes(evidence)
+    _check_compared(evidence)
     problems += _not_finite(evidence)
     return evidence
+
+
+def _published(experiment: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The published table that the experiment names, with every row that its settings name; ``table: null``: none."""
+    if (table := experiment.get("table")) is None:
+        return {}
+    file, where = folder / f"{table}.yaml", f"experiment {experiment['name']}"
+    paper = read_yaml(file)
+    if paper is None:
+        raise RunError(f"{where}: table {table} needs {file}, which is not there: write it, or give table: null")
+    rows = paper.get("rows")
+    if not isinstance(rows, dict):
+        raise RunError(f"{file}: rows is {rows}, but the published rows must stand there by name: mend it")
+    for setting, given in (experiment.get("settings") or {}).items():
+        named = given.get("paper") or []
+        for row in [named] if isinstance(named, str) else named:
+            if not isinstance(rows.get(row), dict):
+                raise RunError(
+                    f"{where}, setting {setting}: {file} has no row {row}: choose one of {', '.join(map(str, rows))}"
+                )
+    return paper
 
 
 def _check_columns(evidence: Evidence) -> None:
@@ -188,6 +211,23 @@ def _check_axes(evidence: Evidence) -> None:
             )
         if (key := asked.get("metric")) is not None and key not in METRICS:
             raise RunError(f"experiment {evidence.name}: axes asks for metric {key}: choose from {', '.join(METRICS)}")
+
+
+def _check_compared(evidence: Evidence) -> None:
+    where, methods = f"experiment {evidence.name}", list(dict.fromkeys(cell.method for cell in evidence.cells.values()))
+    if (baseline := evidence.experiment.get("baseline", "ste")) not in methods:
+        raise RunError(f"{where}: baseline {baseline} is not known: choose one of {', '.join(methods)}")
+    asked = evidence.experiment.get("equal_loss")
+    if not asked:
+        return
+    targets, ratios = (asked.get(key) if isinstance(asked, dict) else None for key in ("targets", "ratios"))
+    if not isinstance(targets, list) or not isinstance(ratios, list) or not all(isinstance(r, dict) for r in ratios):
+        raise RunError(
+            f"{where}: equal_loss holds {asked}: give it targets, a list of cells, and ratios, each of: and to:"
+        )
+    for cell in [*targets, *(ratio.get(key) for ratio in ratios for key in ("of", "to"))]:
+        if cell not in evidence.cells:
+            raise RunError(f"{where}: equal_loss names cell {cell}: choose from {', '.join(evidence.cells)}")
 
 
 def _not_finite(evidence: Evidence) -> list[str]:

@@ -77,51 +77,80 @@ def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
     """The cells of an experiment by name, in the order of its table.
 
     Raises:
-        ValueError: for a method, a searched key or a ``tuned_as`` that the experiment does not have.
+        ValueError: for a method, a searched key or a ``tuned_as`` that the experiment does not have, and for a method
+            without a label, overrides or a list of what is searched.
     """
     common = [f"scale={experiment['scale']}"] if "scale" in experiment else []
     common += experiment.get("overrides") or []
-    search = experiment.get("tuning", {}).get("search") or {}
-    if "cells" in experiment:
-        return {
-            name: Cell(
-                name, "", name, cell["label"], _last_of_each(common + cell["overrides"]),
-                {**search, **(cell.get("search") or {})}, cell.get("tuned_as"), experiment.get("metric"),
-            )
-            for name, cell in experiment["cells"].items()
-        }  # fmt: skip
-    methods = experiment["methods"]
+    search = experiment["tuning"].get("search") or {}
+    settings, methods = _settings_and_methods(experiment)
     cells = {}
-    for setting, of_setting in experiment["settings"].items():
+    for setting, of_setting in settings.items():
         values = of_setting.get("search") or {}
         chosen = of_setting.get("methods") or list(methods)
-        _check_setting(experiment, setting, values, chosen)
+        _check_setting(experiment, setting, methods, values, chosen)
         for method in chosen:
             of_method = methods[method]
             searched = {**search, **(of_method.get("search") or {})}
             searched = {key: default for key, default in searched.items() if default is not None}  # null: not searched
             as_method = of_method.get("tuned_as")
-            cells[f"{setting}.{method}"] = Cell(
-                name=f"{setting}.{method}",
+            cell = Cell(
+                name=_name(setting, method),
                 setting=setting,
                 method=method,
                 label=of_method["label"],
                 overrides=_last_of_each(common + (of_setting.get("overrides") or []) + of_method["overrides"]),
                 search={key: values.get(key, default) for key, default in searched.items()},
-                tuned_as=f"{setting}.{as_method}" if as_method else None,
+                tuned_as=_name(setting, as_method) if as_method else None,
                 metric=of_setting.get("metric", experiment.get("metric")),
             )
+            for key, tried in cell.search.items():
+                if isinstance(tried, str) or not isinstance(tried, Sequence):
+                    raise RunError(
+                        f"experiment {experiment['name']}, {cell.name}: the search of {key} is {tried}: give it a list"
+                    )
+            cells[cell.name] = cell
     return cells
 
 
-def _check_setting(experiment: Mapping[str, Any], setting: str, values: Iterable[str], chosen: Sequence[str]) -> None:
-    where, methods = f"experiment {experiment['name']}, setting {setting}", experiment["methods"]
+def _settings_and_methods(experiment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Both by name; listed ``cells`` are methods of one setting that has no name."""
+    if "cells" in experiment:
+        return {"": {}}, experiment["cells"]
+    if "settings" not in experiment or "methods" not in experiment:
+        raise ValueError(f"experiment {experiment['name']} has no cells: give it settings and methods, or cells")
+    return experiment["settings"], experiment["methods"]
+
+
+def _name(setting: str, method: str) -> str:
+    return f"{setting}.{method}" if setting else method
+
+
+def _check_setting(
+    experiment: Mapping[str, Any],
+    setting: str,
+    methods: Mapping[str, Any],
+    values: Iterable[str],
+    chosen: Sequence[str],
+) -> None:
+    where = f"experiment {experiment['name']}" + (f", setting {setting}" if setting else "")
     for method in chosen:
         if method not in methods:
             raise ValueError(f"{where}: method {method} is not known: choose from {', '.join(methods)}")
+        for key in ("label", "overrides"):
+            if key not in (methods[method] or {}):
+                raise ValueError(f"{where}: {method} has no {key}: give it one")
+    for method in chosen:
         model = methods[method].get("tuned_as")
         if model and model not in chosen:
-            raise ValueError(f"{where}: {method} is tuned as {model}, which the setting lacks: add it to its methods")
+            lacks = (
+                "the setting lacks: add it to its methods"
+                if setting
+                else f"is no cell: choose from {', '.join(chosen)}"
+            )
+            raise ValueError(f"{where}: {method} is tuned as {model}, which {lacks}")
+        if model and methods[model].get("tuned_as"):  # what that one borrows would not be handed on
+            raise ValueError(f"{where}: {method} is tuned as {model}, which is tuned as another itself: name that one")
     known = set(experiment["tuning"].get("search") or {}).union(*(methods[m].get("search") or {} for m in chosen))
     for key in values:
         if key not in known:

@@ -116,13 +116,30 @@ def test_two_runs_for_one_cell_are_refused(made, tmp_path):
         ({"metric": "mean_agreement"}, "compares by mean_agreement"),
         ({"axes": [{"label": "ε", "settings": {"vit": 1}}]}, "axes holds .*: give a label"),
         ({"axes": [{"label": "ε", "settings": {"deit": 1}, "metric": "los"}]}, "axes asks for metric los: choose from"),
+        ({"baseline": "stee"}, "baseline stee is not known: choose one of ste, fogzo"),
+        ({"equal_loss": {"targets": ["deit.zz"], "ratios": []}}, r"equal_loss names cell deit\.zz: choose from deit"),
+        ({"equal_loss": {"targets": [], "ratios": [{"of": "deit.ste"}]}}, "equal_loss names cell None: choose"),
+        ({"equal_loss": {"ratios": []}}, "equal_loss holds .*: give it targets"),
+        (
+            {"table": "nope"},
+            r"table nope needs results/paper/nope\.yaml, which is not there: write it, or give table: null",
+        ),
+        (
+            {"settings": {"vit": {"label": "ViT", "paper": ["deit_row", "vit_row"]}}},
+            r"setting vit: results/paper/twin\.yaml has no row vit_row: choose one of deit_row, resnet_row",
+        ),
         ({"also": ["loss_of_hair"]}, "also shows loss_of_hair: choose from"),
     ],
 )
-def test_an_unknown_column_is_refused_by_name(changes, message, made, tmp_path):
+def test_what_is_not_there_is_refused_by_name(changes, message, made, tmp_path):
     write(tmp_path, made)
     with pytest.raises(RunError, match=message):
         gather(made | changes)
+
+
+def test_an_experiment_may_have_no_published_table(made, tmp_path):
+    write(tmp_path, made)
+    assert gather(made | {"table": None}).paper == {}
 
 
 @pytest.mark.parametrize(

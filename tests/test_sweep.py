@@ -8,6 +8,7 @@ import yaml
 
 from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values
 
+GONE = object()  # a value to take away
 EXPERIMENT = {
     "name": "example",
     "scale": "mini",
@@ -61,6 +62,21 @@ def test_an_experiment_may_list_its_cells(experiment):
     (cell,) = cells_of(experiment).values()
     assert (cell.name, cell.setting, cell.method) == ("ste", "", "ste")
     assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+
+
+def test_listed_cells_may_borrow_and_leave_a_key_alone_as_methods_may(experiment):
+    listed = {key: value for key, value in experiment.items() if key not in ("settings", "methods")}
+    listed["cells"] = experiment["methods"] | {
+        "dropin": {"label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste"}
+    }
+    cells = cells_of(listed)
+    assert cells["noisy"].tuned_as == "fogzo"
+    assert (cells["dropin"].search, points_of(cells["dropin"])) == ({}, [{}])
+    listed["cells"]["noisy"] = listed["cells"]["noisy"] | {"tuned_as": "fogz"}
+    with pytest.raises(
+        ValueError, match="experiment example: noisy is tuned as fogz, which is no cell: choose from ste"
+    ):
+        expand(listed, "confirm", [])
 
 
 def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
@@ -127,6 +143,8 @@ def test_mistaken_experiments_are_refused(experiment):
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = value
+        if value is GONE:
+            del place[path[-1]]
         return made
 
     with pytest.raises(ValueError, match="tunes on seed 0, which its table reports too"):
@@ -135,6 +153,10 @@ def test_mistaken_experiments_are_refused(experiment):
         (("settings", "deep", "methods"), ["sted"], "setting deep: method sted is not known"),
         (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which the setting lacks"),
         (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+        (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
+        (("methods", "noisy", "label"), GONE, "setting wide: noisy has no label: give it one"),
+        (("tuning", "search", "optimizer.lr"), 0.1, r"wide\.ste: the search of optimizer\.lr is 0\.1: give it a list"),
+        (("methods",), GONE, "experiment example has no cells: give it settings and methods, or cells"),
     ]:
         with pytest.raises(ValueError, match=message):
             cells_of(broken(*path, value=value))
