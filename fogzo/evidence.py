@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fogzo.comparison import Difference, paired_difference
-from fogzo.records import records_of
+from fogzo.records import gaps_of, records_of
 from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, changed_since_tuning, read_tuned, tune_command
+from fogzo.sweep import Cell, cells_of, read_tuned, tune_command, tuning_faults
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,16 @@ class Evidence:
     def commands(self, cell: Cell) -> list[str]:
         """What fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
         seeds = self.missing(cell)
-        if not seeds:
-            return []
-        asked = [self.cells[cell.tuned_as], cell] if cell.tuned_as else [cell]
-        refused = any(
-            one.name not in self.tuned or changed_since_tuning(self.experiment, one) for one in asked if one.search
-        )
-        tune = [tune_command(self.name, cell)] if refused else []
-        return [*tune, f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(map(str, seeds))}"]
+        return [command for _, command in gaps_of(self.experiment, cell, seeds)] if seeds else []
+
+    def tuning_faults(self) -> list[str]:
+        """A sentence for every cell whose tuned values are not as the experiment asks, though runs rest on them."""
+        found = {}
+        for cell in self.cells.values():
+            for name, fault in tuning_faults(self.experiment, cell).items() if self.runs[cell.name] else ():
+                command = tune_command(self.name, self.cells[name])
+                found[name] = f"{self.name}, {name}: {fault}, and runs rest on that: run `{command}`"
+        return list(found.values())
 
     def all_runs(self) -> list[Run]:
         return [run for cell in self.cells for _, run in sorted(self.runs[cell].items())]

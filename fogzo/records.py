@@ -7,7 +7,7 @@ file of tuned values, has changed since; one that is damaged, or was changed by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,16 +17,7 @@ import yaml
 
 from fogzo.results import Run, fault, load_runs
 from fogzo.runs import RunError, differences, identity, one_line, parse_config
-from fogzo.sweep import (
-    Cell,
-    borrowed_values,
-    cells_of,
-    changed_since_tuning,
-    key_of,
-    points_of,
-    read_tuned,
-    tuned_values,
-)
+from fogzo.sweep import Cell, cells_of, key_of, read_tuned, tune_command, tuned_values, tuning_faults
 
 
 @dataclass(frozen=True)
@@ -135,28 +126,27 @@ def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | 
         return None
 
 
-def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
-    """Why the tuned values of ``cell`` are not those that the experiment's file asks for; ``None``: they are."""
-    if not cell.search:
-        return None
-    entry = read_tuned(experiment).get(cell.name)
-    if entry is None:
-        return "untuned"
-    trials = min(experiment["tuning"]["trials"], len(points_of(cell)))
-    if "tried" not in entry:
-        return "tuned without a list of what was tried"
-    if len(entry["tried"]) != trials:
-        return f"tuned with {len(entry['tried'])} trials instead of {trials}"
-    if entry.get("given"):
-        return f"tuned with {', '.join(entry['given'])}"
-    if changed := changed_since_tuning(experiment, cell):
-        return f"tuned with {changed}"
-    for key, values in cell.search.items():
-        if any(one["values"].get(key) not in values for one in entry["tried"]):
-            return f"tuned with other values of {key} than the experiment now searches"
-    if "borrowed" in entry and entry["borrowed"] != borrowed_values(experiment, cell):
-        return f"tuned with {entry['borrowed']}, which {cell.tuned_as} no longer has"
-    return None
+def gaps_of(
+    experiment: Mapping[str, Any], cell: Cell, missing: Sequence[int], begun: Sequence[int] = ()
+) -> list[tuple[str, str]]:
+    """What a cell lacks, each with the command that fills it: tuning first, without which its runs are refused.
+
+    Args:
+        missing: the seeds that were not run, or are not over.
+        begun: those among them whose runs have begun.
+    """
+    name, found = experiment["name"], []
+    if faults := tuning_faults(experiment, cell):
+        found.append(("; ".join(f"{of}: {fault}" for of, fault in faults.items()), tune_command(name, cell)))
+    for what, seeds in (
+        ("unfinished", [seed for seed in missing if seed in begun]),
+        ("missing", [seed for seed in missing if seed not in begun]),
+    ):
+        if seeds:
+            numbers = ",".join(map(str, seeds))
+            command = f"python train.py -m experiment={name} cell={cell.name} seed={numbers}"
+            found.append((f"{cell.name}: seed {numbers} {what}", command))
+    return found
 
 
 def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -165,7 +166,7 @@ def expand(experiment: Mapping[str, Any], phase: str, given: Sequence[str]) -> l
 
     Raises:
         ValueError: for an unknown phase, cell or setting, a tuning seed among the seeds, and cells that were not tuned
-            yet.
+            yet, or not as the experiment asks.
     """
     if phase not in ("confirm", "tune"):
         raise ValueError(f"phase={phase} is not known: choose confirm or tune")
@@ -192,8 +193,16 @@ def _runs_of(
         borrowed = borrowed_values(experiment, cell)
         return [(borrowed | point, tuning["seed"]) for point in points_of(cell)]
     keys = set(cell.search).union(cells_of(experiment)[cell.tuned_as].search if cell.tuned_as else ())
-    needed = not keys <= set(given)  # on the command line they take the place of tuning
-    values = tuned_values(experiment, cell) if needed else {}
+    if keys <= set(given):  # on the command line they take the place of tuning
+        return [({}, seed) for seed in experiment["seeds"]]
+    values = tuned_values(experiment, cell)
+    if faults := tuning_faults(experiment, cell):
+        said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
+        way_out = f"first run `{tune_command(experiment['name'], cell)}`"
+        spent = max(len(read_tuned(experiment)[name].get("tried", [])) for name in faults)
+        if not tuning_faults({**experiment, "tuning": {**tuning, "trials": spent}}, cell):
+            way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
+        raise ValueError(f"{tuning['chosen']}: {said}: {way_out}")
     return [(values, seed) for seed in experiment["seeds"]]
 
 
@@ -308,6 +317,57 @@ def changed_since_tuning(experiment: Mapping[str, Any], cell: Cell) -> str:
     if not gone and not come:
         return ""
     return f"{', '.join(gone) or 'less'}, where the experiment now has {', '.join(come) or 'nothing'}"
+
+
+def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
+    """Why the tuned values of ``cell`` itself are not those that the experiment's file asks for; ``None``: they are."""
+    if not cell.search:
+        return None
+    entry = read_tuned(experiment).get(cell.name)
+    if entry is None:
+        return "untuned"
+    if "tried" not in entry:
+        return "tuned without a list of what was tried"
+    tried, trials = [one["values"] for one in entry["tried"]], min(experiment["tuning"]["trials"], len(points_of(cell)))
+    if len(tried) != trials:
+        return f"tuned with {len(tried)} trials instead of {trials}"
+    if entry.get("given"):
+        return f"tuned with {', '.join(entry['given'])}"
+    if changed := changed_since_tuning(experiment, cell):
+        return f"tuned with {changed}"
+    for key, values in cell.search.items():
+        if any(point.get(key) not in values for point in tried):
+            return f"tuned with other values of {key} than the experiment now searches"
+    if entry["values"] not in tried:
+        return f"tuned to {_words(entry['values'])}, which is none of what was tried"
+    with suppress(ValueError):  # what it borrows from is not tuned, which is that one's fault
+        then, now = entry.get("borrowed", {}), borrowed_values(experiment, cell)
+        if then != now:
+            return f"tuned with {_words(then)} from another cell, where the experiment now has {_words(now)}"
+    return None
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items()) or "nothing"
+
+
+def tuning_faults(experiment: Mapping[str, Any], cell: Cell) -> dict[str, str]:
+    """The faults (``tuning_fault``) of all tuned values of ``cell``, by the cell that they were tuned for.
+
+    Those are its own, and those that it borrows.
+    """
+    asked = [cells_of(experiment)[cell.tuned_as], cell] if cell.tuned_as else [cell]
+    found = {one.name: tuning_fault(experiment, one) for one in asked}
+    return {name: fault for name, fault in found.items() if fault is not None}
+
+
+def whole_commands(experiment: Mapping[str, Any]) -> list[str]:
+    """What runs the whole experiment: tuning first, of the cells that still need it."""
+    searched = [cell for cell in cells_of(experiment).values() if cell.search]
+    faulty = [cell.name for cell in searched if tuning_faults(experiment, cell)]
+    part = f" cell={','.join(faulty)}" if len(faulty) < len(searched) else ""
+    tune = [f"python scripts/tune.py experiment={experiment['name']}{part}"] if faulty else []
+    return [*tune, f"python train.py -m experiment={experiment['name']}"]
 
 
 def tune_command(experiment: str, cell: Cell) -> str:

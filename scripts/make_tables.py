@@ -43,8 +43,8 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(RESULTS / "report.html")
-    problems = [problem for evidence in found for problem in evidence.problems]
-    if problems:  # all the rest is written; but a record that is not used must not go unnoticed
+    problems = [problem for evidence in found for problem in [*evidence.problems, *evidence.tuning_faults()]]
+    if problems:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
         sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 

@@ -176,6 +176,31 @@ def test_missing_runs_have_a_command_and_untuned_cells_one_before_it(made, tmp_p
     ]
 
 
+def test_tuned_values_that_are_not_as_the_experiment_asks_are_named_where_runs_rest_on_them(made, tmp_path):
+    made["methods"]["dropin"] = {
+        "label": "dropped in", "overrides": ["estimator=fogzo"], "tuned_as": "ste",
+        "search": dict.fromkeys(made["tuning"]["search"]),
+    }  # fmt: skip
+    folders = write(tmp_path, made)
+    file = tmp_path / "results/tuned/twin.yaml"
+    tuned = read_yaml(file)
+    assert gather(made).tuning_faults() == []
+    tuned["deit.ste"] |= {"tried": tuned["deit.ste"]["tried"][-1:], "given": ["steps=5"]}
+    dump(file, tuned)
+    shutil.rmtree(folders["deit.ste", 11])
+    found = gather(made)
+    tune = "python scripts/tune.py experiment=twin cell=deit.ste"
+    assert found.tuning_faults() == [
+        f"twin, deit.ste: tuned with 1 trials instead of 2, and runs rest on that: run `{tune}`"
+    ]
+    train = "python train.py -m experiment=twin cell=deit.ste seed=11"
+    assert found.commands(found.cells["deit.ste"]) == [tune, train]
+    for seed in (12, 13):
+        shutil.rmtree(folders["deit.ste", seed])
+    assert gather(made).runs["deit.dropin"] == {}  # its records have no learning rate
+    assert gather(made).tuning_faults() == []
+
+
 def test_a_cell_that_borrows_everything_asks_for_the_tuning_of_the_other(made, tmp_path):
     made["methods"]["dropin"] = made["methods"]["fogzo"] | {
         "tuned_as": "ste", "label": "dropped in", "search": dict.fromkeys(made["tuning"]["search"])

@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up import edit, experiment, write
+from made_up import dump, edit, experiment, write
 
 from fogzo.markup import to_html
+from fogzo.results import read_yaml
 from fogzo.style import colour
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +105,13 @@ def test_a_deleted_run_leaves_a_dash_and_a_bad_one_is_named_while_the_rest_is_ma
     assert command in (root / "results/report.html").read_text()
     spoilt = next((root / "results/runs/twin").glob("deit.slope-seed11*"))
     edit(spoilt, accuracy=99.0)
+    tuned = read_yaml(root / "results/tuned/twin.yaml")
+    tuned["deit.ste"]["given"] = ["steps=5"]
+    dump(root / "results/tuned/twin.yaml", tuned)
     done, _ = make_tables(root, expect=1)
+    assert (
+        "error: twin, deit.ste: tuned with steps=5, and runs rest on that: run `python scripts/tune.py" in done.stderr
+    )
     assert re.match(rf"error: results/runs/twin/{re.escape(spoilt.name)}: accuracy is 99\.0", done.stderr)
     assert spoilt.name in (root / "results/tables/twin.md").read_text()
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from made_up import edit, sign
 
-from fogzo.records import records_of, tuning_fault
+from fogzo.records import records_of
 from fogzo.runs import RunError, identity
-from fogzo.sweep import cells_of, expand, tuned_under
+from fogzo.sweep import cells_of, expand, tuned_under, tuning_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = [0.01, 0.1]
@@ -153,6 +153,8 @@ def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
         (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
         ({"values": good["values"]}, "tuned without a list of what was tried"),
         (good | {"given": ["steps=5"]}, "tuned with steps=5"),
+        (good | {"values": {"optimizer.lr": 9}}, "tuned to optimizer.lr=9, which is none of what was tried"),
+        (good | {"borrowed": {"a.b": 1}}, "tuned with a.b=1 from another cell, where the experiment now has nothing"),
         (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
         (
             good | {"overrides": [word.replace("steps=30", "steps=20") for word in tuned_under(project, cell)]},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values
+from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values, tuning_faults, whole_commands
 
 GONE = object()  # a value to take away
 EXPERIMENT = {
@@ -40,7 +40,16 @@ def experiment(tmp_path):
         "wide.fogzo": {"optimizer.lr": 0.2, "estimator.beta_min": 0.99},
         "wide.noisy": {"optimizer.lr": 0.1},
     }
-    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({cell: {"values": v} for cell, v in values.items()}))
+    other = {
+        "wide.ste": [{"optimizer.lr": 0.2}],
+        "wide.noisy": [{"optimizer.lr": 0.2}],
+        "wide.fogzo": [values["wide.ste"] | {"estimator.beta_min": 0.9}],
+    }
+    entries = {
+        cell: {"values": v, "tried": [{"values": one} for one in [v, *other[cell]]]} for cell, v in values.items()
+    }
+    entries["wide.noisy"]["borrowed"] = {"estimator.beta_min": 0.99}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(entries))
     return made
 
 
@@ -116,6 +125,51 @@ def test_what_is_given_wins_and_makes_tuning_needless(experiment):
     ]
     with pytest.raises(ValueError, match=r"no tuned values for deep\.ste: first run `python scripts/tune\.py exp"):
         expand(experiment, "confirm", ["cell=deep.ste"])
+
+
+def retune(experiment, name, **changes):
+    file = Path(experiment["tuning"]["chosen"])
+    entries = yaml.safe_load(file.read_text())
+    entries[name].update(changes)
+    file.write_text(yaml.safe_dump(entries, sort_keys=False))
+
+
+def test_values_that_were_tuned_otherwise_than_the_experiment_asks_are_refused(experiment):
+    one = [{"values": {"optimizer.lr": 0.1}}]
+    retune(experiment, "wide.ste", tried=one)
+    message = (
+        r"wide\.ste was tuned with 1 trials instead of 2: first run `.* cell=wide\.ste`, or give experiment\.tuning\.tr"
+    )
+    with pytest.raises(ValueError, match=message):
+        expand(experiment, "confirm", ["cell=wide.ste"])
+    assert expand(experiment | {"tuning": experiment["tuning"] | {"trials": 1}}, "confirm", ["cell=wide.ste"])
+    assert expand(experiment, "confirm", ["cell=wide.ste", "optimizer.lr=0.1"])
+    retune(experiment, "wide.ste", given=["steps=5"])
+    with pytest.raises(ValueError, match=r"first run `[^`]*`$"):
+        expand(experiment, "confirm", ["cell=wide.ste"])
+
+
+def test_a_cell_that_borrows_is_as_faulty_as_what_it_borrows(experiment):
+    cell = cells_of(experiment)["wide.noisy"]
+    assert tuning_faults(experiment, cell) == {}
+    retune(experiment, "wide.fogzo", values={"optimizer.lr": 0.1, "estimator.beta_min": 0.9})
+    then = "estimator.beta_min=0.99 from another cell, where the experiment now has estimator.beta_min=0.9"
+    assert tuning_faults(experiment, cell) == {"wide.noisy": f"tuned with {then}"}
+    retune(experiment, "wide.fogzo", values={"optimizer.lr": 7, "estimator.beta_min": 0.99})
+    said = "tuned to optimizer.lr=7, estimator.beta_min=0.99, which is none of what was tried"
+    assert tuning_faults(experiment, cell) == {"wide.fogzo": said}
+    with pytest.raises(ValueError, match=r"first run `.*cell=wide\.fogzo,wide\.noisy`"):
+        expand(experiment, "confirm", ["cell=wide.noisy"])
+
+
+def test_the_commands_for_all_tune_first_what_still_needs_it(experiment):
+    tune, train = "python scripts/tune.py experiment=example", "python train.py -m experiment=example"
+    assert whole_commands(experiment) == [f"{tune} cell=deep.ste", train]
+    Path(experiment["tuning"]["chosen"]).unlink()
+    assert whole_commands(experiment) == [tune, train]
+    experiment["tuning"]["search"], experiment["methods"] = {}, {"ste": experiment["methods"]["ste"]}
+    del experiment["settings"]["wide"]["search"]
+    assert whole_commands(experiment) == [train]
 
 
 def test_a_cell_without_a_search_needs_no_tuning(experiment):
