@@ -4,7 +4,8 @@
 
 What is searched stands in the experiment's file.  Trials are runs on the tuning seed, which the table's seeds exclude;
 finished ones are never run again, and after a kill the same command goes on.  When a cell is done, its best values and
-all that was tried go into the experiment's data file, from which `python train.py -m experiment=NAME` reads them.
+all that was tried go into the experiment's data file, from which `python train.py -m experiment=NAME` reads them, or
+into experiment.tuning.chosen=FILE: what changes the trials, such as steps=5, asks for a file of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omegaconf import OmegaConf
 
 from fogzo import workers
 from fogzo.files import atomic_write
+from fogzo.runs import PRESENTATION
 from fogzo.sweep import (
     Cell,
     borrowed_values,
@@ -43,7 +45,8 @@ from fogzo.sweep import (
 from fogzo.tuning import CellSearch, open_journal
 
 # what is given on the command line and changes no trial's outcome
-ELSEWHERE = ("experiment", "experiment.tuning.chosen", "results_dir", "cell", "setting", "device")
+CHOSEN = "experiment.tuning.chosen"
+ELSEWHERE = (CHOSEN, "experiment.tuning.trials", "results_dir", "setting", "device", *PRESENTATION)
 
 
 def main() -> None:
@@ -76,9 +79,28 @@ def tune(given: Sequence[str], jobs: int, trials: int | None) -> None:
         if cell.search
     ]
     kept = [override for override in given if key_of(override) not in ("cell", "setting")]
+    if CHOSEN not in chosen_by:
+        check_own_file(experiment, kept, trials)
     folder = results_dir / "runs" / f"{experiment['name']}_tuning"
     with alone(folder):
         Tuning(experiment, chosen, folder, kept, trials or experiment["tuning"]["trials"]).run(jobs)
+
+
+def check_own_file(experiment: dict[str, Any], given: Sequence[str], trials: int | None) -> None:
+    """Refuse to write values that were tuned under something else over those that the experiment's tables rest on."""
+    tuning = experiment["tuning"]
+    if changed := [override for override in given if key_of(override) not in ELSEWHERE]:
+        raise ValueError(
+            f"{', '.join(changed)} would leave values in {tuning['chosen']} that are not as experiment "
+            f"{experiment['name']} asks: say where they go with {CHOSEN}=FILE"
+        )
+    if trials is not None and trials != tuning["trials"]:
+        print(
+            f"note: {tuning['chosen']} will hold values of {trials} trials, where the experiment asks for "
+            f"{tuning['trials']}: `python train.py -m` uses them with experiment.tuning.trials={trials} only "
+            f"({CHOSEN}=FILE leaves that file as it is)",
+            file=sys.stderr,
+        )
 
 
 def read_experiment(given: Sequence[str]) -> tuple[dict[str, Any], Path]:
