@@ -124,7 +124,7 @@ def script():
 
 def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_changed_config_not_at_all(script, capsys):
     experiment = {"name": "x", "tuning": {"trials": 12, "chosen": "x.yaml"}}
-    for quiet in ([], None), ([], 12), (["experiment=x", "progress=false", "device=cpu"], None):
+    for quiet in ([], 12), (["experiment=x", "progress=false", "device=cpu"], 12):
         script.check_own_file(experiment, *quiet)
     assert capsys.readouterr().err == ""
     script.check_own_file(experiment, [], 3)
@@ -132,7 +132,7 @@ def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_chan
     with pytest.raises(
         ValueError, match=r"steps=5 would leave values in x\.yaml .* with experiment\.tuning\.chosen=FILE"
     ):
-        script.check_own_file(experiment, ["experiment=x", "steps=5"], None)
+        script.check_own_file(experiment, ["experiment=x", "steps=5"], 12)
 
 
 def command(folder, jobs):
@@ -196,6 +196,13 @@ def test_workers_end_with_their_parent(tmp_path):
         ([], "say what to tune"),
         (["experiment=mlp_compute", "cell=sted"], "cell=sted is not in experiment mlp_compute: choose one of ste"),
         (["experiment=mlp_compute", "--jobs", "0"], "jobs=0 is not possible"),
+        (["experiment=mlp_compute", "--trials", "0"], "trials=0 is not possible: give each cell at least 1"),
+        (
+            ["experiment=mlp_factors", "cell=base.ste,base.fogzo_dropin"],
+            "base.fogzo_dropin searches nothing, it takes the values of base.ste: run `python scripts/tune.py "
+            "experiment=mlp_factors cell=base.ste`",
+        ),
+        (["experiment=mlp_factors", "setting=lsq", "cell=base.ste"], "setting=lsq has no cell=base.ste"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
         (["experiment=nonsense"], "experiment/nonsense"),
         (["experiment=mlp_compute", "steps=5"], "steps=5 would leave values in results/tuned/mlp_compute.yaml"),
