@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fogzo.results import Run, fault, load_runs
-from fogzo.runs import RunError, differences, identity, one_line, parse_config
+from fogzo.runs import FIRST_FILES, RunError, differences, identity, one_line, parse_config
 from fogzo.sweep import Cell, cells_of, key_of, read_tuned, tune_command, tuned_values, tuning_faults
 
 
@@ -150,17 +150,31 @@ def gaps_of(
 
 
 def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:
-    for file in sorted(folder.glob("*/config.yaml")):
-        if not (file.parent / "summary.json").exists():
-            try:
-                config = parse_config(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                problem = f"{file} cannot be read ({one_line(error)}): remove its folder"
-                if problems is None:
-                    raise RunError(problem) from error
-                problems[file.parent] = problem
-                continue
-            yield Run(file.parent, config if isinstance(config, Mapping) else {}, {})
+    """The runs that are not over; of a folder that a run would refuse, what is wrong goes to ``problems``."""
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if (path / "summary.json").exists():
+            continue
+        try:
+            if (config := _config_of(path)) is not None:
+                yield Run(path, config, {})
+        except RunError as error:
+            if problems is None:
+                raise
+            problems[path] = str(error)
+
+
+def _config_of(path: Path) -> Mapping[str, Any] | None:
+    """The config of a run that has begun; ``None`` where a run was stopped before it wrote that."""
+    file = path / "config.yaml"
+    if not file.exists():
+        if all(other.name in FIRST_FILES for other in path.iterdir()):
+            return None
+        raise RunError(f"{path} holds files of a run but no config.yaml: remove the folder and run it again")
+    try:
+        config = parse_config(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{file} cannot be read ({one_line(error)}): remove its folder") from error
+    return config if isinstance(config, Mapping) else {}
 
 
 def _holds(config: Mapping[str, Any], override: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def report(experiment: dict[str, Any], records: Records, problems: dict[Path, st
     again = {path: of for path in problems if (of := _named(path, experiment, cells)) is not None}
     lacking = [gap for cell in cells.values() for gap in gaps(experiment, cell, records, list(again.values()))]
     spoilt = [(reason, _remove(path, experiment["name"], again.get(path))) for path, reason in problems.items()]
-    stale = [(f"stale: {path} ({reason})", f"rm -r {path}") for path, reason in records.stale.items()]
+    stale = [(f"stale: {path} ({reason})", f"rm -r {_quoted(path)}") for path, reason in records.stale.items()]
     if not have and not spoilt and not stale and not any(records.unfinished.values()):
         lacking = [("nothing was run yet", " && ".join(whole_commands(experiment)))]
     for what, command in dict.fromkeys([*spoilt, *stale, *lacking]):  # once, what two cells lack
@@ -65,7 +66,13 @@ def _named(path: Path, experiment: dict[str, Any], cells: Mapping[str, Cell]) ->
 
 
 def _remove(path: Path, name: str, of: tuple[str, int] | None) -> str:
-    return f"rm -r {path}" + (f" && python train.py -m experiment={name} cell={of[0]} seed={of[1]}" if of else "")
+    return f"rm -r {_quoted(path)}" + (
+        f" && python train.py -m experiment={name} cell={of[0]} seed={of[1]}" if of else ""
+    )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))  # people copy folders, and name the copies with spaces
 
 
 def gaps(

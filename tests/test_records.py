@@ -222,20 +222,27 @@ def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_the
     edit(paths["ste", 1], train_loss=0.01)
     cut = paths["fogzo", 2] / "summary.json"
     cut.write_text(cut.read_text()[:40])
-    foreign = record("fogzo", 2, folder="copy of fogzo")
+    foreign = record("fogzo", 2, folder="copy of fogzo; rm")
     (foreign / "config.yaml").write_text("a: [")
+    lost = paths["fogzo", 1]
+    for name in ("config.yaml", "summary.json"):
+        (lost / name).unlink()
+    barely = lost.with_name("mlp.fogzo-seed1-0123abcd")  # begun, and killed before there was a config
+    barely.mkdir()
+    (barely / ".lock").touch()
     code, out = missing("experiment=example")
     lines = [line.strip() for line in out.splitlines()]
-    assert (code, lines[0]) == (1, "example: 2 of 4 runs")
+    assert (code, lines[0]) == (1, "example: 1 of 4 runs")
     train = "python train.py -m experiment=example cell=mlp."
     for start, command in [
-        (f"the record in {foreign} cannot be read", f"rm -r {foreign}"),
+        (f"the record in {foreign} cannot be read", f"rm -r '{foreign}'"),
+        (f"{lost} holds files of a run but no config.yaml: remove the", f"rm -r {lost} && {train}fogzo seed=1"),
         (f"the record in {paths['fogzo', 2]} cannot be read", f"rm -r {paths['fogzo', 2]} && {train}fogzo seed=2"),
         (f"{paths['ste', 1]}: train_loss is 0.01 in its", f"rm -r {paths['ste', 1]} && {train}ste seed=1"),
     ]:
         (at,) = [at for at, line in enumerate(lines) if line.startswith(start)]
         assert lines[at + 1] == command
-    assert len(lines) == 7  # and none of them a second time as missing
+    assert len(lines) == 9  # and none of them a second time as missing
 
 
 @pytest.mark.parametrize(
