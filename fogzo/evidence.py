@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fogzo.comparison import BETTER, FEWEST_PAIRS, TOO_FEW, WORSE, Difference, paired_difference
-from fogzo.records import records_of
+from fogzo.records import gaps_of, records_of
 from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, changed_since_tuning, read_tuned, tune_command
+from fogzo.sweep import Cell, cells_of, read_tuned, tune_command, tuning_faults
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,16 @@ class Evidence:
     def commands(self, cell: Cell) -> list[str]:
         """What fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
         seeds = self.missing(cell)
-        if not seeds:
-            return []
-        asked = [self.cells[cell.tuned_as], cell] if cell.tuned_as else [cell]
-        refused = any(
-            one.name not in self.tuned or changed_since_tuning(self.experiment, one) for one in asked if one.search
-        )
-        tune = [tune_command(self.name, cell)] if refused else []
-        return [*tune, f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(map(str, seeds))}"]
+        return [command for _, command in gaps_of(self.experiment, cell, seeds)] if seeds else []
+
+    def tuning_faults(self) -> list[str]:
+        """A sentence for every cell whose tuned values are not as the experiment asks, though runs rest on them."""
+        found = {}
+        for cell in self.cells.values():
+            for name, fault in tuning_faults(self.experiment, cell).items() if self.runs[cell.name] else ():
+                command = tune_command(self.name, self.cells[name])
+                found[name] = f"{self.name}, {name}: {fault}, and runs rest on that: run `{command}`"
+        return list(found.values())
 
     def all_runs(self) -> list[Run]:
         return [run for cell in self.cells for _, run in sorted(self.runs[cell].items())]
@@ -161,7 +163,8 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
     Records that cannot be read, that are stale, or that contradict themselves are left out and named in ``problems``.
 
     Raises:
-        RunError: if two runs claim one cell, or the experiment compares by, or shows, a column that there is not.
+        RunError: if two runs claim one cell, or the experiment names a baseline, a cell, a column or a published table
+            or row that there is not.
         ValueError: if the experiment's cells do not fit together.
     """
     unusable: dict[Path, str] = {}
@@ -172,13 +175,35 @@ def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Ev
         cells=cells_of(experiment),
         runs=records.runs,
         tuned=read_tuned(experiment),
-        paper=read_yaml(results / "paper" / f"{experiment.get('table')}.yaml") or {},
+        paper=_published(experiment, results / "paper"),
         problems=problems,
     )
     _check_columns(evidence)
     _check_axes(evidence)
+    _check_compared(evidence)
     problems += _not_finite(evidence)
     return evidence
+
+
+def _published(experiment: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The published table that the experiment names, with every row that its settings name; ``table: null``: none."""
+    if (table := experiment.get("table")) is None:
+        return {}
+    file, where = folder / f"{table}.yaml", f"experiment {experiment['name']}"
+    paper = read_yaml(file)
+    if paper is None:
+        raise RunError(f"{where}: table {table} needs {file}, which is not there: write it, or give table: null")
+    rows = paper.get("rows")
+    if not isinstance(rows, dict):
+        raise RunError(f"{file}: rows is {rows}, but the published rows must stand there by name: mend it")
+    for setting, given in (experiment.get("settings") or {}).items():
+        named = given.get("paper") or []
+        for row in [named] if isinstance(named, str) else named:
+            if not isinstance(rows.get(row), dict):
+                raise RunError(
+                    f"{where}, setting {setting}: {file} has no row {row}: choose one of {', '.join(map(str, rows))}"
+                )
+    return paper
 
 
 def _check_columns(evidence: Evidence) -> None:
@@ -203,6 +228,23 @@ def _check_axes(evidence: Evidence) -> None:
             )
         if (key := asked.get("metric")) is not None and key not in METRICS:
             raise RunError(f"experiment {evidence.name}: axes asks for metric {key}: choose from {', '.join(METRICS)}")
+
+
+def _check_compared(evidence: Evidence) -> None:
+    where, methods = f"experiment {evidence.name}", list(dict.fromkeys(cell.method for cell in evidence.cells.values()))
+    if (baseline := evidence.experiment.get("baseline", "ste")) not in methods:
+        raise RunError(f"{where}: baseline {baseline} is not known: choose one of {', '.join(methods)}")
+    asked = evidence.experiment.get("equal_loss")
+    if not asked:
+        return
+    targets, ratios = (asked.get(key) if isinstance(asked, dict) else None for key in ("targets", "ratios"))
+    if not isinstance(targets, list) or not isinstance(ratios, list) or not all(isinstance(r, dict) for r in ratios):
+        raise RunError(
+            f"{where}: equal_loss holds {asked}: give it targets, a list of cells, and ratios, each of: and to:"
+        )
+    for cell in [*targets, *(ratio.get(key) for ratio in ratios for key in ("of", "to"))]:
+        if cell not in evidence.cells:
+            raise RunError(f"{where}: equal_loss names cell {cell}: choose from {', '.join(evidence.cells)}")
 
 
 def _not_finite(evidence: Evidence) -> list[str]:

@@ -10,7 +10,7 @@ from fogzo.comparison import BETTER, METHOD, WORSE, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.published import NOT_RUN, STATUS_RULE, published_difference, published_text, status
 from fogzo.results import Run, spread
-from fogzo.sweep import Cell
+from fogzo.sweep import Cell, whole_commands
 from fogzo.tables import DASH, Table, difference_text, short, signed
 from fogzo.verdicts import SHORT, pairs_of, verdicts
 
@@ -109,9 +109,8 @@ def notes(evidence: Evidence) -> list[str]:
 
 
 def all_commands(evidence: Evidence) -> list[str]:
-    """What runs the whole experiment; tuning comes first if nothing was tuned."""
-    tune = [] if evidence.tuned else [f"python scripts/tune.py experiment={evidence.name}"]
-    return [*tune, f"python train.py -m experiment={evidence.name}"]
+    """What runs the whole experiment; tuning comes first if some cell still needs it."""
+    return whole_commands(evidence.experiment)
 
 
 def refused(evidence: Evidence) -> list[str]:

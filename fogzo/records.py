@@ -7,7 +7,7 @@ file of tuned values, has changed since; one that is damaged, or was changed by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,17 +16,8 @@ from typing import Any
 import yaml
 
 from fogzo.results import Run, fault, load_runs
-from fogzo.runs import RunError, differences, identity, one_line
-from fogzo.sweep import (
-    Cell,
-    borrowed_values,
-    cells_of,
-    changed_since_tuning,
-    key_of,
-    points_of,
-    read_tuned,
-    tuned_values,
-)
+from fogzo.runs import FIRST_FILES, RunError, differences, identity, one_line, parse_config
+from fogzo.sweep import Cell, cells_of, key_of, read_tuned, tune_command, tuned_values, tuning_faults
 
 
 @dataclass(frozen=True)
@@ -128,46 +119,62 @@ def staleness(
 
 def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
     """The tuned values of a cell; ``None`` if it was not tuned yet."""
+    read_tuned(experiment)  # where that file is damaged, no cell counts as untuned
     try:
         return tuned_values(experiment, cell)
     except ValueError:
         return None
 
 
-def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
-    """Why the tuned values of ``cell`` are not those that the experiment's file asks for; ``None``: they are."""
-    if not cell.search:
-        return None
-    entry = read_tuned(experiment).get(cell.name)
-    if entry is None:
-        return "untuned"
-    trials = min(experiment["tuning"]["trials"], len(points_of(cell)))
-    if len(entry["tried"]) != trials:
-        return f"tuned with {len(entry['tried'])} trials instead of {trials}"
-    if entry.get("given"):
-        return f"tuned with {', '.join(entry['given'])}"
-    if changed := changed_since_tuning(experiment, cell):
-        return f"tuned with {changed}"
-    for key, values in cell.search.items():
-        if not {one["values"].get(key) for one in entry["tried"]} <= set(values):
-            return f"tuned with other values of {key} than the experiment now searches"
-    if "borrowed" in entry and entry["borrowed"] != borrowed_values(experiment, cell):
-        return f"tuned with {entry['borrowed']}, which {cell.tuned_as} no longer has"
-    return None
+def gaps_of(
+    experiment: Mapping[str, Any], cell: Cell, missing: Sequence[int], begun: Sequence[int] = ()
+) -> list[tuple[str, str]]:
+    """What a cell lacks, each with the command that fills it: tuning first, without which its runs are refused.
+
+    Args:
+        missing: the seeds that were not run, or are not over.
+        begun: those among them whose runs have begun.
+    """
+    name, found = experiment["name"], []
+    if faults := tuning_faults(experiment, cell):
+        found.append(("; ".join(f"{of}: {fault}" for of, fault in faults.items()), tune_command(name, cell)))
+    for what, seeds in (
+        ("unfinished", [seed for seed in missing if seed in begun]),
+        ("missing", [seed for seed in missing if seed not in begun]),
+    ):
+        if seeds:
+            numbers = ",".join(map(str, seeds))
+            command = f"python train.py -m experiment={name} cell={cell.name} seed={numbers}"
+            found.append((f"{cell.name}: seed {numbers} {what}", command))
+    return found
 
 
 def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:
-    for file in sorted(folder.glob("*/config.yaml")):
-        if not (file.parent / "summary.json").exists():
-            try:
-                config = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                problem = f"{file} cannot be read ({one_line(error)}): remove its folder"
-                if problems is None:
-                    raise RunError(problem) from error
-                problems[file.parent] = problem
-                continue
-            yield Run(file.parent, config if isinstance(config, Mapping) else {}, {})
+    """The runs that are not over; of a folder that a run would refuse, what is wrong goes to ``problems``."""
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if (path / "summary.json").exists():
+            continue
+        try:
+            if (config := _config_of(path)) is not None:
+                yield Run(path, config, {})
+        except RunError as error:
+            if problems is None:
+                raise
+            problems[path] = str(error)
+
+
+def _config_of(path: Path) -> Mapping[str, Any] | None:
+    """The config of a run that has begun; ``None`` where a run was stopped before it wrote that."""
+    file = path / "config.yaml"
+    if not file.exists():
+        if all(other.name in FIRST_FILES for other in path.iterdir()):
+            return None
+        raise RunError(f"{path} holds files of a run but no config.yaml: remove the folder and run it again")
+    try:
+        config = parse_config(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{file} cannot be read ({one_line(error)}): remove its folder") from error
+    return config if isinstance(config, Mapping) else {}
 
 
 def _holds(config: Mapping[str, Any], override: str) -> bool:

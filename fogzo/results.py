@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from fogzo.runs import RunError, digest_of, one_line
+from fogzo.runs import Loader, RunError, digest_of, one_line, parse_config
 
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
 # What every row has, as a number; the costs among them, and the steps, a finished run's summary has too
 OF_ROW = ("step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
 OF_FINISHED = ("steps", "forward_equivalents", "flops", "seconds")
@@ -67,9 +66,25 @@ class Run:
         return rows
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML file's content; ``None`` if there is no such file."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader) if path.exists() else None
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """The keys and values of a YAML file that people edit; ``None`` if there is no such file, or nothing in it.
+
+    Raises:
+        RunError: if it cannot be read, as with the marks of a merge in it, or holds something else.
+    """
+    return parse_yaml(path, path.read_bytes()) if path.exists() else None
+
+
+def parse_yaml(path: Path, data: bytes) -> dict[str, Any] | None:
+    """What ``read_yaml`` gives, of a file's bytes."""
+    way_out = "mend it, or put back the version that was committed"
+    try:
+        content = yaml.load(data, Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({one_line(error)}): {way_out}") from error
+    if content is not None and not isinstance(content, dict):
+        raise RunError(f"{path} holds {str(content)[:40]!r}, no keys with values: {way_out}")
+    return content
 
 
 def load_runs(folder: Path, problems: dict[Path, str] | None = None) -> list[Run]:
@@ -95,7 +110,7 @@ def load_runs(folder: Path, problems: dict[Path, str] | None = None) -> list[Run
 def _read(path: Path) -> Run:
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        config = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), Loader)
+        config = parse_config((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(
             f"the record in {path} cannot be read ({one_line(error)}): remove the folder and run it again"
@@ -122,12 +137,17 @@ def fault(run: Run) -> str | None:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether ``value`` is a finite number.
+    """Whether ``value`` is a finite number, and not too large for a float.
 
-    >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True)
-    (True, False, False, False)
+    >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True), is_finite(10**400)
+    (True, False, False, False, False)
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _wrong_summary(run: Run) -> str | None:

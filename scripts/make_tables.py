@@ -19,9 +19,9 @@ from fogzo.files import atomic_write
 from fogzo.matrix import matrix
 from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.report import report
-from fogzo.results import read_yaml
 from fogzo.sensitivity import sensitivity
 from fogzo.summary import fill_pages
+from fogzo.sweep import read_experiment
 from fogzo.values import controls_values, equal_loss_values, values_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,15 +47,15 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(RESULTS / "report.html")
-    problems = [problem for evidence in found for problem in evidence.problems]
-    if problems:  # all the rest is written; but a record that is not used must not go unnoticed
+    problems = [problem for evidence in found for problem in [*evidence.problems, *evidence.tuning_faults()]]
+    if problems:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
         sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 
 def experiments() -> list[dict[str, object]]:
     """Every experiment whose runs are results: those of stage explore are not."""
     files = sorted(Path("configs/experiment").glob("*.yaml"))
-    every = [read_yaml(file)["experiment"] for file in files]
+    every = [read_experiment(file) for file in files]
     return [experiment for experiment in every if experiment.get("stage", "confirm") == "confirm"]
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fogzo.records import Records, records_of, tuning_fault
-from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, tune_command
+from fogzo.records import Records, gaps_of, records_of
+from fogzo.sweep import Cell, cells_of, read_experiment, whole_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
@@ -32,13 +30,12 @@ def main() -> None:
         sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
     complete = True
     for name in chosen or files:
-        experiment = yaml.safe_load(files[name].read_text(encoding="utf-8"))["experiment"]
         problems: dict[Path, str] = {}
         try:
-            records = records_of(experiment, RESULTS, problems)
-        except RunError as error:
+            experiment = read_experiment(files[name])
+            complete &= report(experiment, records_of(experiment, RESULTS, problems), problems)
+        except ValueError as error:
             sys.exit(f"error: {error}")
-        complete &= report(experiment, records, problems)
     sys.exit(0 if complete else 1)
 
 
@@ -48,20 +45,17 @@ def report(experiment: dict[str, Any], records: Records, problems: dict[Path, st
     have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment["seeds"])
     print(f"{experiment['name']}: {have} of {wanted} runs")
     again = {path: of for path in problems if (of := _named(path, experiment, cells)) is not None}
-    gaps = [gap for cell in cells.values() for gap in gaps_of(experiment, cell, records, list(again.values()))]
+    lacking = [gap for cell in cells.values() for gap in gaps(experiment, cell, records, list(again.values()))]
     spoilt = [(reason, _remove(path, experiment["name"], again.get(path))) for path, reason in problems.items()]
-    stale = [(f"stale: {path} ({reason})", f"rm -r {path}") for path, reason in records.stale.items()]
+    stale = [(f"stale: {path} ({reason})", f"rm -r {_quoted(path)}") for path, reason in records.stale.items()]
     if not have and not spoilt and not stale and not any(records.unfinished.values()):
-        everything = f"python train.py -m experiment={experiment['name']}"
-        untuned = any(what.endswith(": untuned") for what, _ in gaps)
-        tune = f"python scripts/tune.py experiment={experiment['name']} && " if untuned else ""
-        gaps = [("nothing was run yet", tune + everything)]
-    for what, command in [*spoilt, *stale, *gaps]:
+        lacking = [("nothing was run yet", " && ".join(whole_commands(experiment)))]
+    for what, command in dict.fromkeys([*spoilt, *stale, *lacking]):  # once, what two cells lack
         print(f"  {what}\n      {command}")
     for cell, runs in records.runs.items():
         if diverged := [str(seed) for seed, run in sorted(runs.items()) if run.summary.get("status") == "diverged"]:
             print(f"  {cell}: seed {', '.join(diverged)} diverged, which is a result")
-    return not (gaps or stale or spoilt)
+    return not (lacking or stale or spoilt)
 
 
 def _named(path: Path, experiment: dict[str, Any], cells: Mapping[str, Cell]) -> tuple[str, int] | None:
@@ -72,26 +66,22 @@ def _named(path: Path, experiment: dict[str, Any], cells: Mapping[str, Cell]) ->
 
 
 def _remove(path: Path, name: str, of: tuple[str, int] | None) -> str:
-    return f"rm -r {path}" + (f" && python train.py -m experiment={name} cell={of[0]} seed={of[1]}" if of else "")
+    return f"rm -r {_quoted(path)}" + (
+        f" && python train.py -m experiment={name} cell={of[0]} seed={of[1]}" if of else ""
+    )
 
 
-def gaps_of(
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))  # people copy folders, and name the copies with spaces
+
+
+def gaps(
     experiment: dict[str, Any], cell: Cell, records: Records, again: Sequence[tuple[str, int]]
-) -> Iterator[tuple[str, str]]:
-    """What one cell lacks, and the command for it; without the cells and seeds that are to be run ``again`` anyhow."""
-    name = experiment["name"]
-    if (fault := tuning_fault(experiment, cell)) is not None:
-        yield f"{cell.name}: {fault}", tune_command(name, cell)
+) -> list[tuple[str, str]]:
+    """What one cell lacks, and the commands; without the cells and seeds that are to be run ``again`` anyhow."""
     missing = [seed for seed in experiment["seeds"] if seed not in records.runs[cell.name]]
     missing = [seed for seed in missing if (cell.name, seed) not in again]
-    begun = [seed for seed in missing if seed in records.unfinished[cell.name]]
-    for what, seeds in (("unfinished", begun), ("missing", [seed for seed in missing if seed not in begun])):
-        if seeds:
-            numbers = ",".join(map(str, seeds))
-            yield (
-                f"{cell.name}: seed {numbers} {what}",
-                f"python train.py -m experiment={name} cell={cell.name} seed={numbers}",
-            )
+    return gaps_of(experiment, cell, missing, list(records.unfinished[cell.name]))
 
 
 if __name__ == "__main__":

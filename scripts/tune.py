@@ -4,7 +4,8 @@
 
 What is searched stands in the experiment's file.  Trials are runs on the tuning seed, which the table's seeds exclude;
 finished ones are never run again, and after a kill the same command goes on.  When a cell is done, its best values and
-all that was tried go into the experiment's data file, from which `python train.py -m experiment=NAME` reads them.
+all that was tried go into the experiment's data file, from which `python train.py -m experiment=NAME` reads them, or
+into experiment.tuning.chosen=FILE: what changes the trials, such as steps=5, asks for a file of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omegaconf import OmegaConf
 
 from fogzo import workers
 from fogzo.files import atomic_write
+from fogzo.runs import PRESENTATION
 from fogzo.sweep import (
     Cell,
     borrowed_values,
@@ -38,12 +40,14 @@ from fogzo.sweep import (
     key_of,
     points_of,
     read_tuned,
+    tune_command,
     tuned_under,
 )
 from fogzo.tuning import CellSearch, open_journal
 
 # what is given on the command line and changes no trial's outcome
-ELSEWHERE = ("experiment", "experiment.tuning.chosen", "results_dir", "cell", "setting", "device")
+CHOSEN = "experiment.tuning.chosen"
+ELSEWHERE = (CHOSEN, "experiment.tuning.trials", "results_dir", "setting", "device", *PRESENTATION)
 
 
 def main() -> None:
@@ -69,16 +73,48 @@ def tune(given: Sequence[str], jobs: int, trials: int | None) -> None:
     chosen_by = {key_of(override): override.partition("=")[2] for override in given}
     cells = cells_of(experiment)
     names = chosen_by["cell"].split(",") if "cell" in chosen_by else [None]
-    chosen = [
-        cell
-        for name in names
-        for cell in choose_cells(experiment, cells, cell=name, setting=chosen_by.get("setting"))
-        if cell.search
-    ]
+    trials = experiment["tuning"]["trials"] if trials is None else trials
+    if trials < 1:
+        raise ValueError(f"trials={trials} is not possible: give each cell at least 1")
+    asked = [c for name in names for c in choose_cells(experiment, cells, cell=name, setting=chosen_by.get("setting"))]
+    if not asked:
+        raise ValueError(f"setting={chosen_by['setting']} has no cell={chosen_by['cell']}: give one of the two")
+    chosen = [cell for cell in asked if cell.search]
+    idle = [cell for cell in asked if not cell.search] if "cell" in chosen_by or not chosen else []
+    if idle:  # named, or all that there is: it must not look as if they had been tuned
+        raise ValueError(nothing_to_tune(experiment["name"], idle[0]))
     kept = [override for override in given if key_of(override) not in ("cell", "setting")]
+    if CHOSEN not in chosen_by:
+        check_own_file(experiment, kept, trials)
     folder = results_dir / "runs" / f"{experiment['name']}_tuning"
     with alone(folder):
-        Tuning(experiment, chosen, folder, kept, trials or experiment["tuning"]["trials"]).run(jobs)
+        Tuning(experiment, chosen, folder, kept, trials).run(jobs)
+
+
+def nothing_to_tune(experiment: str, cell: Cell) -> str:
+    """That a cell searches nothing, and where its values come from."""
+    if cell.tuned_as is None:
+        return f"{cell.name} searches nothing, so that there is nothing to tune: train it, or give it a search"
+    return (
+        f"{cell.name} searches nothing, it takes the values of {cell.tuned_as}: run `{tune_command(experiment, cell)}`"
+    )
+
+
+def check_own_file(experiment: dict[str, Any], given: Sequence[str], trials: int) -> None:
+    """Refuse to write values that were tuned under something else over those that the experiment's tables rest on."""
+    tuning = experiment["tuning"]
+    if changed := [override for override in given if key_of(override) not in ELSEWHERE]:
+        raise ValueError(
+            f"{', '.join(changed)} would leave values in {tuning['chosen']} that are not as experiment "
+            f"{experiment['name']} asks: say where they go with {CHOSEN}=FILE"
+        )
+    if trials != tuning["trials"]:
+        print(
+            f"note: {tuning['chosen']} will hold values of {trials} trials, where the experiment asks for "
+            f"{tuning['trials']}: `python train.py -m` uses them with experiment.tuning.trials={trials} only "
+            f"({CHOSEN}=FILE leaves that file as it is)",
+            file=sys.stderr,
+        )
 
 
 def read_experiment(given: Sequence[str]) -> tuple[dict[str, Any], Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from fogzo.runs import digest_of, identity
-from fogzo.sweep import cells_of
+from fogzo.sweep import cells_of, points_of
 
 METHODS = {
     "ste": {"label": "STE", "overrides": ["estimator=ste"]},
@@ -65,8 +65,7 @@ def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[t
         },
     )
     if tuned:
-        chosen = {name: {"values": tuned_of(cell), "on_edge_of_grid": [], "trials": 4} for name, cell in cells.items()}
-        dump(root / f"results/tuned/{name}.yaml", chosen)
+        dump(root / f"results/tuned/{name}.yaml", {name: entry_of(made, cell) for name, cell in cells.items()})
     effect = effect or (lambda cell: 0.0)
     return {
         (cell.name, seed): record(root / "results/runs" / name, made, cell, seed, effect(cell.name), rows)
@@ -132,6 +131,14 @@ def config_of(cell) -> dict:
 
 def tuned_of(cell) -> dict:
     return {key: values[-1] for key, values in cell.search.items()}
+
+
+def entry_of(made, cell) -> dict:
+    """What tuning leaves of a cell that has tried as many points as the experiment asks for; the last one is best."""
+    tried = points_of(cell)[-made["tuning"]["trials"] :]
+    entry = {"values": tried[-1], "on_edge_of_grid": [], "trials": 4, "tried": [{"values": point} for point in tried]}
+    model = cells_of(made)[cell.tuned_as] if cell.tuned_as else cell
+    return entry | {"borrowed": {key: value for key, value in tuned_of(model).items() if key not in cell.search}}
 
 
 def dump(path: Path, content) -> None:

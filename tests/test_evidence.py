@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -56,12 +57,20 @@ BAD = {
     "edited agreement": (lambda f: edit(f, mean_agreement=55.0), "changed by hand"),
     "edited in both": (lambda f: change(f, 20, signed=False, accuracy=99.0), "changed by hand"),
     "a row deleted": (lambda f: lines(f, lambda rows: rows[:2] + rows[3:]), "changed by hand"),
+    "a number as a key": (lambda f: append(f / "config.yaml", "3: 4\n"), "3 is a key that is no word"),
+    "one below a group": (lambda f: append(f / "config.yaml", "data: {1: 2}\n"), "data.1 is a key that is no word"),
+    "a date": (lambda f: append(f / "config.yaml", "day: 2026-01-31\n"), "day is 2026-01-31, no number, word"),
+    "larger than a float": (lambda f: edit(f, seconds=10**400), "seconds is 1000"),
     "no digest": (lambda f: edit(f, digest=GONE), "no digest"),
 }
 
 
 def cut(file):
     file.write_text(file.read_text()[:-30])
+
+
+def append(file, text):
+    file.write_text(file.read_text() + text)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -107,13 +116,49 @@ def test_two_runs_for_one_cell_are_refused(made, tmp_path):
         ({"metric": "mean_agreement"}, "compares by mean_agreement"),
         ({"axes": [{"label": "ε", "settings": {"vit": 1}}]}, "axes holds .*: give a label"),
         ({"axes": [{"label": "ε", "settings": {"deit": 1}, "metric": "los"}]}, "axes asks for metric los: choose from"),
+        ({"baseline": "stee"}, "baseline stee is not known: choose one of ste, fogzo"),
+        ({"equal_loss": {"targets": ["deit.zz"], "ratios": []}}, r"equal_loss names cell deit\.zz: choose from deit"),
+        ({"equal_loss": {"targets": [], "ratios": [{"of": "deit.ste"}]}}, "equal_loss names cell None: choose"),
+        ({"equal_loss": {"ratios": []}}, "equal_loss holds .*: give it targets"),
+        (
+            {"table": "nope"},
+            r"table nope needs results/paper/nope\.yaml, which is not there: write it, or give table: null",
+        ),
+        (
+            {"settings": {"vit": {"label": "ViT", "paper": ["deit_row", "vit_row"]}}},
+            r"setting vit: results/paper/twin\.yaml has no row vit_row: choose one of deit_row, resnet_row",
+        ),
         ({"also": ["loss_of_hair"]}, "also shows loss_of_hair: choose from"),
     ],
 )
-def test_an_unknown_column_is_refused_by_name(changes, message, made, tmp_path):
+def test_what_is_not_there_is_refused_by_name(changes, message, made, tmp_path):
     write(tmp_path, made)
     with pytest.raises(RunError, match=message):
         gather(made | changes)
+
+
+def test_an_experiment_may_have_no_published_table(made, tmp_path):
+    write(tmp_path, made)
+    assert gather(made | {"table": None}).paper == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tuned", "<<<<<<< HEAD\na: 1\n=======\n", "cannot be read"),
+        ("tuned", "- 1\n", "holds '[1]', no keys with values"),
+        ("tuned", "deit.ste: {trials: 2}\n", "the entry of deit.ste has no values"),
+        ("tuned", "deit.ste: {values: {}, tried: [1]}\n", "the entry of deit.ste has a trial without values"),
+        ("tuned", "deit.ste: {values: {}, given: [1]}\n", "the entry of deit.ste has something else than KEY=VALUE"),
+        ("tuned", "deit.ste: {values: {}, borrowed: 1}\n", "has 1 as borrowed, which must be keys with values"),
+        ("paper", "rows: {a: [}\n", "cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name_with_the_way_out(file, text, message, made, tmp_path):
+    write(tmp_path, made)
+    (tmp_path / f"results/{file}/twin.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"results/{file}/twin\.yaml.*{re.escape(message)}.*: (mend|remove) it"):
+        gather(made)
 
 
 def test_missing_runs_have_a_command_and_untuned_cells_one_before_it(made, tmp_path):
@@ -129,6 +174,31 @@ def test_missing_runs_have_a_command_and_untuned_cells_one_before_it(made, tmp_p
         "python scripts/tune.py experiment=twin cell=deit.fogzo",
         train + "11,12,13",
     ]
+
+
+def test_tuned_values_that_are_not_as_the_experiment_asks_are_named_where_runs_rest_on_them(made, tmp_path):
+    made["methods"]["dropin"] = {
+        "label": "dropped in", "overrides": ["estimator=fogzo"], "tuned_as": "ste",
+        "search": dict.fromkeys(made["tuning"]["search"]),
+    }  # fmt: skip
+    folders = write(tmp_path, made)
+    file = tmp_path / "results/tuned/twin.yaml"
+    tuned = read_yaml(file)
+    assert gather(made).tuning_faults() == []
+    tuned["deit.ste"] |= {"tried": tuned["deit.ste"]["tried"][-1:], "given": ["steps=5"]}
+    dump(file, tuned)
+    shutil.rmtree(folders["deit.ste", 11])
+    found = gather(made)
+    tune = "python scripts/tune.py experiment=twin cell=deit.ste"
+    assert found.tuning_faults() == [
+        f"twin, deit.ste: tuned with 1 trials instead of 2, and runs rest on that: run `{tune}`"
+    ]
+    train = "python train.py -m experiment=twin cell=deit.ste seed=11"
+    assert found.commands(found.cells["deit.ste"]) == [tune, train]
+    for seed in (12, 13):
+        shutil.rmtree(folders["deit.ste", seed])
+    assert gather(made).runs["deit.dropin"] == {}  # its records have no learning rate
+    assert gather(made).tuning_faults() == []
 
 
 def test_a_cell_that_borrows_everything_asks_for_the_tuning_of_the_other(made, tmp_path):

@@ -29,7 +29,12 @@ def composed(*overrides):
 def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(name, phase, tmp_path):
     experiment = OmegaConf.to_container(composed(f"experiment={name}").experiment)
     cells = cells_of(experiment)
-    chosen = {cell.name: {"values": {key: values[0] for key, values in cell.search.items()}} for cell in cells.values()}
+    chosen = {}
+    for cell in cells.values():
+        borrowed = points_of(cells[cell.tuned_as])[0] if cell.tuned_as else {}
+        tried = [{"values": point} for point in points_of(cell)[: experiment["tuning"]["trials"]]]
+        borrowed = {key: value for key, value in borrowed.items() if key not in cell.search}
+        chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     experiment["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
     jobs = expand(experiment, phase, [])

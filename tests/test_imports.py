@@ -44,7 +44,7 @@ LEAVES = {
     "schedules": set(),
     "seeding": set(),
     "signals": set(),
-    "sweep": set(),
+    "sweep": {"results", "runs"},
     "checkpoint": {"files", "runs"},
     "results": {"runs"},
     "comparison": set(),

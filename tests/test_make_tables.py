@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up import edit, experiment, write
+from made_up import dump, edit, experiment, write
 
 from fogzo.markup import to_html
+from fogzo.results import read_yaml
 from fogzo.style import colour
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,9 +105,22 @@ def test_a_deleted_run_leaves_a_dash_and_a_bad_one_is_named_while_the_rest_is_ma
     assert command in (root / "results/report.html").read_text()
     spoilt = next((root / "results/runs/twin").glob("deit.slope-seed11*"))
     edit(spoilt, accuracy=99.0)
+    tuned = read_yaml(root / "results/tuned/twin.yaml")
+    tuned["deit.ste"]["given"] = ["steps=5"]
+    dump(root / "results/tuned/twin.yaml", tuned)
     done, _ = make_tables(root, expect=1)
+    assert (
+        "error: twin, deit.ste: tuned with steps=5, and runs rest on that: run `python scripts/tune.py" in done.stderr
+    )
     assert re.match(rf"error: results/runs/twin/{re.escape(spoilt.name)}: accuracy is 99\.0", done.stderr)
     assert spoilt.name in (root / "results/tables/twin.md").read_text()
+
+
+def test_a_damaged_file_of_tuned_values_is_refused_in_a_sentence(built, tmp_path):
+    shutil.copytree(built, tmp_path / "copy")
+    (tmp_path / "copy/results/tuned/twin.yaml").write_text("<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n")
+    done, _ = make_tables(tmp_path / "copy", expect=1)
+    assert re.fullmatch(r"error: results/tuned/twin\.yaml cannot be read \(.*\): mend it, or .*\n", done.stderr)
 
 
 def test_an_experiment_without_runs_has_no_figures(built, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from made_up import edit, sign
 
-from fogzo.records import records_of, tuning_fault
+from fogzo.records import records_of
 from fogzo.runs import RunError, identity
-from fogzo.sweep import cells_of, expand, tuned_under
+from fogzo.sweep import cells_of, expand, tuned_under, tuning_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = [0.01, 0.1]
@@ -151,7 +151,10 @@ def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
     good = yaml.safe_load(Path("chosen.yaml").read_text())["mlp.ste"]
     for entry, fault in [
         (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
+        ({"values": good["values"]}, "tuned without a list of what was tried"),
         (good | {"given": ["steps=5"]}, "tuned with steps=5"),
+        (good | {"values": {"optimizer.lr": 9}}, "tuned to optimizer.lr=9, which is none of what was tried"),
+        (good | {"borrowed": {"a.b": 1}}, "tuned with a.b=1 from another cell, where the experiment now has nothing"),
         (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
         (
             good | {"overrides": [word.replace("steps=30", "steps=20") for word in tuned_under(project, cell)]},
@@ -219,20 +222,50 @@ def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_the
     edit(paths["ste", 1], train_loss=0.01)
     cut = paths["fogzo", 2] / "summary.json"
     cut.write_text(cut.read_text()[:40])
-    foreign = record("fogzo", 2, folder="copy of fogzo")
+    foreign = record("fogzo", 2, folder="copy of fogzo; rm")
     (foreign / "config.yaml").write_text("a: [")
+    lost = paths["fogzo", 1]
+    for name in ("config.yaml", "summary.json"):
+        (lost / name).unlink()
+    barely = lost.with_name("mlp.fogzo-seed1-0123abcd")  # begun, and killed before there was a config
+    barely.mkdir()
+    (barely / ".lock").touch()
     code, out = missing("experiment=example")
     lines = [line.strip() for line in out.splitlines()]
-    assert (code, lines[0]) == (1, "example: 2 of 4 runs")
+    assert (code, lines[0]) == (1, "example: 1 of 4 runs")
     train = "python train.py -m experiment=example cell=mlp."
     for start, command in [
-        (f"the record in {foreign} cannot be read", f"rm -r {foreign}"),
+        (f"the record in {foreign} cannot be read", f"rm -r '{foreign}'"),
+        (f"{lost} holds files of a run but no config.yaml: remove the", f"rm -r {lost} && {train}fogzo seed=1"),
         (f"the record in {paths['fogzo', 2]} cannot be read", f"rm -r {paths['fogzo', 2]} && {train}fogzo seed=2"),
         (f"{paths['ste', 1]}: train_loss is 0.01 in its", f"rm -r {paths['ste', 1]} && {train}ste seed=1"),
     ]:
         (at,) = [at for at, line in enumerate(lines) if line.startswith(start)]
         assert lines[at + 1] == command
-    assert len(lines) == 7  # and none of them a second time as missing
+    assert len(lines) == 9  # and none of them a second time as missing
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("chosen.yaml", "<<<<<<< HEAD\na: 1\n=======\n", "chosen.yaml cannot be read"),
+        (
+            "chosen.yaml",
+            "mlp.ste: {tried: []}\n",
+            "chosen.yaml: the entry of mlp.ste has no values: remove it and tune",
+        ),
+        ("configs/experiment/example.yaml", "experiment: [", "configs/experiment/example.yaml cannot be read"),
+        ("configs/experiment/example.yaml", "", "example.yaml: experiment is None, but it must be keys with values"),
+        ("configs/experiment/example.yaml", "experiment: {name: a, seeds: []}", "experiment.tuning is None, but it"),
+        ("configs/experiment/example.yaml", None, "setting mlp: method sted is not known"),
+    ],
+)
+def test_a_damaged_or_mistaken_file_is_refused_in_a_sentence(file, text, message, project, missing):
+    project["settings"]["mlp"]["methods"] = ["sted"]
+    Path(file).write_text(yaml.safe_dump({"experiment": project}) if text is None else text)
+    code, out = missing()
+    assert message in code
+    assert (code.startswith("error: "), code.count("\n"), out) == (True, 0, "")
 
 
 def test_an_experiment_of_which_nothing_was_run_is_one_line(project, missing):

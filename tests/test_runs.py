@@ -116,7 +116,7 @@ def test_another_config_is_refused_by_its_differences_and_changes_nothing(tmp_pa
     assert contents(folder.path) == before
 
 
-@pytest.mark.parametrize("text", ["[unclosed", "\x00", "- a\n- list\n", "", "5"], ids=range(5))
+@pytest.mark.parametrize("text", ["[unclosed", "\x00", "- a\n- list\n", "", "5", "3: 4", "a: 2026-01-31"], ids=range(7))
 def test_a_config_that_cannot_be_read_is_refused_and_kept(text, tmp_path, open_run):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(RunError, match="run_dir") as caught:

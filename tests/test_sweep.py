@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values
+from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values, tuning_faults, whole_commands
 
+GONE = object()  # a value to take away
 EXPERIMENT = {
     "name": "example",
     "scale": "mini",
@@ -39,7 +40,16 @@ def experiment(tmp_path):
         "wide.fogzo": {"optimizer.lr": 0.2, "estimator.beta_min": 0.99},
         "wide.noisy": {"optimizer.lr": 0.1},
     }
-    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({cell: {"values": v} for cell, v in values.items()}))
+    other = {
+        "wide.ste": [{"optimizer.lr": 0.2}],
+        "wide.noisy": [{"optimizer.lr": 0.2}],
+        "wide.fogzo": [values["wide.ste"] | {"estimator.beta_min": 0.9}],
+    }
+    entries = {
+        cell: {"values": v, "tried": [{"values": one} for one in [v, *other[cell]]]} for cell, v in values.items()
+    }
+    entries["wide.noisy"]["borrowed"] = {"estimator.beta_min": 0.99}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(entries))
     return made
 
 
@@ -61,6 +71,21 @@ def test_an_experiment_may_list_its_cells(experiment):
     (cell,) = cells_of(experiment).values()
     assert (cell.name, cell.setting, cell.method) == ("ste", "", "ste")
     assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+
+
+def test_listed_cells_may_borrow_and_leave_a_key_alone_as_methods_may(experiment):
+    listed = {key: value for key, value in experiment.items() if key not in ("settings", "methods")}
+    listed["cells"] = experiment["methods"] | {
+        "dropin": {"label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste"}
+    }
+    cells = cells_of(listed)
+    assert cells["noisy"].tuned_as == "fogzo"
+    assert (cells["dropin"].search, points_of(cells["dropin"])) == ({}, [{}])
+    listed["cells"]["noisy"] = listed["cells"]["noisy"] | {"tuned_as": "fogz"}
+    with pytest.raises(
+        ValueError, match="experiment example: noisy is tuned as fogz, which is no cell: choose from ste"
+    ):
+        expand(listed, "confirm", [])
 
 
 def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
@@ -102,6 +127,51 @@ def test_what_is_given_wins_and_makes_tuning_needless(experiment):
         expand(experiment, "confirm", ["cell=deep.ste"])
 
 
+def retune(experiment, name, **changes):
+    file = Path(experiment["tuning"]["chosen"])
+    entries = yaml.safe_load(file.read_text())
+    entries[name].update(changes)
+    file.write_text(yaml.safe_dump(entries, sort_keys=False))
+
+
+def test_values_that_were_tuned_otherwise_than_the_experiment_asks_are_refused(experiment):
+    one = [{"values": {"optimizer.lr": 0.1}}]
+    retune(experiment, "wide.ste", tried=one)
+    message = (
+        r"wide\.ste was tuned with 1 trials instead of 2: first run `.* cell=wide\.ste`, or give experiment\.tuning\.tr"
+    )
+    with pytest.raises(ValueError, match=message):
+        expand(experiment, "confirm", ["cell=wide.ste"])
+    assert expand(experiment | {"tuning": experiment["tuning"] | {"trials": 1}}, "confirm", ["cell=wide.ste"])
+    assert expand(experiment, "confirm", ["cell=wide.ste", "optimizer.lr=0.1"])
+    retune(experiment, "wide.ste", given=["steps=5"])
+    with pytest.raises(ValueError, match=r"first run `[^`]*`$"):
+        expand(experiment, "confirm", ["cell=wide.ste"])
+
+
+def test_a_cell_that_borrows_is_as_faulty_as_what_it_borrows(experiment):
+    cell = cells_of(experiment)["wide.noisy"]
+    assert tuning_faults(experiment, cell) == {}
+    retune(experiment, "wide.fogzo", values={"optimizer.lr": 0.1, "estimator.beta_min": 0.9})
+    then = "estimator.beta_min=0.99 from another cell, where the experiment now has estimator.beta_min=0.9"
+    assert tuning_faults(experiment, cell) == {"wide.noisy": f"tuned with {then}"}
+    retune(experiment, "wide.fogzo", values={"optimizer.lr": 7, "estimator.beta_min": 0.99})
+    said = "tuned to optimizer.lr=7, estimator.beta_min=0.99, which is none of what was tried"
+    assert tuning_faults(experiment, cell) == {"wide.fogzo": said}
+    with pytest.raises(ValueError, match=r"first run `.*cell=wide\.fogzo,wide\.noisy`"):
+        expand(experiment, "confirm", ["cell=wide.noisy"])
+
+
+def test_the_commands_for_all_tune_first_what_still_needs_it(experiment):
+    tune, train = "python scripts/tune.py experiment=example", "python train.py -m experiment=example"
+    assert whole_commands(experiment) == [f"{tune} cell=deep.ste", train]
+    Path(experiment["tuning"]["chosen"]).unlink()
+    assert whole_commands(experiment) == [tune, train]
+    experiment["tuning"]["search"], experiment["methods"] = {}, {"ste": experiment["methods"]["ste"]}
+    del experiment["settings"]["wide"]["search"]
+    assert whole_commands(experiment) == [train]
+
+
 def test_a_cell_without_a_search_needs_no_tuning(experiment):
     experiment["tuning"]["search"] = {}
     assert expand(experiment, "confirm", ["cell=deep.ste", "seed=1"])
@@ -127,6 +197,8 @@ def test_mistaken_experiments_are_refused(experiment):
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = value
+        if value is GONE:
+            del place[path[-1]]
         return made
 
     with pytest.raises(ValueError, match="tunes on seed 0, which its table reports too"):
@@ -135,6 +207,10 @@ def test_mistaken_experiments_are_refused(experiment):
         (("settings", "deep", "methods"), ["sted"], "setting deep: method sted is not known"),
         (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which the setting lacks"),
         (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+        (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
+        (("methods", "noisy", "label"), GONE, "setting wide: noisy has no label: give it one"),
+        (("tuning", "search", "optimizer.lr"), 0.1, r"wide\.ste: the search of optimizer\.lr is 0\.1: give it a list"),
+        (("methods",), GONE, "experiment example has no cells: give it settings and methods, or cells"),
     ]:
         with pytest.raises(ValueError, match=message):
             cells_of(broken(*path, value=value))

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -114,6 +116,25 @@ def test_mistakes_are_refused(tmp_path):
         search.tell(search.next_trial()[0], {"accuracy": 1.0})
 
 
+@pytest.fixture(scope="module")
+def script():
+    """What scripts/tune.py defines."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/tune.py")))
+
+
+def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_changed_config_not_at_all(script, capsys):
+    experiment = {"name": "x", "tuning": {"trials": 12, "chosen": "x.yaml"}}
+    for quiet in ([], 12), (["experiment=x", "progress=false", "device=cpu"], 12):
+        script.check_own_file(experiment, *quiet)
+    assert capsys.readouterr().err == ""
+    script.check_own_file(experiment, [], 3)
+    assert "note: x.yaml will hold values of 3 trials, where the experiment asks for 12" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"steps=5 would leave values in x\.yaml .* with experiment\.tuning\.chosen=FILE"
+    ):
+        script.check_own_file(experiment, ["experiment=x", "steps=5"], 12)
+
+
 def command(folder, jobs):
     words = ["experiment=mlp_compute", "cell=ste,fogzo_1", "steps=5", "batch_size=20", f"results_dir={folder}"]
     words += [f"experiment.tuning.chosen={folder}/chosen.yaml", "--trials", "3", "--jobs", str(jobs)]
@@ -175,8 +196,16 @@ def test_workers_end_with_their_parent(tmp_path):
         ([], "say what to tune"),
         (["experiment=mlp_compute", "cell=sted"], "cell=sted is not in experiment mlp_compute: choose one of ste"),
         (["experiment=mlp_compute", "--jobs", "0"], "jobs=0 is not possible"),
+        (["experiment=mlp_compute", "--trials", "0"], "trials=0 is not possible: give each cell at least 1"),
+        (
+            ["experiment=mlp_factors", "cell=base.ste,base.fogzo_dropin"],
+            "base.fogzo_dropin searches nothing, it takes the values of base.ste: run `python scripts/tune.py "
+            "experiment=mlp_factors cell=base.ste`",
+        ),
+        (["experiment=mlp_factors", "setting=lsq", "cell=base.ste"], "setting=lsq has no cell=base.ste"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
         (["experiment=nonsense"], "experiment/nonsense"),
+        (["experiment=mlp_compute", "steps=5"], "steps=5 would leave values in results/tuned/mlp_compute.yaml"),
         (["experiment=mlp_compute", "experiment.tuning.seed=21"], "tunes on seed 21, which its table reports too"),
     ],
 )
