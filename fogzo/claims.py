@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fogzo.cells import Cell
 from fogzo.comparison import Difference
 from fogzo.equal_loss import Ratio, cost_pairs, median_text, range_text, ratio_of
 from fogzo.evidence import METRICS, Evidence, Metric
 from fogzo.published import NOT_RUN, at_published_steps, published_difference, published_direction
 from fogzo.results import read_yaml, spread
 from fogzo.runs import RunError
-from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, difference_text, short, signed
 from fogzo.verdicts import word_of
 

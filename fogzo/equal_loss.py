@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fogzo.cells import Cell
 from fogzo.evidence import Evidence
 from fogzo.published import published_text
 from fogzo.results import spread
-from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, short
 
 COST = "forward_equivalents"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fogzo.cells import Cell, cells_of
 from fogzo.comparison import BETTER, FEWEST_PAIRS, TOO_FEW, WORSE, Difference, paired_difference
 from fogzo.records import gaps_of, records_of
 from fogzo.results import Run, is_finite, read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell, cells_of, read_tuned, tune_command, tuning_faults
+from fogzo.tuned import read_tuned, tune_command, tuning_faults
 
 
 @dataclass(frozen=True)

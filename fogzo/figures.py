@@ -14,12 +14,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from fogzo.cells import Cell
 from fogzo.comparison import BETTER, WORSE, Difference
 from fogzo.evidence import METRICS, Evidence, Metric
 from fogzo.files import atomic_write
 from fogzo.results import Run
 from fogzo.style import RC, colour, line, mark
-from fogzo.sweep import Cell
 from fogzo.tables import interval_text, signed
 
 COSTS = {"step": "training steps", "flops": "FLOPs", "seconds": "seconds of training"}

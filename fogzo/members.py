@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fogzo.cells import Cell
 from fogzo.comparison import Difference
 from fogzo.evidence import METRICS, Evidence
 from fogzo.pages import mean_cost
-from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table, signed
 from fogzo.verdicts import SHORT, family, samples_of
 

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fogzo.cells import Cell
 from fogzo.comparison import BETTER, METHOD, WORSE, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.published import NOT_RUN, STATUS_RULE, published_difference, published_text, status
 from fogzo.results import Run, spread
-from fogzo.sweep import Cell, whole_commands
 from fogzo.tables import DASH, Table, difference_text, short, signed
+from fogzo.tuned import whole_commands
 from fogzo.verdicts import SHORT, pairs_of, verdicts
 
 COSTS = ("forward_equivalents", "flops", "seconds")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fogzo.cells import Cell
 from fogzo.comparison import TOO_FEW, UNDECIDED, Difference, one_more_run
 from fogzo.evidence import METRICS, Evidence
-from fogzo.sweep import Cell
 
 NOT_RUN = "not run"
 TWIN = "scaled-down twin"

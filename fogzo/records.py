@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from fogzo.cells import Cell, cells_of, key_of
 from fogzo.results import Run, fault, load_runs
 from fogzo.runs import FIRST_FILES, RunError, differences, identity, one_line, parse_config
-from fogzo.sweep import Cell, cells_of, key_of, read_tuned, tune_command, tuned_values, tuning_faults
+from fogzo.tuned import read_tuned, tune_command, tuned_values, tuning_faults
 
 
 @dataclass(frozen=True)

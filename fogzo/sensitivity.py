@@ -18,10 +18,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from fogzo.cells import Cell
 from fogzo.evidence import METRICS, Evidence
 from fogzo.figures import WIDE, plain_ticks, save
 from fogzo.style import RC, colour, line
-from fogzo.sweep import Cell
 
 Points = list[tuple[float, Cell]]
 ACROSS = 3  # panels side by side

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fogzo.cells import Cell
 from fogzo.claims import claims_of, claims_table
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence
@@ -16,7 +17,6 @@ from fogzo.pages import comparison_table, control_table, parts_table, verdict_li
 from fogzo.published import DESCRIPTIVE, NOT_RUN, is_published, paper_keys, status, value_text
 from fogzo.results import read_yaml
 from fogzo.runs import RunError
-from fogzo.sweep import Cell
 from fogzo.tables import DASH, Table
 from fogzo.verdicts import Verdict, verdicts
 

@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from fogzo.sweep import Cell, points_of
+from fogzo.cells import Cell, points_of
 
 MAXIMISED = ("accuracy",)
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet

@@ -6,12 +6,12 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator
 
+from fogzo.cells import Cell
 from fogzo.comparison import Difference
 from fogzo.equal_loss import COST, reached
 from fogzo.evidence import Evidence
 from fogzo.pages import COSTS, control_pairs, mean_cost
 from fogzo.published import published_text, status
-from fogzo.sweep import Cell
 from fogzo.tables import Table
 
 DIFFERENCE = (

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fogzo.cells import Cell
 from fogzo.comparison import BETTER, TOO_FEW, UNDECIDED, WORSE, Difference, holm
 from fogzo.evidence import METRICS, Evidence
 from fogzo.published import NOT_RUN, is_published, published_direction
-from fogzo.sweep import Cell
 from fogzo.tables import signed
 
 OUTCOMES = (BETTER, WORSE, UNDECIDED, TOO_FEW)

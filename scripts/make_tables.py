@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from fogzo.cells import read_experiment
 from fogzo.claims import claims_of, forest_of
 from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
@@ -21,7 +22,6 @@ from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.report import report
 from fogzo.sensitivity import sensitivity
 from fogzo.summary import fill_pages
-from fogzo.sweep import read_experiment
 from fogzo.values import controls_values, equal_loss_values, values_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fogzo.cells import Cell, cells_of, read_experiment
 from fogzo.records import Records, gaps_of, records_of
-from fogzo.sweep import Cell, cells_of, read_experiment, whole_commands
+from fogzo.tuned import whole_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from fogzo.cells import cells_of, points_of
 from fogzo.launch import plain_record, run_path
-from fogzo.sweep import cells_of, expand, points_of
+from fogzo.sweep import expand
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))

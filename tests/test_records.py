@@ -9,9 +9,11 @@ import pytest
 import yaml
 from made_up import edit, sign
 
+from fogzo.cells import cells_of
 from fogzo.records import records_of
 from fogzo.runs import RunError, identity
-from fogzo.sweep import cells_of, expand, tuned_under, tuning_fault
+from fogzo.sweep import expand
+from fogzo.tuned import tuned_under, tuning_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = [0.01, 0.1]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fogzo.sweep import Cell, cells_of, expand, points_of, tune_command, tuned_values, tuning_faults, whole_commands
+from fogzo.cells import Cell, cells_of, points_of
+from fogzo.sweep import expand
+from fogzo.tuned import tune_command, tuned_values, tuning_faults, whole_commands
 
 GONE = object()  # a value to take away
 EXPERIMENT = {

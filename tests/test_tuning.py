@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fogzo.sweep import Cell
+from fogzo.cells import Cell
 from fogzo.tuning import CellSearch, open_journal
 
 ROOT = Path(__file__).resolve().parent.parent
