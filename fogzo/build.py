@@ -22,11 +22,11 @@ from fogzo.devices import choose_device, settle, use_threads
 from fogzo.distributed import synchronise_norms, world
 from fogzo.estimators import Estimator
 from fogzo.estimators.base import check_whole
+from fogzo.identity import differences
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import fit_activations
 from fogzo.replay import frozen_statistics, tracking_norms
 from fogzo.reporters import Progress, Reporter
-from fogzo.runs import differences
 from fogzo.seeding import derive_seed
 from fogzo.settings import Settings
 from fogzo.shapes import DataShape, check_shape

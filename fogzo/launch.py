@@ -17,12 +17,13 @@ from fogzo.data import TextData
 from fogzo.data.present import present_sha256
 from fogzo.devices import choose_device, own_gpu
 from fogzo.distributed import announced, barrier, check_same, gather, process_group
+from fogzo.identity import identity
 from fogzo.memory import PEAK
 from fogzo.monitor import Diverged
 from fogzo.plan import plan
 from fogzo.provenance import provenance
 from fogzo.quantize import quantized_weights
-from fogzo.runs import RunError, RunFolder, identity
+from fogzo.runs import RunError, RunFolder
 from fogzo.trainer import Trainer
 
 SCALES = {

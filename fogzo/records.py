@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from fogzo.cells import Cell, cells_of, key_of
+from fogzo.identity import differences, identity
 from fogzo.results import Run, fault, load_runs
-from fogzo.runs import FIRST_FILES, RunError, differences, identity, one_line, parse_config
+from fogzo.runs import FIRST_FILES, RunError, one_line, parse_config
 from fogzo.tuned import read_tuned, tune_command, tuned_values, tuning_faults
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from fogzo.runs import Loader, RunError, digest_of, one_line, parse_config
+from fogzo.identity import digest_of
+from fogzo.runs import Loader, RunError, one_line, parse_config
 
 # What every row has, as a number; the costs among them, and the steps, a finished run's summary has too
 OF_ROW = ("step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")

@@ -18,10 +18,11 @@ from fogzo.compute import ComputeLedger, autocast
 from fogzo.data import Batch, DataOrder, Feed
 from fogzo.distributed import as_rank_0, barrier, gather, share, world
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
+from fogzo.identity import identity
 from fogzo.monitor import Diverged, LossWatch, Means, numbers
 from fogzo.replay import tracking_norms
 from fogzo.reporters import Reporter
-from fogzo.runs import RunFolder, identity
+from fogzo.runs import RunFolder
 from fogzo.seeding import seed_step
 from fogzo.settings import Settings
 from fogzo.signals import Interrupted, StopRequest

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from fogzo import workers
 from fogzo.cells import Cell, cells_of, check_seeds, choose_cells, key_of, points_of
 from fogzo.files import atomic_write
-from fogzo.runs import PRESENTATION
+from fogzo.identity import PRESENTATION
 from fogzo.sweep import expand
 from fogzo.tuned import borrowed_values, read_tuned, tune_command, tuned_under
 from fogzo.tuning import CellSearch, open_journal

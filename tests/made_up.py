@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from fogzo.cells import cells_of, points_of
-from fogzo.runs import digest_of, identity
+from fogzo.identity import digest_of, identity
 
 METHODS = {
     "ste": {"label": "STE", "overrides": ["estimator=ste"]},

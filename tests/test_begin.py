@@ -12,9 +12,10 @@ from text_helpers import ROOT
 
 from fogzo import checkpoint
 from fogzo.begin import begin
+from fogzo.identity import identity
 from fogzo.launch import train
 from fogzo.monitor import Diverged, LossWatch
-from fogzo.runs import RunError, identity
+from fogzo.runs import RunError
 
 open_run = test_trainer.open_run
 OPTIONS = {"estimator": "fogzo", "quantizer": "lsq", "checkpoint_every": 2}

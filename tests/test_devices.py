@@ -140,7 +140,7 @@ def test_on_cuda_kernels_give_the_same_bits_unless_told_otherwise(deterministic,
 
 
 def test_a_run_that_is_deterministic_keeps_the_name_that_it_had_before_there_was_the_key():
-    from fogzo.runs import identity
+    from fogzo.identity import identity
 
     record = {"seed": 0}
     assert identity(record | {"deterministic": True}) == identity(record)

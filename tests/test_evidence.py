@@ -9,8 +9,9 @@ import pytest
 from made_up import GONE, change, dump, edit, experiment, lines, sign, write
 
 from fogzo.evidence import gather
+from fogzo.identity import identity
 from fogzo.results import read_yaml
-from fogzo.runs import RunError, identity
+from fogzo.runs import RunError
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import yaml
 from made_up import edit, sign
 
 from fogzo.cells import cells_of
+from fogzo.identity import identity
 from fogzo.records import records_of
-from fogzo.runs import RunError, identity
+from fogzo.runs import RunError
 from fogzo.sweep import expand
 from fogzo.tuned import tuned_under, tuning_fault
 

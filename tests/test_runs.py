@@ -13,8 +13,9 @@ from torch import nn
 
 from fogzo import checkpoint
 from fogzo.files import atomic_write
+from fogzo.identity import ADDED, PRESENTATION, differences, digest_of, identity
 from fogzo.results import load_runs
-from fogzo.runs import ADDED, PRESENTATION, RunError, RunFolder, differences, digest_of, identity
+from fogzo.runs import RunError, RunFolder
 
 CONFIG = {
     "seed": 0,
