@@ -45,7 +45,7 @@ def matrix(stem: Path, found: Sequence[Evidence]) -> None:
                     text = f"{signed(difference.mean, METRICS[metric].digits)} {METRICS[metric].unit}"
                     axis.text(x, y, text, ha="center", va="center", fontsize=8)
         axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(lines) - 0.5, -0.5))
-        axis.set_xticks(range(len(labels)), [textwrap.fill(label, 14) for label in labels.values()], fontsize=8.5)
+        axis.set_xticks(range(len(labels)), [textwrap.fill(label, 12) for label in labels.values()], fontsize=8)
         axis.set_yticks(range(len(lines)), ["" if isinstance(line, str) else line.setting for line in lines])
         axis.tick_params(length=0, labeltop=True, labelbottom=False)
         handles = [Rectangle((0, 0), 1, 1, color=tint) for tint in (*TINTS.values(), OPEN)]
