@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fogzo.cells import Cell, cells_of, check_seeds, choose_cells, key_of, last_of_each, points_of
-from fogzo.tuned import borrowed_values, read_tuned, tune_command, tuned_values, tuning_faults
+from fogzo.tuned import UNLISTED, borrowed_values, read_tuned, tune_command, tuned_values, tuning_faults
 
 
 def expand(experiment: Mapping[str, Any], phase: str, given: Sequence[str]) -> list[list[str]]:
@@ -47,7 +47,8 @@ def _runs_of(
     if keys <= set(given):  # on the command line they take the place of tuning
         return [({}, seed) for seed in experiment["seeds"]]
     values = tuned_values(experiment, cell)
-    if faults := tuning_faults(experiment, cell):
+    faults = {name: fault for name, fault in tuning_faults(experiment, cell).items() if fault != UNLISTED}
+    if faults:
         said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
         way_out = f"first run `{tune_command(experiment['name'], cell)}`"
         spent = max(len(read_tuned(experiment)[name].get("tried", [])) for name in faults)

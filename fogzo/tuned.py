@@ -14,6 +14,9 @@ from fogzo.results import parse_yaml
 OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
 
 
+UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
+
+
 def tuned_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """The values that tuning chose for ``cell``, with those that it borrows.
 
@@ -106,7 +109,7 @@ def tuning_fault(experiment: Mapping[str, Any], cell: Cell) -> str | None:
     if entry is None:
         return "untuned"
     if "tried" not in entry:
-        return "tuned without a list of what was tried"
+        return UNLISTED
     tried, trials = [one["values"] for one in entry["tried"]], min(experiment["tuning"]["trials"], len(points_of(cell)))
     if len(tried) != trials:
         return f"tuned with {len(tried)} trials instead of {trials}"
