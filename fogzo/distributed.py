@@ -7,6 +7,7 @@ gathered, so that they stay the same to the last bit.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # DistributedDataParallel is held by cycles; one that outlives its group takes the group's threads down at exit,
+        # and now and then the process with them
+        gc.collect()
         dist.destroy_process_group()
 
 

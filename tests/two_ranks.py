@@ -82,30 +82,31 @@ def make(estimator, quantizer, *, norm, micro_batches, parallel, seed):
 
 
 def main():
-    estimator, quantizer, norm, micro_batches, parallel, disagree, out = sys.argv[1:]
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
-        rank = world()[0]
-        prototype = {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[quantizer]
-        trainer = make(
-            estimator, prototype, norm=norm == "norm", micro_batches=int(micro_batches), parallel=parallel,
-            seed=0 if disagree != "weights" else rank,
-        )  # fmt: skip
-        if disagree == "weights" and rank:  # DistributedDataParallel has made them the same
-            trainer.estimator.weights[0].latent.data.view(-1)[0] += 0.25
-        if disagree == "noise":
-            trainer.estimator.seed = rank
-        if disagree == "rounding" and rank:
-            trainer.model[0].register_forward_hook(lambda module, inputs, output: Rounded.apply(output))
-        rows = []
-        for step in range(trainer.settings.steps):
-            estimate = trainer.train_step(step)
-            state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-            rows.append({"loss": trainer._over_ranks(float(estimate.loss))[0], "state": state})
-        torch.save(
-            {"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}, Path(out) / f"{rank}.pt"
-        )
+        train(*sys.argv[1:])  # in a function of its own, as in fogzo.launch: what it holds is gone before the group
         barrier()  # a rank that tears gloo down while the other still talks to it may abort
+
+
+def train(estimator, quantizer, norm, micro_batches, parallel, disagree, out):
+    rank = world()[0]
+    prototype = {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[quantizer]
+    trainer = make(
+        estimator, prototype, norm=norm == "norm", micro_batches=int(micro_batches), parallel=parallel,
+        seed=0 if disagree != "weights" else rank,
+    )  # fmt: skip
+    if disagree == "weights" and rank:  # DistributedDataParallel has made them the same
+        trainer.estimator.weights[0].latent.data.view(-1)[0] += 0.25
+    if disagree == "noise":
+        trainer.estimator.seed = rank
+    if disagree == "rounding" and rank:
+        trainer.model[0].register_forward_hook(lambda module, inputs, output: Rounded.apply(output))
+    rows = []
+    for step in range(trainer.settings.steps):
+        estimate = trainer.train_step(step)
+        state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        rows.append({"loss": trainer._over_ranks(float(estimate.loss))[0], "state": state})
+    torch.save({"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}, Path(out) / f"{rank}.pt")
 
 
 if __name__ == "__main__":
