@@ -15,7 +15,7 @@ from typing import Any
 from fogzo.cells import Cell
 from fogzo.comparison import Difference
 from fogzo.equal_loss import Ratio, cost_pairs, median_text, range_text, ratio_of
-from fogzo.evidence import METRICS, Evidence, Metric
+from fogzo.evidence import METRICS, Evidence, ForestRow, Metric
 from fogzo.published import NOT_RUN, at_published_steps, published_difference, published_direction
 from fogzo.results import read_yaml, spread
 from fogzo.runs import RunError
@@ -26,12 +26,12 @@ CLAIMS = Path("results/paper/claims.yaml")
 RULE = (
     "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
     "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
-    "disagree; for these two a setting counts if it stands after Holm's correction for all settings of the claim. The"
-    " abstract's claims are held against all settings of their networks; of the others, settings of which the paper's"
-    " own direction is not known are shown and not counted. A ratio of compute is confirmed where the published one "
-    "lies in the range of ours, in part where the second method does not get to the loss on some seeds, which leaves "
-    "the range open downwards. Twins are far smaller than the paper's networks: they can speak for or against a "
-    "direction, not a size."
+    "disagree; for these two a setting counts if it stands after Holm's correction for all settings of the claim. "
+    "The abstract's claims are held against all settings of their networks; for the other claims, settings whose "
+    "published direction is not known are shown and not counted. A ratio of compute is confirmed where the published "
+    "one lies in the range of ours; where the second method does not get to the loss on some seeds, in part if the "
+    "others' range holds it, and mixed if they lie above it. Twins are far smaller than the paper's networks: they can "
+    "speak for or against a direction, not a size."
 )
 
 
@@ -176,9 +176,9 @@ def _cases(evidence: Evidence, pattern: str, given: Mapping[str, Any]) -> Iterat
             yield Case(evidence, cell, base, difference, sign)
 
 
-def forest_of(claim: Claim) -> dict[str, list[tuple[str, tuple[Evidence, Cell, Difference] | None]]]:
+def forest_of(claim: Claim) -> dict[str, list[ForestRow]]:
     """The claim's settings by the metric they are compared by, for a forest plot, under their experiments' titles."""
-    found: dict[str, list[tuple[str, tuple[Evidence, Cell, Difference] | None]]] = {}
+    found: dict[str, list[ForestRow]] = {}
     for case in claim.cases:
         if case.difference is not None:
             entries = found.setdefault(case.evidence.metric_of(case.cell), [])
@@ -193,8 +193,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     """A row a claim: the verdict of the twins, how large, from how many seeds; and the verdict at the paper's scale."""
     header = [
         "the paper's claim", "at laptop scale", "difference to STE [ends of all 95 % intervals], or ratio", "seeds",
-        "at paper scale",
-        "trust that it is the paper's",
+        "at paper scale", "trust that it is the paper's",
     ]  # fmt: skip
     rows = []
     for claim in claims:

@@ -26,15 +26,15 @@ UNDECIDED, TOO_FEW = "not to be told apart", "too few pairs"
 
 METHOD = (
     "Differences are paired by seed (same initial weights, same order of the data); positive is better than the "
-    "baseline. In brackets a 95 % interval of the mean difference. With 6 pairs or more it is the percentile-"
-    "bootstrap interval (with 6 of all resamples, else of 10,000 with a fixed seed); with fewer it is that of the "
-    "paired t-test, as the bootstrap's would be far too narrow: with 3 pairs it is just the least and the greatest of"
-    " them, which hold the true mean between them in 75 % of cases (with 6 pairs of normal numbers in 87 %, with 8 in"
-    " 89 %: it is still narrow, and a word needs p as well). p is the exact two-sided sign-flip p-value, whose least "
-    "possible value with n pairs is 2/2ⁿ (1/4 with 3, 1/16 with 5). Two methods are told apart only if the interval "
-    "excludes 0 and p is below 0.05 or, with fewer than 6 pairs, where it cannot be, at its least value. What "
-    "diverged on a seed that the other finished is never called better. Nothing is corrected for the number of "
-    "comparisons: of twenty between equal methods, about one is told apart by chance."
+    "baseline. In brackets a 95 % interval of the mean difference. With 6 pairs or more it is the "
+    "percentile-bootstrap interval (with 6 of all resamples, else of 10,000 with a fixed seed); with fewer it is "
+    "that of the paired t-test, as the bootstrap's would be far too narrow: with 3 pairs it is just the least and "
+    "the greatest of them, which hold the true mean between them in 75 % of cases (with 6 pairs of normal numbers "
+    "in 87 %, with 8 in 89 %: it is still narrow, and a word needs p as well). p is the exact two-sided sign-flip "
+    "p-value, whose least possible value with n pairs is 2/2ⁿ (1/4 with 3, 1/16 with 5). Two methods are told apart "
+    "only if the interval excludes 0 and p is below 0.05 or, with fewer than 6 pairs, where it cannot be, at its "
+    "least value. What diverged on a seed that the other finished is never called better. Nothing is corrected for "
+    "the number of comparisons: of twenty between equal methods, about one is told apart by chance."
 )
 
 

@@ -158,6 +158,10 @@ class Evidence:
         return [run for cell in self.cells for _, run in sorted(self.runs[cell].items())]
 
 
+# a row of a forest plot: its label, and whose difference it shows; a title has none
+ForestRow = tuple[str, tuple[Evidence, Cell, Difference] | None]
+
+
 def gather(experiment: Mapping[str, Any], results: Path = Path("results")) -> Evidence:
     """Read an experiment's records, tuned values and published numbers; the working directory is the project's root.
 

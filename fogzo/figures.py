@@ -16,7 +16,7 @@ import numpy as np
 
 from fogzo.cells import Cell
 from fogzo.comparison import BETTER, WORSE, Difference
-from fogzo.evidence import METRICS, Evidence, Metric
+from fogzo.evidence import METRICS, Evidence, ForestRow, Metric
 from fogzo.files import atomic_write
 from fogzo.results import Run
 from fogzo.style import RC, colour, line, mark
@@ -129,10 +129,6 @@ def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], 
     return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
 
 
-# a label, and for a method's row the cell, where it is from, and its difference
-Entry = tuple[str, tuple[Evidence, Cell, Difference] | None]
-
-
 def differences(stem: Path, evidence: Evidence) -> None:
     """Each method's paired difference to the baseline in each setting; ``stem``.svg and ``stem``.png.
 
@@ -141,7 +137,7 @@ def differences(stem: Path, evidence: Evidence) -> None:
     forest(stem, {key: _entries(evidence, key) for key in evidence.metrics()})
 
 
-def forest(stem: Path, asked: Mapping[str, Sequence[Entry]]) -> None:
+def forest(stem: Path, asked: Mapping[str, Sequence[ForestRow]]) -> None:
     """A forest plot: differences with their intervals and seeds, a panel a metric; ``stem``.svg and ``stem``.png."""
     panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
     heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
@@ -155,8 +151,8 @@ def forest(stem: Path, asked: Mapping[str, Sequence[Entry]]) -> None:
         save(figure, stem)
 
 
-def _entries(evidence: Evidence, key: str) -> list[Entry]:
-    entries: list[Entry] = []
+def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
+    entries: list[ForestRow] = []
     for setting, cells in evidence.settings().items():
         found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
         shown = [(cell, difference) for cell, difference in found if difference and evidence.metric_of(cell) == key]
@@ -166,7 +162,7 @@ def _entries(evidence: Evidence, key: str) -> list[Entry]:
     return entries
 
 
-def _forest(axis: Any, metric: Metric, entries: Sequence[Entry]) -> None:
+def _forest(axis: Any, metric: Metric, entries: Sequence[ForestRow]) -> None:
     limit = _limit([shown[2] for _, shown in entries if shown is not None])
     axis.axvline(0, color="#555555", lw=1)
     for row, (text, shown) in enumerate(entries):

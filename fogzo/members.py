@@ -53,12 +53,12 @@ def rows_of(found: Sequence[Evidence]) -> tuple[dict[Key, str], list[Row]]:
 def equal_ste(evidence: Evidence, cell: Cell) -> Cell | None:
     """The STE of ``cell``'s setting that cost what it cost; ``None`` if there is none, or if it is an STE itself."""
     cost = mean_cost(evidence.finished(cell), "forward_equivalents")
-    if cell.method.split("_")[0] == "ste" or not cost:
+    stes = [other for other in evidence.settings()[cell.setting] if other.method.split("_")[0] == "ste"]
+    if cell in stes or not cost:
         return None
     shares = {}
-    for other in evidence.settings()[cell.setting]:
-        of_other = mean_cost(evidence.finished(other), "forward_equivalents")
-        if other.method.split("_")[0] == "ste" and of_other:
+    for other in stes:
+        if of_other := mean_cost(evidence.finished(other), "forward_equivalents"):
             shares[other.name] = abs(of_other / cost - 1)
     nearest = min(shares, key=lambda name: shares[name], default=None)
     return evidence.cells[nearest] if nearest is not None and shares[nearest] <= SAME else None

@@ -106,6 +106,7 @@ def notes(evidence: Evidence) -> list[str]:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
             label = METRICS[key].label
             found.append(f"No run has the column {label}: it came after them; remove a run and run it again.")
+    found += [f"Tuned otherwise: {fault}." for fault in evidence.tuning_faults()]
     return found + refused(evidence)
 
 

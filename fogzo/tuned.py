@@ -12,8 +12,6 @@ from fogzo.cells import Cell, cells_of, kind_word, last_of_each, points_of
 from fogzo.results import parse_yaml
 
 OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
-
-
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 

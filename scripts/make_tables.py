@@ -17,7 +17,7 @@ from fogzo.equal_loss import section
 from fogzo.evidence import Evidence, gather
 from fogzo.figures import curves, differences, forest, remove
 from fogzo.files import atomic_write
-from fogzo.matrix import matrix
+from fogzo.members_figure import members
 from fogzo.pages import comparison_table, control_table, footer, page
 from fogzo.report import report
 from fogzo.sensitivity import sensitivity
@@ -38,10 +38,13 @@ def main() -> None:
         found = [gather(experiment) for experiment in experiments()]
         for evidence in found:
             render(evidence)
-        matrix(RESULTS / "figures" / "members", [evidence for evidence in found if evidence.all_runs()])
+        members(RESULTS / "figures" / "members", [evidence for evidence in found if evidence.all_runs()])
         for claim in claims_of(found):
             stem, panels = RESULTS / "figures" / f"claim_{claim.name}", forest_of(claim)
-            forest(stem, panels) if panels else remove(stem)
+            if panels:
+                forest(stem, panels)
+            else:
+                remove(stem)
         fill_pages(found)  # before the report, which has docs/replication.md in it
         atomic_write(RESULTS / "report.html", report(found).encode())
     except ValueError as error:

@@ -64,7 +64,7 @@ LEAVES = {
     "sensitivity": {"evidence", "figures", "style", "cells"},
     "markup": set(),
     "members": {"comparison", "evidence", "pages", "cells", "tables", "verdicts"},
-    "matrix": {"comparison", "evidence", "figures", "members", "style", "tables"},
+    "members_figure": {"comparison", "evidence", "figures", "members", "style", "tables"},
     "summary": {
         "claims",
         "equal_loss",

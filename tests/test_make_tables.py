@@ -114,6 +114,7 @@ def test_a_deleted_run_leaves_a_dash_and_a_bad_one_is_named_while_the_rest_is_ma
     )
     assert re.match(rf"error: results/runs/twin/{re.escape(spoilt.name)}: accuracy is 99\.0", done.stderr)
     assert spoilt.name in (root / "results/tables/twin.md").read_text()
+    assert "Tuned otherwise: twin, deit.ste: tuned with steps=5" in (root / "results/tables/twin.md").read_text()
 
 
 def test_a_damaged_file_of_tuned_values_is_refused_in_a_sentence(built, tmp_path):

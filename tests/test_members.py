@@ -4,8 +4,8 @@ import made_up
 import pytest
 
 from fogzo.evidence import gather
-from fogzo.matrix import matrix
 from fogzo.members import equal_ste, members_table
+from fogzo.members_figure import members
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
 RENAMED = {
@@ -62,9 +62,9 @@ def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_na
 
 
 def test_the_figure_is_drawn_of_what_was_run_and_goes_with_it(found, tmp_path):
-    matrix(tmp_path / "members", found)
+    members(tmp_path / "members", found)
     drawn = (tmp_path / "members.svg").read_text(encoding="utf-8")
     assert all(row[1] in drawn and row[2].partition(",")[0] in drawn for row in members_table(found).rows)
     assert (tmp_path / "members.png").stat().st_size > 1000
-    matrix(tmp_path / "members", [])
+    members(tmp_path / "members", [])
     assert not list(tmp_path.glob("members.*"))

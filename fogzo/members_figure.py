@@ -20,7 +20,7 @@ TINTS = {BETTER: "#9ecae8", WORSE: "#f5b895"}  # blue and orange, which the colo
 OPEN = "#eeeeee"
 
 
-def matrix(stem: Path, found: Sequence[Evidence]) -> None:
+def members(stem: Path, found: Sequence[Evidence]) -> None:
     """Differences, tinted where told apart; ``stem``.svg and ``stem``.png, or neither if nothing was run."""
     labels, rows = rows_of(found)
     if not rows:
