@@ -26,9 +26,10 @@ test: $(SETUP)  ## run the test suite (under 10 minutes on 2 cores)
 test-slow: $(SETUP)  ## run what the test suite leaves out for its length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-lint: $(SETUP)  ## ruff: rules and format
+lint: $(SETUP)  ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(SETUP)  ## mypy, strict
 	$(BIN)/mypy

@@ -21,9 +21,9 @@ def main(cfg: DictConfig) -> None:
     from hydra.errors import CompactHydraException
     from hydra.types import RunMode
 
-    from fogzo.launch import train
-    from fogzo.monitor import Diverged
-    from fogzo.signals import Interrupted
+    from fogzo.training.launch import train
+    from fogzo.training.signals import Interrupted
+    from fogzo.training.watch import Diverged
 
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     try:

@@ -1,6 +1,6 @@
 """FOGZO: first-order-guided zeroth-order gradients for quantization-aware training.
 
-Everything below is imported on first use, so that ``import fogzo`` (and ``fogzo.results``) needs no torch.
+Everything below is imported on first use, so that ``import fogzo`` (and ``fogzo.runs.records``) needs no torch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from fogzo.sweep import expand
+from fogzo.evidence.jobs import expand
 
 
 class ExperimentSweeper(BasicSweeper):

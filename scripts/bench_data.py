@@ -15,8 +15,8 @@ from PIL import Image
 from fogzo.data.augment import AUGMENTATIONS, read_augmented, training_transform
 from fogzo.data.classes import class_list
 from fogzo.data.shards import TOKENIZER, Manifest, ShardWriter, sha256_of, token_dtype
-from fogzo.files import atomic_write
-from fogzo.trainer import Trainer
+from fogzo.runs.files import atomic_write
+from fogzo.training.trainer import Trainer
 
 PIXELS = (375, 500)  # height and width of many an ImageNet photograph
 VOCABULARY = 50_257
@@ -44,7 +44,7 @@ def data(steps: int, images: int, tokens: int) -> None:
 def decoding(folder: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
     """Training images a second of processor time, for each augmentation: those of the fastest round.
 
-    ``fogzo/costs.py`` keeps them as DECODED.
+    ``fogzo/training/costs.py`` keeps them as DECODED.
     """
     files = [str(file) for file in sorted(folder.rglob("*.JPEG"))[:images]]
     rates = {}

@@ -13,14 +13,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import fogzo
-from fogzo.build import measure_ledger
-from fogzo.compute import ComputeLedger
 from fogzo.data import ImageData
 from fogzo.estimators import Estimator
 from fogzo.models import mlp
-from fogzo.settings import Settings
-from fogzo.tasks import Classification
-from fogzo.trainer import Trainer
+from fogzo.training.build import measure_ledger
+from fogzo.training.config import Settings
+from fogzo.training.ledger import ComputeLedger
+from fogzo.training.tasks import Classification
+from fogzo.training.trainer import Trainer
 
 
 def method(data: ImageData, rounds: int) -> None:

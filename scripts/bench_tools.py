@@ -11,10 +11,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from fogzo.build import build
 from fogzo.quantize import quantized_weights
-from fogzo.tensor_memory import PeakTensorMemory
-from fogzo.trainer import Trainer
+from fogzo.training.build import build
+from fogzo.training.tensor_memory import PeakTensorMemory
+from fogzo.training.trainer import Trainer
 
 
 def alternate(functions: list[Callable[[], Any]], rounds: int) -> list[list[float]]:

@@ -11,18 +11,18 @@ import os
 import sys
 from pathlib import Path
 
-from fogzo.cells import read_experiment
-from fogzo.claims import claims_of, forest_of
-from fogzo.equal_loss import section
-from fogzo.evidence import Evidence, gather
-from fogzo.figures import curves, differences, forest, remove
-from fogzo.files import atomic_write
-from fogzo.members_figure import members
-from fogzo.pages import comparison_table, control_table, footer, page
-from fogzo.report import report
-from fogzo.sensitivity import sensitivity
-from fogzo.summary import fill_pages
-from fogzo.values import controls_values, equal_loss_values, values_table
+from fogzo.evidence.claims import claims_of, forest_of
+from fogzo.evidence.equal_loss import section
+from fogzo.evidence.experiment import read_experiment
+from fogzo.evidence.figures.curves import curves, differences, forest, remove
+from fogzo.evidence.figures.family import members
+from fogzo.evidence.figures.sensitivity import sensitivity
+from fogzo.evidence.frame import Evidence, gather
+from fogzo.evidence.pages import comparison_table, control_table, footer, page
+from fogzo.evidence.report.report import report
+from fogzo.evidence.summary import fill_pages
+from fogzo.evidence.values import controls_values, equal_loss_values, values_table
+from fogzo.runs.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")

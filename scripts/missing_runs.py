@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fogzo.cells import Cell, cells_of, read_experiment
-from fogzo.records import Records, gaps_of, records_of
-from fogzo.tuned import whole_commands
+from fogzo.evidence.chosen import whole_commands
+from fogzo.evidence.experiment import Cell, cells_of, read_experiment
+from fogzo.evidence.records import Records, gaps_of, records_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")

@@ -27,13 +27,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from fogzo import workers
-from fogzo.cells import Cell, cells_of, check_seeds, choose_cells, key_of, points_of
-from fogzo.files import atomic_write
-from fogzo.identity import PRESENTATION
-from fogzo.sweep import expand
-from fogzo.tuned import borrowed_values, read_tuned, tune_command, tuned_under
-from fogzo.tuning import CellSearch, open_journal
+from fogzo.evidence import pool as workers
+from fogzo.evidence.chosen import borrowed_values, read_tuned, tune_command, tuned_under
+from fogzo.evidence.experiment import Cell, cells_of, check_seeds, choose_cells, key_of, points_of
+from fogzo.evidence.jobs import expand
+from fogzo.evidence.tuning import CellSearch, open_journal
+from fogzo.runs.files import atomic_write
+from fogzo.runs.identity import PRESENTATION
 
 # what is given on the command line and changes no trial's outcome
 CHOSEN = "experiment.tuning.chosen"

@@ -40,7 +40,7 @@ from fogzo.data.tokenizing import (
     load_tokenizer,
     train_tokenizer,
 )
-from fogzo.files import atomic_write
+from fogzo.runs.files import atomic_write
 
 JOURNAL = "journal.json"
 REPORT_SECONDS = 10.0

@@ -45,7 +45,7 @@ from fogzo.data.shards import (
 )
 from fogzo.data.text import TextData, open_text
 from fogzo.data.tokenizing import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
-from fogzo.files import atomic_write
+from fogzo.runs.files import atomic_write
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")
 FOLDERS = {"scikit-learn": "sklearn"}  # where the package is not called as its distribution

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fogzo.data.base import DataError
-from fogzo.files import atomic_write
+from fogzo.runs.files import atomic_write
 
 FORMAT = "fogzo-tokens-1"
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"

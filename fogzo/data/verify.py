@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fogzo.data.augment import start_reader
 from fogzo.data.base import DataError
-from fogzo.files import atomic_write
+from fogzo.runs.files import atomic_write
 
 MARK = ".verified"  # in a tree's folder: the tree_sha256 (paths and sizes) of the images that were all decoded
 ALL_UP_TO = 10_000  # files whose ends are all looked at, some 50 µs each; of larger trees it is a sample

@@ -13,7 +13,7 @@ import torch
 
 from fogzo.estimators.base import Closure, Estimate, Estimator
 from fogzo.estimators.fogzo import FOGZO, check_beta, check_gradients_empty, check_weights
-from fogzo.perturb import Noise
+from fogzo.estimators.perturb import Noise
 from fogzo.quantize import QuantizedWeight
 
 

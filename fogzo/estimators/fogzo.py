@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo.distributed import world
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
 from fogzo.estimators.crossings import codes_crossed
+from fogzo.estimators.perturb import Noise
 from fogzo.estimators.probes import Probes, add_weighted, slopes_of
-from fogzo.perturb import Noise
+from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
-from fogzo.replay import RandomState, tracking_norms
+from fogzo.ranks import world
 
 GUIDE_NORMS = ("global", "rms", "per_tensor")
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fogzo.distributed import check_same, gather, same_mean, share, world
 from fogzo.estimators.base import Closure
-from fogzo.perturb import Displacement
+from fogzo.estimators.interrupts import interrupts_deferred
+from fogzo.estimators.perturb import Displacement
+from fogzo.estimators.replay import RandomState, same_world
 from fogzo.quantize import QuantizedWeight
-from fogzo.replay import RandomState, same_world
-from fogzo.signals import interrupts_deferred
+from fogzo.ranks import check_same, gather, same_mean, share, world
 
 # u_i of the samples in a range, weight by weight: shape (len(range), *weight.shape)
 Directions = Callable[[range], Iterator[Tensor]]

@@ -1,0 +1,1 @@
+"""From records to results: it knows the record alone."""

@@ -1,0 +1,54 @@
+"""The figure of members against an STE of the same compute: a row a setting, a column a member."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+
+from fogzo.evidence.compare import BETTER, WORSE
+from fogzo.evidence.figures.curves import remove, save
+from fogzo.evidence.figures.style import RC
+from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.members import Row, rows_of
+from fogzo.evidence.tables import signed
+
+TINTS = {BETTER: "#9ecae8", WORSE: "#f5b895"}  # blue and orange, which the colour-blind can tell apart
+OPEN = "#eeeeee"
+
+
+def members(stem: Path, found: Sequence[Evidence]) -> None:
+    """Differences, tinted where told apart; ``stem``.svg and ``stem``.png, or neither if nothing was run."""
+    labels, rows = rows_of(found)
+    if not rows:
+        remove(stem)
+        return
+    lines: list[Row | str] = []  # settings under the title of their experiment
+    for number, row in enumerate(rows):
+        if number == 0 or rows[number - 1].experiment != row.experiment:
+            lines.append(row.experiment)
+        lines.append(row)
+    with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, axis = plt.subplots(figsize=(10.5, 1.2 + 0.24 * len(lines)), layout="constrained")
+        for y, line in enumerate(lines):
+            if isinstance(line, str):
+                axis.text(-0.48, y, line, va="center", fontweight="bold")
+                continue
+            for x, key in enumerate(labels):
+                if key in line.differences:
+                    difference, metric = line.differences[key]
+                    tint = TINTS.get(difference.outcome, OPEN)
+                    axis.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, color=tint, lw=0))
+                    text = f"{signed(difference.mean, METRICS[metric].digits)} {METRICS[metric].unit}"
+                    axis.text(x, y, text, ha="center", va="center", fontsize=8)
+        axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(lines) - 0.5, -0.5))
+        axis.set_xticks(range(len(labels)), [textwrap.fill(label, 12) for label in labels.values()], fontsize=8)
+        axis.set_yticks(range(len(lines)), ["" if isinstance(line, str) else line.setting for line in lines])
+        axis.tick_params(length=0, labeltop=True, labelbottom=False)
+        handles = [Rectangle((0, 0), 1, 1, color=tint) for tint in (*TINTS.values(), OPEN)]
+        words = ["better than the STE of the same compute", "worse", "not to be told apart"]
+        figure.legend(handles, words, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
+        save(figure, stem)

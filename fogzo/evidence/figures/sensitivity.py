@@ -1,0 +1,127 @@
+"""Figures of a metric against a number that the settings, or the methods, of an experiment vary.
+
+An experiment's file places them, an axis a panel:
+
+    axes:
+      - {label: batch size, settings: {batch16: 16, base: 64}}       # a line for each method
+      - {label: n, methods: {fogzo: 1, fogzo_4: 4}}                  # a line for each setting, beside its baseline
+      - {label: batch size, settings: {batch16: 16, base: 64}, metric: mean_agreement}      # of what else is recorded
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fogzo.evidence.experiment import Cell
+from fogzo.evidence.figures.curves import WIDE, plain_ticks, save
+from fogzo.evidence.figures.style import RC, colour, line
+from fogzo.evidence.frame import METRICS, Evidence
+
+Points = list[tuple[float, Cell]]
+ACROSS = 3  # panels side by side
+FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
+
+
+def sensitivity(stem: Path, evidence: Evidence) -> None:
+    """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
+    panels = [(asked, key) for asked in evidence.experiment["axes"] for key in _metrics(evidence, asked)]
+    panels = [panel for panel in panels if _has_points(evidence, *panel)] or panels[:1]
+    across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
+    down = math.ceil(len(panels) / across)
+    with plt.rc_context(RC):
+        figure, grid = plt.subplots(down, across, figsize=(10.5, 0.6 + 3.3 * down), layout="constrained", squeeze=False)
+        handles: dict[str, Any] = {}
+        for axis, (asked, key) in zip(grid.flat, panels, strict=False):
+            _panel(axis, evidence, asked, key, handles)
+        for axis in list(grid.flat)[len(panels) :]:
+            axis.set_visible(False)
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        save(figure, stem)
+
+
+def _metrics(evidence: Evidence, asked: Mapping[str, Any]) -> Sequence[str]:
+    """One panel each: what the axis asks for, or all that cells are compared by."""
+    return [asked["metric"]] if "metric" in asked else evidence.metrics()
+
+
+def _has_points(evidence: Evidence, asked: Mapping[str, Any], key: str) -> bool:
+    """Whether there is anything to draw: a metric may have come after the runs."""
+    return any(True for _ in _lines(evidence, asked, _places(asked)[0], key))
+
+
+def _places(asked: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Where each setting or method stands on an axis, and the words that stand there instead of numbers, in order."""
+    given = asked.get("settings") or asked["methods"]
+    words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))
+    return {name: float(words.index(at) if at in words else at) for name, at in given.items()}, words
+
+
+def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
+    places, words = _places(asked)
+    drawn: list[str] = []
+    reach: list[float] = []
+    for label, method, points in _lines(evidence, asked, places, key):
+        drawn.append(points[0][1].setting)
+        values = [list(evidence.values(cell, key).values()) for _, cell in points]
+        style = line(method, points[0][1].label) | {"marker": "o"}
+        if words:  # they have no order that a line could follow
+            style["ls"] = ""
+        (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
+        reach += [seed for seeds in values for seed in seeds]
+        for (at, _), seeds in zip(points, values, strict=True):
+            axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
+        handles.setdefault(label, handle)
+    if "methods" in asked:
+        _baselines(axis, evidence, key, drawn, handles)
+    if reach and METRICS[key].higher_is_better is False and 0 < FLAT * min(reach) < max(reach):
+        axis.set_yscale("log")
+        plain_ticks(axis.yaxis)
+    where = sorted(set(places.values()))
+    if where[0] > 0 and where[-1] >= WIDE * where[0]:
+        axis.set_xscale("log")
+    axis.set_xticks(where, words or [f"{value:g}" for value in where])
+    axis.minorticks_off()
+    axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
+
+
+def _lines(
+    evidence: Evidence, asked: Mapping[str, Any], places: Mapping[str, float], key: str
+) -> Iterator[tuple[str, str, Points]]:
+    """What is drawn as one line: its label, the method that lends its colour, and its points in order."""
+    by_settings = "settings" in asked
+    found: dict[str, Points] = {}
+    for cell in evidence.cells.values():
+        place, line_of = (cell.setting, cell.method) if by_settings else (cell.method, cell.setting)
+        shown = key in (evidence.metric_of(cell), asked.get("metric"))
+        if shown and place in places and evidence.values(cell, key):
+            found.setdefault(line_of, []).append((places[place], cell))
+    # a setting with one of the methods alone shows nothing of what they vary
+    found = {line_of: points for line_of, points in found.items() if len(points) > 1}
+    for line_of, points in found.items():
+        points.sort(key=lambda point: point[0])
+        if by_settings:
+            yield points[0][1].label, line_of, points
+        else:
+            several = len(found) > 1
+            yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), "fogzo", points
+
+
+def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:
+    """The baseline of each setting that is drawn, as a level with the range of its seeds."""
+    for setting, cells in evidence.settings().items():
+        if setting not in drawn:
+            continue
+        baseline = next((cell for cell in cells if evidence.baseline(cell) is None), None)
+        if baseline is None or evidence.metric_of(baseline) != key or not evidence.values(baseline):
+            continue
+        seeds: Sequence[float] = list(evidence.values(baseline).values())
+        shade = colour(baseline.method)
+        handle = axis.axhline(float(np.mean(seeds)), color=shade, lw=1.5)
+        axis.axhspan(min(seeds), max(seeds), color=shade, alpha=0.1, lw=0)
+        handles.setdefault(baseline.label, handle)

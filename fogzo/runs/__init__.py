@@ -1,0 +1,1 @@
+"""The record of a run: the one format that training writes and evidence reads."""

@@ -1,0 +1,257 @@
+"""What a run would be, before it is: sizes, layers, noise, cost and memory, without touching data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from omegaconf import DictConfig
+from torch import nn
+
+from fogzo.data.augment import own_cores
+from fogzo.data.present import present_tokens
+from fogzo.estimators.base import check_whole
+from fogzo.quantize import QuantizedWeight, quantized_weights
+from fogzo.quantizers import QuEST
+from fogzo.quantizers.inputs import InputQuantizer
+from fogzo.ranks import announced
+from fogzo.training.build import build_estimator, build_model, check_samples, check_values, departures, total_steps
+from fogzo.training.config import Settings
+from fogzo.training.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
+from fogzo.training.shapes import check_shape
+
+LARGE = 2.0**30  # bytes that probes may take together without a warning
+
+
+def plan(cfg: DictConfig) -> str:
+    """The plan of the run that ``cfg`` describes, by as many processes as torchrun has started, as text for people.
+
+    Raises:
+        ValueError: as the run would, for what can be known without data.
+    """
+    check_values(cfg)
+    model = build_model(cfg)
+    weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
+    estimator = build_estimator(cfg, weights, steps=1)
+    check_shape(model, known_shape(cfg))
+    steps = total_steps(cfg, known_examples(cfg))
+    settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
+    ranks = announced()[2]
+    settings.check_ranks(ranks)
+    check_samples(cfg, ranks)
+    probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
+    crossings = expected_crossings(cfg, weights)
+    latents = {id(weight.latent) for weight in weights}
+    floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
+    examples = settings.batch_size // settings.micro_batches // (ranks if settings.parallel == "data" else 1)
+    cost = measure(model, cfg, examples)  # last: it leaves a model without values
+    forwards, backwards = passes(cfg, settings, floats)
+    whole = settings.batch_size // examples
+    flops = whole * (forwards * cost.forward + backwards * cost.backward)
+    repeated = 0.0  # by ranks that share probes: what comes before these
+    if settings.parallel == "probes":
+        repeated = (ranks - 1) * whole * backwards * (cost.forward + cost.backward)
+    hours = (flops + repeated) / cfg.sustained_flops / 3600
+    memory = memory_bytes(model, weights if probing else [], cost, cfg, settings, ranks)
+    together = probes_bytes(weights if probing else [], cost, cfg, settings, ranks)
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
+    return "\n".join(
+        [
+            f"scale:       {cfg.scale}" + (f", but for {', '.join(other)}" if (other := departures(cfg)) else ""),
+            f"model:       {cfg.model.name}: {_parameters(model)}",
+            *_layers(weights, cfg),
+            *_noise(weights, cfg),
+            f"training:    {_amount(cfg, settings)}",
+            f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
+            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it), "
+            f"{settings.steps * settings.batch_size / (hours * 3600):,.0f} examples/s",
+            *_decoding(cfg, settings, hours, ranks),
+            f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
+            f"micro-batch of {examples}",
+            *(f"warning:     {text}" for text in warnings_of(cfg, model, weights, settings, crossings)),
+            *_batching(cfg, together),
+            *_notes(cfg, settings),
+        ]
+    )
+
+
+def known_examples(cfg: DictConfig) -> int:
+    """Training examples of the data set; 0 where they don't matter.
+
+    Raises:
+        ValueError: if ``epochs`` asks for them and only the data could tell.
+    """
+    if cfg.steps is None and cfg.epochs is not None and cfg.data.name not in EXAMPLES:
+        raise ValueError(
+            f"epochs={cfg.epochs} counts examples, and how many data={cfg.data.name} holds is unknown until it is "
+            "read: give the plan steps=N instead (N = epochs · examples / batch_size)"
+        )
+    return EXAMPLES.get(cfg.data.name, 0)
+
+
+def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
+    """How much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
+
+    ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
+    """
+    # a coordinate's mean square times the number of coordinates is ‖ĝ‖²
+    guide = sum(size * square for size, square in zip(sizes, guide_squares(sizes, guide_norm), strict=True))
+    return math.sqrt((1 - beta) * sum(sizes) / (beta * guide)) if beta > 0 else math.inf
+
+
+def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:
+    """ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
+    if guide_norm == "rms":
+        return [1.0 for _ in sizes]
+    return [1 / (size if guide_norm == "per_tensor" else sum(sizes)) for size in sizes]
+
+
+def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
+    """About how many codes differ between the two probes of a pair at β_min, for weights spread evenly over cells.
+
+    A coordinate moved from x - δ to x + δ (code units) crosses a boundary with probability 2δ.
+    """
+    beta = cfg.estimator.get("beta_min")
+    if beta is None or not weights:
+        return None
+    sizes = [weight.latent.numel() for weight in weights]
+    epsilon = float(cfg.estimator.get("epsilon", 1.0))
+    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise
+    moved = (0.8 * math.sqrt((1 - beta) + beta * square) for square in guide_squares(sizes, guide_norm_of(cfg)))
+    parts = zip(weights, sizes, moved, strict=True)
+    return sum(2 * epsilon * weight.quantizer.smoothing.std * move * size for weight, size, move in parts)
+
+
+def guide_norm_of(cfg: DictConfig) -> str:
+    """What ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
+    return str(cfg.estimator.get("guide_norm", "global"))
+
+
+def warnings_of(
+    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
+) -> Iterator[str]:
+    """What will not work, or not as hoped."""
+    if crossings is not None and crossings < 10:
+        yield (
+            f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
+            "chance; raise estimator.epsilon, or lower estimator.beta_min"
+        )
+    yield from small_blocks(model, weights)
+    if cfg.estimator.name == "nspsa" and weights:
+        d = sum(weight.latent.numel() for weight in weights)
+        if cfg.estimator.samples < d / 100:
+            yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
+    """Weights and inputs whose widths allow Hadamard blocks below ``least`` only, all of one size in a sentence."""
+    rotated = [(weight.name, weight.quantizer) for weight in weights]
+    for name, module in model.named_modules():
+        if isinstance(module, InputQuantizer):
+            rotated.append((f"inputs of {name.rpartition('.')[0]}", module.quantizer))
+    groups: dict[int, dict[str, list[str]]] = {}
+    for name, quantizer in rotated:
+        if isinstance(quantizer, QuEST) and (block := quantizer.block.shape[0]) < least:
+            groups.setdefault(block, {}).setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    for block, alike_names in groups.items():
+        counts = ((f"{len(names)} x " if len(names) > 1 else "") + pattern_of(names) for names in alike_names.values())
+        yield f"Hadamard blocks of {block} only: choose widths that {least} divides for {', '.join(counts)}"
+
+
+def _decoding(cfg: DictConfig, settings: Settings, hours: float, ranks: int) -> Iterator[str]:
+    """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
+    if "augmentation" not in cfg.data:
+        return
+    workers = own_cores() if cfg.data.workers is None else check_whole(cfg.data.workers, name="data.workers", lowest=0)
+    workers = ranks * max(workers, 1)  # 0: the main process does it
+    each = DECODED[cfg.data.augmentation]
+    # ranks that share probes decode the whole batch each
+    images = settings.steps * settings.batch_size * (ranks if settings.parallel == "probes" else 1)
+    cores = images / (hours * 3600) / each
+    yield f"data:        about {math.ceil(cores):,} cores decode and augment as many images/s, {each} each"
+    if cores > workers:
+        yield (
+            f"warning:     {workers} workers, as here, decode about {workers * each:,} images/s: training would take "
+            f"{images / (workers * each) / 3600:.3g} hours and not {hours:.3g}; raise data.workers if there are cores"
+        )
+
+
+def _batching(cfg: DictConfig, together: float) -> Iterator[str]:
+    if together > LARGE:
+        yield (
+            f"warning:     estimator.probe_batch={cfg.estimator.probe_batch}: the copies of the network that are "
+            f"evaluated together take about {together / 2**30:.3g} GiB; a smaller one takes less, 0 next to nothing"
+        )
+
+
+def _parameters(model: nn.Module) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    config = getattr(model, "config", None)
+    if config is None:
+        return f"{total:,} parameters"
+    embedding = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" in n or n.startswith("lm_head"))
+    return f"{total:,} parameters, {total - embedding:,} without embedding and head"
+
+
+def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
+    if not weights:
+        yield "layers:      none quantized"
+        return
+    d = sum(weight.latent.numel() for weight in weights)
+    yield f"layers:      {len(weights)} tensors quantized, d = {d:,} perturbed coordinates"
+    inputs = "" if cfg.activations.name == "none" else f", inputs {cfg.activations.name} {cfg.activations.bits} bits"
+    for names, shape, bits in alike(weights):
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        row = f"{count:>6s}{pattern_of(names):44s} {'x'.join(map(str, shape)):>16s}"
+        yield f"       {row}  {cfg.quantizer.name} {bits} bits{inputs}"
+
+
+def alike(weights: list[QuantizedWeight]) -> list[tuple[list[str], tuple[int, ...], int]]:
+    """Names, shape and bits of the tensors that differ only in the numbers of their names, in the model's order."""
+    groups: dict[tuple[str, tuple[int, ...], int], list[str]] = {}
+    for weight in weights:
+        shape, bits = tuple(weight.latent.shape), weight.quantizer.bits
+        groups.setdefault((re.sub(r"\d+", "#", weight.name), shape, bits), []).append(weight.name)
+    return [(names, shape, bits) for (_, shape, bits), names in groups.items()]
+
+
+def pattern_of(names: list[str]) -> str:
+    """What the names have in common, with ``*`` for the numbers in which they differ.
+
+    >>> pattern_of(["layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"])
+    'layer2.*.conv*'
+    """
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+
+
+def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
+    beta = cfg.estimator.get("beta_min")
+    if weights and beta is not None:
+        ratio = noise_to_guide(beta, [weight.latent.numel() for weight in weights], guide_norm_of(cfg))
+        yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g})"
+
+
+def _amount(cfg: DictConfig, settings: Settings) -> str:
+    examples = settings.steps * settings.batch_size
+    text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
+    text += f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else ""
+    return text + (f", {examples / epoch:.4g} epochs" if (epoch := examples_of_epoch(cfg)) else "")
+
+
+def examples_of_epoch(cfg: DictConfig) -> int | None:
+    """Images or windows of the training set; ``None`` for a text that is not prepared, and for the embedded one."""
+    if "sequence" not in cfg.data:
+        return EXAMPLES.get(cfg.data.name)
+    tokens = present_tokens(cfg.data.name, cfg.data.get("root", "data"))
+    return (tokens - 1) // cfg.data.sequence if tokens else None
+
+
+def _notes(cfg: DictConfig, settings: Settings) -> Iterator[str]:
+    examples = EXAMPLES.get(cfg.data.name)
+    if examples and examples % settings.batch_size:
+        yield (
+            f"note:        batch_size={settings.batch_size} does not divide the {examples:,} training examples: "
+            "batches run across the borders of epochs, and nothing is dropped"
+        )

@@ -1,0 +1,116 @@
+"""Who is told about a run while it goes on: a progress bar or plain lines, and Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from fogzo.runs.files import atomic_write
+from fogzo.runs.folder import one_line
+
+Row = Mapping[str, Any]
+
+
+class Reporter(Protocol):
+    """Told of every step and every logged row; the record itself is ``metrics.jsonl``."""
+
+    def start(self, step: int, steps: int) -> None: ...
+    def step(self, step: int, loss: float) -> None: ...
+    def row(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class Progress:
+    """A bar with loss, metric, speed and time left on a terminal; a line for each logged row elsewhere."""
+
+    def __init__(self, *, bar: bool | None = None) -> None:
+        self.use_bar = sys.stderr.isatty() if bar is None else bar
+        self.bar: tqdm[Any] | None = None
+        self.metric = ""
+        self.steps = 0
+
+    def start(self, step: int, steps: int) -> None:
+        self.steps = steps
+        if self.use_bar:
+            self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.2)
+
+    def step(self, step: int, loss: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}{self.metric}", refresh=False)
+            self.bar.update(1)
+
+    def row(self, row: Row) -> None:
+        if "accuracy" in row:
+            self.metric = f", accuracy {row['accuracy']:.1f} %"
+        elif "perplexity" in row:
+            self.metric = f", perplexity {row['perplexity']:.1f}"
+        if self.bar is None:
+            shown = (
+                "loss",
+                "train_loss",
+                "test_loss",
+                "accuracy",
+                "perplexity",
+                "agreement",
+                "zero_probes",
+                "crossings",
+                "forward_equivalents",
+                "seconds",
+            )
+            values = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
+            event = f"{row['event']}: " if "event" in row else ""
+            print(f"step {row['step']}/{self.steps}  {event}{values}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class WandbMirror:
+    """Copies every row to Weights & Biases.  Offline by default: no account, and ``wandb sync`` later if wanted.
+
+    The run's id is kept in the run folder, so that a resumed run continues the same W&B run: offline, each start leaves
+    one folder, and syncing them one after the other makes one run of them.
+    """
+
+    def __init__(self, folder: Path, config: Row, *, project: str = "fogzo", mode: str = "offline") -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                "logger=wandb needs the package wandb: pip install wandb, or choose logger=none"
+            ) from error
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            atomic_write(id_file, secrets.token_hex(4).encode())
+        try:
+            self.run = wandb.init(
+                id=id_file.read_text().strip(),
+                project=project,
+                name=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                mode="online" if mode == "online" else "offline",
+                resume="allow",
+                settings=wandb.Settings(silent=True, disable_git=True),
+            )
+        except wandb.Error as error:
+            raise ValueError(f"W&B cannot start ({one_line(error)}): choose logger.mode=offline, or log in") from error
+
+    def start(self, step: int, steps: int) -> None:
+        """Nothing to do: the run began with the constructor."""
+
+    def step(self, step: int, loss: float) -> None:
+        """Nothing to do: rows are mirrored, steps are not."""
+
+    def row(self, row: Row) -> None:
+        self.run.log({name: value for name, value in row.items() if value is not None}, step=int(row["step"]))
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,145 @@
+"""What a model is trained for: a loss for the estimator's closure, and sums for an exact evaluation."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fogzo.data import Batch, Data, Split, TextData
+from fogzo.ranks import sum_over_ranks, world
+
+Network = Callable[..., Any]
+
+
+class Task(ABC):
+    """A loss, and metrics of the quantized network in evaluation mode.
+
+    Attributes:
+        metric: the one that a run is known by.
+        higher_is_better: of the metric.
+    """
+
+    metric: str
+    higher_is_better: bool
+
+    def __init__(self, data: Data, evaluation_batch: int, train_examples: int, test_examples: int) -> None:
+        self.data = data
+        self.evaluation_batch = evaluation_batch
+        # how much of the splits is evaluated: evenly spread, in a fixed order
+        self.train_examples, self.test_examples = train_examples, test_examples
+
+    @abstractmethod
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        """The metrics from two results of :meth:`sums` (added up)."""
+
+    @abstractmethod
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        """What is added up over a split: summed loss, predictions, right ones among them (0 where no metric)."""
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics over the test split and a part of the training split; exact for any number of ranks."""
+        was_training = model.training
+        model.eval()
+        try:
+            with parametrize.cached():  # quantize once, not once a batch
+                train = self._totals(model, self.data.train, self.train_examples)
+                test = self._totals(model, self.data.test, self.test_examples)
+        finally:
+            model.train(was_training)
+        return self.metrics(train, test)
+
+    def _totals(self, model: nn.Module, split: Split, examples: int) -> list[float]:
+        """Sums over ``examples`` of the split; divided once, later, so that ragged batches and ranks count right."""
+        examples = min(examples, len(split))
+        indices = torch.arange(examples) * len(split) // examples
+        rank, ranks = world()
+        totals = [0.0, 0.0, 0.0]
+        # every rank takes whole batches, the same that one process would have taken
+        for part in torch.split(indices, self.evaluation_batch)[rank::ranks]:
+            values = self.sums(model, split.batch(part))
+            totals = [total + float(value) for total, value in zip(totals, values, strict=True)]
+        return sum_over_ranks(totals, next(model.parameters()).device)
+
+
+class Classification(Task):
+    """Cross-entropy (soft targets too) and top-1 accuracy in %."""
+
+    metric, higher_is_better = "accuracy", True
+
+    def __init__(self, data: Data, evaluation_batch: int = 2000, evaluation_examples: int | None = None) -> None:
+        """``evaluation_examples`` of either split; ``None``: 10,000 of the training split, and the whole test split."""
+        train, test = evaluation_examples or 10_000, evaluation_examples or len(data.test)
+        super().__init__(data, evaluation_batch, train, test)
+
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return F.cross_entropy(model(inputs), targets)
+
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        inputs, targets = batch
+        logits = model(inputs).float()
+        correct = (logits.argmax(1) == targets).sum()
+        return [F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(targets)), correct]
+
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        return {
+            "train_loss": train[0] / train[1],
+            "test_loss": test[0] / test[1],
+            "accuracy": 100 * (test[2] / test[1]),
+        }
+
+
+class LanguageModelling(Task):
+    """Next-token cross-entropy, in nats a token, and perplexity of (a part of) the test split."""
+
+    metric, higher_is_better = "perplexity", False
+
+    def __init__(self, data: TextData, evaluation_tokens: int = 2**17, evaluation_batch: int = 0) -> None:
+        self.windows = max(1, evaluation_tokens // data.sequence)
+        # 128 MiB of logits, but at least 8 windows: 0.8 GiB with the paper's vocabulary
+        batch = evaluation_batch or max(8, 2**25 // (data.sequence * data.vocabulary))
+        super().__init__(data, batch, train_examples=max(1, self.windows // 2), test_examples=self.windows)
+
+    def loss(self, model: Network, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        logits = model(input_ids=inputs, use_cache=False).logits  # (B, T, vocabulary)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def sums(self, model: Network, batch: Batch) -> list[Tensor]:
+        inputs, targets = batch
+        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return [loss, torch.tensor(targets.numel()), torch.tensor(0)]
+
+    def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
+        test_loss = test[0] / test[1]
+        perplexity = math.exp(test_loss) if test_loss < 700 else math.inf
+        return {"train_loss": train[0] / train[1], "test_loss": test_loss, "perplexity": perplexity}
+
+
+def task_of(data: Data, evaluation_tokens: int = 2**17, evaluation_examples: int | None = None) -> Task:
+    """The task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split, images on
+    ``evaluation_examples`` of either split (``None``: see :class:`Classification`)."""
+    return (
+        LanguageModelling(data, evaluation_tokens)
+        if isinstance(data, TextData)
+        else Classification(data, _images_at_a_time(data), evaluation_examples)
+    )
+
+
+def _images_at_a_time(data: Data) -> int:
+    """Images of an evaluation batch: 2,000 of 28 pixels, fewer of larger ones."""
+    values = data.test.batch(torch.arange(1))[0].numel()
+    return max(1, min(2000, 40_000_000 // values))

@@ -1,0 +1,290 @@
+"""The one loop that every run goes through."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo.data import Batch, DataOrder, Feed
+from fogzo.estimators import Estimate, Estimator, evaluations_per_call
+from fogzo.estimators.replay import tracking_norms
+from fogzo.ranks import as_rank_0, barrier, gather, share, world
+from fogzo.runs.folder import RunFolder
+from fogzo.runs.identity import identity
+from fogzo.seeding import seed_step
+from fogzo.training import checkpoint
+from fogzo.training.config import Settings
+from fogzo.training.ledger import ComputeLedger, autocast
+from fogzo.training.reporters import Reporter
+from fogzo.training.signals import Interrupted, StopRequest
+from fogzo.training.tasks import Task
+from fogzo.training.watch import Diverged, LossWatch, Means, numbers
+
+
+class Trainer:
+    """Trains ``model`` with ``estimator``'s gradients; its state is model, optimizer, ledger, means and one integer.
+
+    Args:
+        compiled: the same model through ``torch.compile``, if asked for.
+        reduced: the same model through ``DistributedDataParallel``, where several ranks share the batch: it averages
+            the gradients of backward passes.
+        repeats: see :class:`fogzo.data.DataOrder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        task: Task,
+        estimator: Estimator,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        ledger: ComputeLedger,
+        settings: Settings,
+        folder: RunFolder | None = None,
+        reporters: Sequence[Reporter] = (),
+        compiled: Callable[..., Any] | None = None,
+        reduced: nn.parallel.DistributedDataParallel | None = None,
+        repeats: int = 1,
+    ) -> None:
+        self.model, self.task, self.estimator, self.optimizer = model, task, estimator, optimizer
+        self.forward, self.reduced = model if compiled is None else compiled, reduced
+        self.schedule, self.ledger, self.settings = schedule, ledger, settings
+        self.folder, self.reporters = folder, reporters
+        self.device = next(model.parameters()).device
+        self.rank, self.ranks = world()
+        own = share(settings.batch_size, self.rank, self.ranks) if settings.parallel == "data" else None
+        self.order = DataOrder(len(task.data.train), settings.batch_size, settings.seed, repeats)
+        self.feed = Feed(task.data.train, self.order, settings.seed, own or range(settings.batch_size))
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.step = 0  # finished steps
+        self.since_row, self.whole_run = Means(), Means()
+        self.watch = LossWatch(settings.spike_factor, settings.stop_on)
+        self.best: float | None = None  # of the task's metric
+        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
+        self.notes: list[str] = []  # what a resumed run has to say
+
+    def fit(self) -> dict[str, float]:
+        """Train from ``self.step`` to the end.  Returns the final metrics.
+
+        Raises:
+            Interrupted: after a stop signal, with a checkpoint saved.
+            Diverged: when the loss is not finite; the last checkpoint stays.
+        """
+        for reporter in self.reporters:
+            reporter.start(self.step, self.settings.steps)
+        evaluation: dict[str, float] = {}
+        try:
+            with StopRequest() as stop:
+                while self.step < self.settings.steps:
+                    begun, begun_cpu = time.perf_counter(), time.process_time()
+                    estimate = self.train_step(self.step)
+                    self.step += 1
+                    loss = self._observe(estimate)
+                    self.ledger.seconds += time.perf_counter() - begun
+                    self.ledger.cpu_seconds += time.process_time() - begun_cpu
+                    for reporter in self.reporters:
+                        reporter.step(self.step, loss)
+                    evaluation = self.evaluate() if self._due("evaluate_every") else {}
+                    if evaluation or self._due("log_every"):
+                        self._log(evaluation)
+                    signal = self._over_ranks(stop.number or 0)[1]
+                    if signal or (self._due("checkpoint_every") and self.step < self.settings.steps):
+                        self.save()
+                    if signal and self.step < self.settings.steps and not stop.pass_on(signal):
+                        raise Interrupted(signal, self.step)
+        finally:
+            self.feed.close()
+            for reporter in self.reporters:
+                reporter.close()
+        return evaluation or self.evaluate()
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics at the current weights; the best weights so far are kept if the settings say so."""
+        with autocast(self.settings.precision, self.device):
+            metrics = self.task.evaluate(self.model)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after step {self.step}")
+        value = metrics[self.task.metric]
+        if self.best is None or (value > self.best if self.task.higher_is_better else value < self.best):
+            self.best = value
+            if self.settings.keep_best and self.folder is not None:
+                self.folder.keep("best.pt", checkpoint.weights(self.model))
+        return metrics
+
+    def train_step(self, step: int) -> Estimate:
+        """One step: batch, learning rate, estimate, clip, update."""
+        seed_step(self.settings.seed, step, self.rank if self.settings.parallel == "data" else 0)
+        begun = time.perf_counter()
+        batch = self.feed.batch(step)
+        self.ledger.data_seconds += time.perf_counter() - begun
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * self.schedule(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        estimate = self.estimator.estimate(partial(self.closure, batch), step=step)
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        # with stop_on=never a step without finite loss and gradients changes nothing, on any rank
+        if self.settings.stop_on != "never" or self._finite(estimate):
+            self.optimizer.step()
+        self.ledger.examples += self.settings.batch_size
+        return estimate
+
+    def _finite(self, estimate: Estimate) -> bool:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        total = torch.stack(torch._foreach_norm(grads)).sum() + estimate.loss
+        return bool(gather(total).isfinite().all())
+
+    def closure(self, batch: Batch, *, backward: bool) -> Tensor:
+        """The loss of one batch at the current weights, in micro-batches; charges the ledger for what it does.
+
+        With several ranks it is the loss of this rank's part: gradients are averaged here, losses by the estimator.
+        """
+        micro_batches = self.settings.micro_batches
+        losses = []
+        for i, part in enumerate(zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True)):
+            with self._network(backward=backward, last=i == micro_batches - 1) as network:
+                with autocast(self.settings.precision, self.device):
+                    loss = self.task.loss(network, part) / micro_batches
+                if backward:
+                    loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        if self.settings.parallel == "probes":  # the estimator sees what it would in one process
+            as_rank_0(p.grad for p in self.model.parameters() if backward)
+            as_rank_0(buffer for norm in tracking_norms(self.model) for buffer in norm.buffers())  # in probes: none
+        self.ledger.charge(forwards=evaluations_per_call(), backwards=int(backward), examples=self.settings.batch_size)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    @contextmanager
+    def _network(self, *, backward: bool, last: bool) -> Iterator[Callable[..., Any]]:
+        """What runs the model: gradients are averaged over ranks once, with the last micro-batch."""
+        if self.reduced is None or not backward:
+            yield self.forward
+        else:
+            with nullcontext() if last else self.reduced.no_sync():
+                yield self.reduced
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
+        return {
+            "run": identity(self.folder.config) if self.folder else "",
+            "ranks": self.ranks,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "data": checkpoint.identifying(self.task.data.describe()),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
+            "watch": self.watch.state_dict(),
+            "best": self.best,
+            "begun_from": self.begun_from,
+            "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint to the run folder, if there is one (rank 0's alone); never one that could not go on.
+
+        Raises:
+            Diverged: if a weight is not finite; the checkpoint before stays.
+        """
+        floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not all(bool(tensor.isfinite().all()) for tensor in floating):
+            raise Diverged(f"weights are not finite after step {self.step}")
+        self.ledger.note_memory(self.device)
+        if self.folder is not None:
+            checkpoint.save(self.folder.checkpoint_file, self.state_dict())
+            checkpoint.keep_last(self.folder.checkpoint_file, self.step, self.settings.keep_checkpoints)
+        barrier()  # a rank that left now would have torchrun end the one that writes
+
+    def resume(self, folder: RunFolder | None = None) -> bool:
+        """Go on from the newest whole checkpoint in ``folder`` (default: its own); ``False`` if there is none.
+
+        ``self.notes`` says what is not as usual about it.
+
+        Raises:
+            RunError: if all of them are damaged, or :func:`fogzo.training.checkpoint.check_run` refuses it.
+        """
+        folder = folder or self.folder
+        if folder is None:
+            return False
+        if (found := checkpoint.newest(folder.checkpoint_file)) is None:
+            if self.folder is not None:
+                self.folder.truncate_metrics(0)
+            return False
+        path, state, damaged = found
+        checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
+        self._use_threads(state.get("threads"))
+        self.begun_from = state.get("begun_from")
+        self.restore(state, path)
+        if self.folder is not None:
+            self.folder.truncate_metrics(state["metrics_bytes"])
+            checkpoint.set_aside(damaged)
+        if path != folder.checkpoint_file:
+            unread = ", ".join(file.name for file in damaged)
+            reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
+            self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
+        return True
+
+    def restore(self, state: Mapping[str, Any], path: Path, way_out: str = checkpoint.AWAY) -> None:
+        """Take over what the checkpoint in ``path`` holds; it was checked."""
+        checkpoint.restore_model(self.model, state["model"], path, way_out)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.watch.load_state_dict(state["watch"])
+        self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
+        self.step, self.best = state["step"], state["best"]
+
+    def _use_threads(self, kept: int | None) -> None:
+        """On the CPU: compute with as many threads as before, since sums are split by their number."""
+        own = torch.get_num_threads()
+        if self.device.type == "cpu" and kept and kept != own:  # the first checkpoints did not name it
+            torch.set_num_threads(kept)
+            self.notes.append(f"computing with {kept} CPU threads, as before, not with {own}: the bits would differ")
+
+    def _due(self, interval: str) -> bool:
+        every = getattr(self.settings, interval)
+        return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
+
+    def _over_ranks(self, value: float) -> tuple[float, int]:
+        """Mean over the ranks, and (of whole numbers) the largest: what all of them go by."""
+        if self.ranks == 1:
+            return value, int(value) if math.isfinite(value) else 0
+        values = gather(torch.tensor(value, dtype=torch.float64, device=self.device))
+        return float(values.mean()), int(values.nan_to_num(0.0).max())
+
+    def _observe(self, estimate: Estimate) -> float:
+        """Note what the step saw.  Returns the loss over all ranks."""
+        seen = numbers(**vars(estimate))
+        loss, _ = self._over_ranks(seen["loss"])
+        event, stop = self.watch.event(loss, self.step)
+        if event is not None:
+            self._write({"step": self.step, "event": event, "loss": loss if math.isfinite(loss) else None})
+        if stop is not None:
+            raise stop
+        for means in (self.since_row, self.whole_run):
+            means.add(**seen | {"loss": loss})
+        return loss
+
+    def _log(self, evaluation: dict[str, float]) -> None:
+        self._write({"step": self.step, **self.since_row.row(), **evaluation})
+        self.since_row = Means()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.ledger.note_memory(self.device)
+        rate = {"lr": self.optimizer.param_groups[0]["lr"]}
+        row = {"loss": None, **row, **rate, **self.ledger.row(), **self.watch.row()}
+        if self.folder is not None:
+            self.folder.log(row)
+        for reporter in self.reporters:
+            reporter.row(row)

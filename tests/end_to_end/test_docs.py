@@ -1,0 +1,125 @@
+"""What stands in the README and in docs/ is true: commands run, snippets run, links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from fogzo.quantize import quantized_weights
+from fogzo.training.build import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def commands(page=README):
+    lines = "".join(blocks("bash", page)).replace("\\\n", " ").splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.strip()]
+
+
+def trainings():
+    """The README's single runs; those of larger models are for the slow tests."""
+    for command in commands():
+        if command.startswith("python train.py") and "-m" not in command.split() and "plan=true" not in command:
+            yield pytest.param(command, marks=[pytest.mark.slow] if "model=" in command else [])
+
+
+def composed(command):
+    overrides = [word for word in shlex.split(command.partition("train.py")[2]) if not word.startswith("-")]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", overrides)
+
+
+def test_the_library_snippet_runs_as_it_stands(tmp_path):
+    (snippet,) = blocks("python")
+    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "snippet.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 10
+
+
+@pytest.mark.parametrize("command", list(trainings()))
+def test_a_training_command_of_the_readme_runs(command, tmp_path):
+    steps = "steps=2" if "model=" in command else "steps=20"
+    words = [sys.executable, *command.split()[1:], steps, f"results_dir={tmp_path}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "finished:" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("torchrun")])
+def test_a_command_of_the_readme_for_several_processes_runs(command, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [*launcher, *command.split()[1:], "steps=2", "device=cpu", f"results_dir={tmp_path}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "finished:" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "model=" in c and "plan=true" not in c])
+def test_a_longer_command_of_the_readme_composes_and_builds_its_model(command):
+    assert quantized_weights(build_model(composed(command)))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "plan=true" in c])
+def test_a_plan_of_the_readme_is_printed(command):
+    done = subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "331,966,720 parameters" in done.stdout
+    assert "warning:" not in done.stdout
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands(TRAINING) if "train.py" in c and " -m " not in c}))
+def test_a_training_command_of_the_pages_composes(command):
+    composed(command.partition("&")[0])
+
+
+@pytest.mark.parametrize("script", ["prepare_imagenet100", "prepare_text"])
+def test_a_script_knows_the_options_that_the_pages_give_it(script):
+    words = [sys.executable, f"scripts/{script}.py", "--help"]
+    known = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    given = [c for c in commands(TRAINING) if f"scripts/{script}.py" in c]
+    assert given
+    assert {option for command in given for option in re.findall(r" (--[a-z-]+)", command)} <= set(
+        re.findall(r"--[a-z][a-z0-9-]+", known)
+    )
+
+
+def test_the_sweep_of_the_readme_finds_its_experiment_and_tuned_values(tmp_path):
+    assert "python train.py -m experiment=mlp_compute" in commands()
+    words = ["-m", "experiment=mlp_compute", "cell=ste", "seed=1", "steps=20", f"results_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name[:9] for path in (tmp_path / "runs" / "mlp_compute").iterdir()] == ["ste-seed1"]
+
+
+def test_every_make_target_that_the_pages_name_exists():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        for words in re.findall(r"`make ([a-z -]+)`|^make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            named |= set(" ".join(words).split())
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

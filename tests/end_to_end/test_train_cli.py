@@ -1,0 +1,331 @@
+"""``python train.py``: runs that are killed, stopped, finished or mistaken, and sweeps."""
+
+import contextlib
+import json
+import logging
+import random
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers.cli import assert_refused
+from hydra.core.global_hydra import GlobalHydra
+
+import fogzo.data
+
+ROOT = Path(__file__).resolve().parents[2]
+LSQ = "quantizer=lsq"
+TIME_AND_PLACE = {"seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "git_commit", "git_dirty", "digest"}
+
+
+def start(folder, *overrides):
+    defaults = ["steps=400", "batch_size=20", "log_every=5", "evaluate_every=50", "checkpoint_every=20"]
+    command = [sys.executable, "train.py", "progress=lines", "threads=1", *defaults, *overrides, f"run_dir={folder}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_to_the_end(folder, *overrides):
+    """Returns what the run printed."""
+    process = start(folder, *overrides)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+def interrupt(number, after_step, folder, *overrides):
+    """Send a signal once the metrics have reached a step; returns the exit code and what the run complained."""
+    process, metrics = start(folder, *overrides), folder / "metrics.jsonl"
+    while process.poll() is None:
+        with contextlib.suppress(OSError, IndexError, ValueError):  # no row yet, or half of one
+            if json.loads(metrics.read_text().splitlines()[-1])["step"] >= after_step:
+                process.send_signal(number)
+                break
+        time.sleep(0.005)
+    _, err = process.communicate(timeout=200)
+    assert not (folder / "summary.json").exists(), "the run ended before the signal: give it more steps"
+    return process.returncode, err
+
+
+def result(folder):
+    """All that a run leaves behind, times and memory left out: (summary, rows, weights)."""
+    lines = [(folder / "summary.json").read_text(), *(folder / "metrics.jsonl").read_text().splitlines()]
+    summary, *rows = [{k: v for k, v in json.loads(line).items() if k not in TIME_AND_PLACE} for line in lines]
+    return summary, rows, torch.load(folder / "model.pt", weights_only=True)
+
+
+def assert_same_result(folder, expected):
+    (*records, model), (*records_expected, model_expected) = result(folder), result(expected)
+    assert records == records_expected
+    assert model.keys() == model_expected.keys()
+    assert all(torch.equal(model[name], tensor) for name, tensor in model_expected.items())
+
+
+def contents(folder):
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: (its folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run_to_the_end(folder, LSQ)
+
+
+def test_a_finished_run_leaves_its_record(whole):
+    folder, out = whole
+    summary, rows, model = result(folder)
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "model.pt"} == set(contents(folder))
+    assert [row["step"] for row in rows] == list(range(5, 401, 5))
+    assert [row["step"] for row in rows if "accuracy" in row] == list(range(50, 401, 50))
+    needed = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples"}
+    assert all(row.keys() >= needed for row in rows)
+    assert all(0 < row["crossings"] < 7960 for row in rows), "of the probes of one pair, in the step that is logged"
+    assert summary["mean_crossings"] == pytest.approx(sum(row["crossings"] for row in rows) / len(rows))
+    assert summary.keys() >= {"accuracy", "train_loss", "seed", "scale", "data", "versions", "status"}
+    assert json.loads((folder / "summary.json").read_text()).keys() >= TIME_AND_PLACE
+    assert summary["parameters"] == sum(t.numel() for name, t in model.items() if not name.endswith("floor")) == 7964
+    assert (summary["forwards"], summary["backwards"], summary["examples"]) == (1200, 400, 8000)
+    assert "mini (embedded data and a short run, not the paper's setting)" in out
+    assert f"result:   {folder}" in out
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole):
+    folder, _ = whole
+    before = contents(folder)
+    out = run_to_the_end(folder, LSQ)
+    assert out.startswith("finished already: test accuracy")
+    assert str(folder) in out
+    assert contents(folder) == before
+
+
+def test_a_run_killed_at_a_random_step_ends_where_the_unkilled_one_ends(whole, tmp_path):
+    code, _ = interrupt(signal.SIGKILL, random.randrange(30, 350), tmp_path / "run", LSQ)
+    assert code == -signal.SIGKILL
+    assert "going on from step" in run_to_the_end(tmp_path / "run", LSQ)
+    assert_same_result(tmp_path / "run", whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["fixed", "lsq"])
+@pytest.mark.parametrize("estimator", ["ste", "fogzo", "nspsa"])
+def test_a_run_killed_again_and_again_ends_where_the_unkilled_one_ends(estimator, quantizer, tmp_path):
+    overrides = (f"estimator={estimator}", f"quantizer={quantizer}", "steps=1000")
+    run_to_the_end(tmp_path / "whole", *overrides)
+    for at in sorted(random.sample(range(10, 900), 3)):
+        code, _ = interrupt(signal.SIGKILL, at, tmp_path / "run", *overrides)
+        assert code == -signal.SIGKILL
+    run_to_the_end(tmp_path / "run", *overrides)
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=resnet_mini", "estimator=fogzo", "batch_size=16"),
+        ("model=deit_mini", "estimator=ste", "quantizer=lsq", "activations=lsq", "batch_size=16"),
+        ("model=llama_mini", "estimator=fogzo", "quantizer=quest", "activations=quest", "batch_size=2"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_family_stopped_at_random_ends_where_the_whole_run_ends(overrides, number, tmp_path):
+    overrides = (*overrides, "steps=60", "evaluate_every=0", "evaluation_tokens=1024", "log_every=5")
+    run_to_the_end(tmp_path / "whole", *overrides)
+    for at in sorted(random.sample(range(5, 50), 2)):
+        code, _ = interrupt(number, at, tmp_path / "run", *overrides)
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 143)
+    run_to_the_end(tmp_path / "run", *overrides)
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no such signal here")
+def test_a_job_of_submitit_that_reaches_its_time_limit_goes_on_where_it_was(tmp_path):
+    launcher = ("hydra/launcher=local", "hydra.launcher.timeout_min=1")  # the signal comes 30 seconds before
+    run = ["threads=1", "batch_size=20", "steps=20000", "log_every=1000", "evaluate_every=0", "checkpoint_every=0"]
+    run += ["spike_factor=0"]
+    command = [sys.executable, "train.py", "-m", *launcher, *run, f"results_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    printed = "".join(file.read_text() for file in (tmp_path / "sweeps").rglob("*.out"))
+    steps = [int(step) for step in re.findall(r"going on from step (\d+)\)", printed)]  # saved by the signal alone
+    assert steps == sorted(steps) != []
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [row["step"] for row in result(folder)[1]] == list(range(1000, 20001, 1000))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The same run with W&B, stopped by SIGTERM and started again: (folder, code, complaint, output, W&B ids)."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    code, err = interrupt(signal.SIGTERM, 100, folder, LSQ, "logger=wandb")
+    first_id = (folder / "wandb_id").read_text()
+    out = run_to_the_end(folder, LSQ, "logger=wandb")
+    return folder, code, err, out, {first_id, (folder / "wandb_id").read_text()}
+
+
+def test_a_stopped_run_exits_with_143_and_ends_where_the_unstopped_one_ends(stopped, whole):
+    folder, code, err, out, _ = stopped
+    assert (code, "Traceback" in err) == (143, False)
+    step = re.search(r"stopped by SIGTERM after step (\d+); the same command goes on from there", err)[1]
+    assert f"(going on from step {step})" in out
+    assert_same_result(folder, whole[0])
+
+
+def test_wandb_stays_offline_and_goes_on_with_the_same_run(stopped):
+    folder, *_, ids = stopped
+    (only,) = ids
+    mirrors = [path.parent.name for path in (folder / "wandb").rglob("*.wandb")]
+    assert mirrors
+    assert all(name.startswith("offline-run-") and name.endswith(only.strip()) for name in mirrors)
+
+
+# From here on in this process: one of its own takes 3 seconds to start
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return fogzo.data.mnist5k()
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys, digits):
+    """``python train.py`` in an empty folder: returns its exit code, what it printed, and what it complained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fogzo.data, "mnist5k", lambda: digits)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*overrides, flags=()):
+        GlobalHydra.instance().clear()
+        defaults = ("progress=lines", "threads=1", "batch_size=20", "steps=20", "results_dir=results")
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, *defaults, *overrides])
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    yield run
+    GlobalHydra.instance().clear()
+    root.handlers[:], root.level = handlers, level
+
+
+BAD = {  # overrides: what the message names
+    "quantizer.bits=9": ["bits=9", "1 to 8"],
+    "+quantizer.clip=true": ["clip", "FixedScale"],
+    "estimator.beta_min=1.5": ["beta_min=1.5", "[0, 1]"],
+    "estimator.samples=0": ["samples=0", "at least 1"],
+    "+estimator.sampels=2": ["sampels", "FOGZO"],
+    "quantizer=none": ["quantizer=none", "estimator=ste"],
+    "quantize.skip=[heads]": ["'heads'", "hidden, head"],
+    "device=nonsense": ["device=nonsense", "auto or cpu"],
+    "threads=-1": ["threads=-1"],
+    "deterministic=perhaps": ["deterministic='perhaps'", "true or false"],
+    "steps=0": ["steps=0", "at least 1"],
+    "steps=ten": ["steps='ten'"],
+    "batch_size=4001": ["batch_size=4001", "1 to 4000"],
+    "steps=null": ["steps and epochs"],
+    "micro_batches=3": ["micro_batches=3", "batch_size=20"],
+    "optimizer.lr=-1": ["optimizer.lr=-1"],
+    "+optimizer.betta=1": ["betta", "SGD"],
+    "schedule.shape=step": ["shape='step'", "cosine"],
+    "progress=dots": ["progress=dots", "lines"],
+    "logger=wandb logger.mode=cloud": ["logger.mode='cloud'", "offline"],
+    "run_dir=/proc/run": ["/proc/run", "cannot be written"],
+    "results_dir=file": ["file/runs", "cannot be written", "results_dir="],
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_a_bad_value_gives_one_clear_line_and_code_1_before_training(overrides, train, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(train(*overrides.split()), *BAD[overrides])
+    assert not list(tmp_path.rglob("metrics.jsonl")) + list(tmp_path.rglob("summary.json"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("override", ["model=resnet99", "quantizer=lqs", "estimator.sampels=2", "estimatr=ste"])
+def test_what_no_config_knows_is_refused_by_name(override, train, tmp_path):
+    code, _, err = train(override)
+    key, value = override.split("=")
+    assert (code, "Traceback" in err) == (1, False)
+    assert f"'{key}/{value}'" in err or f"'{key}'" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_existing_run_is_neither_changed_nor_overwritten(train, tmp_path):
+    run = tmp_path / "run"
+    assert train("run_dir=run", "seed=3")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}  # nor is anything written beside it
+    for prepare, overrides, named in [
+        (lambda: None, ["seed=4", LSQ], "seed: 3 → 4"),
+        ((run / "summary.json").unlink, ["optimizer.lr=0.5"], "optimizer.lr: 0.03 → 0.5"),
+        (lambda: (run / "checkpoint.pt").write_bytes(b"mine"), [], "checkpoint.pt cannot be read"),
+        ((run / "config.yaml").unlink, [], "no config.yaml"),
+    ]:
+        prepare()
+        before = contents(run)
+        assert_refused(train("run_dir=run", "seed=3", *overrides), "run", named)
+        assert contents(run) == before
+
+
+@pytest.mark.parametrize("overrides", ["evaluate_every=0", "evaluate_every=1", "steps=1"])
+def test_a_run_that_diverges_says_so_each_time_and_exits_with_1(overrides, train, tmp_path):
+    for _ in range(2):
+        answer = train("quantizer=none", "estimator=ste", "optimizer.lr=1e30", *overrides.split())
+        assert_refused(answer, "optimizer.lr", by="diverged: ")
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "diverged"
+
+
+def test_a_sweep_runs_each_combination_and_goes_on_after_a_bad_one(train, tmp_path):
+    code, _, err = train("seed=0,1", "quantizer.bits=2,9", flags=["-m"])
+    assert (code, "bits=9" in err, "Traceback" in err) == (1, True, False), err
+    assert sorted(json.loads(file.read_text())["seed"] for file in tmp_path.rglob("summary.json")) == [0, 1]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    chosen = {cell: {"values": {"optimizer.lr": 0.1}} for cell in ("ste", "slope")}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
+    return ["experiment=mlp_compute", "experiment.tuning.chosen=chosen.yaml", "steps=5"]
+
+
+def test_an_experiment_runs_its_cells_once(train, experiment, tmp_path):
+    runs = tmp_path / "results" / "runs" / "mlp_compute"
+    code, out, err = train(*experiment, "cell=ste,slope", "seed=1,2", flags=["-m"])
+    assert (code, out.count("finished: ")) == (0, 4), err
+    before = contents(runs)
+    costs = [json.loads(text) for name, text in before.items() if name.endswith("summary.json")]
+    found = {(summary["cell"], summary["seed"], summary["forwards"]) for summary in costs}
+    assert found == {("ste", 1, 5), ("ste", 2, 5), ("slope", 1, 15), ("slope", 2, 15)}
+    code, out, _ = train(*experiment, "cell=ste,slope", "seed=1,2", flags=["-m"])
+    assert (code, out.count("finished already"), contents(runs)) == (0, 4, before)
+
+
+UNREADY = [("cell=unheard_of", "ste, nspsa_1"), ("cell=nspsa_1", "tune.py"), ("phase=rehearse", "confirm or tune")]
+
+
+@pytest.mark.parametrize(("override", "named"), UNREADY)
+def test_a_sweep_that_cannot_start_says_why_in_one_line(override, named, train, experiment):
+    assert_refused(train(*experiment, override, flags=["-m"]), override.partition("=")[2], named)
+
+
+def test_a_sweep_into_a_place_that_cannot_be_written_is_refused(train):
+    assert_refused(train("seed=0,1", "results_dir=/proc/runs", flags=["-m"]), "/proc/runs", "results_dir=")
+
+
+def test_a_run_that_claims_a_cell_is_what_the_cell_says(train, experiment, tmp_path):
+    code, _, _ = train(*experiment, "cell=ste", "seed=1")  # without -m: it runs as the cell says, or is refused
+    estimators = [yaml.safe_load(file.read_text())["estimator"]["name"] for file in tmp_path.rglob("config.yaml")]
+    assert (code, estimators) in [(0, ["ste"]), (1, [])]

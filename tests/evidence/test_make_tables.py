@@ -1,0 +1,291 @@
+"""`make tables`: the same bytes from the same records, in seconds, and a report that stands alone."""
+
+import csv
+import json
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers.made_up import dump, edit, experiment, write
+
+from fogzo.evidence.figures.style import colour
+from fogzo.evidence.markup import to_html
+from fogzo.runs.records import read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ("twin.md", "twin.tex", "twin.csv", "twin_controls.tex", "twin_controls.csv")
+FIGURES = ("twin.svg", "twin.png", "twin_differences.svg", "twin_differences.png", "members.svg", "members.png")
+
+
+def make_tables(root, expect=0):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [sys.executable, "-W", "error", str(ROOT / "scripts/make_tables.py"), "--root", str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == expect, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def outputs(root):
+    files = [*(root / "results").glob("tables/*"), *(root / "results").glob("figures/*"), root / "results/report.html"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A project of one experiment and what `make tables` made of it; read only."""
+    root = tmp_path_factory.mktemp("built")
+    made = experiment(seeds=(11, 12, 13, 14))
+    made["settings"]["resnet"]["metric"] = "perplexity"
+    write(root, made, effect=lambda cell: 2.0 * (cell == "deit.fogzo"))
+    explored = experiment("hunch", stage="explore", table="twin")
+    write(root, explored)
+    (root / "results/paper/hunch.yaml").unlink()
+    (root / "README.md").write_text("Before\n\n<!-- make tables: summary -->\nlast year's\n<!-- end -->\n\nAfter\n")
+    (root / "docs").mkdir()
+    (root / "docs/replication.md").write_text(
+        "# Answers\n\n<!-- make tables: verdict twin -->\n<!-- end -->\n\n"
+        "<!-- make tables: parts twin -->\n<!-- end -->\n"
+    )
+    (root / "results/notes").mkdir()
+    (root / "results/notes/twin.md").write_text("A hand-written **comment**.\n")
+    make_tables(root)
+    return root
+
+
+def test_the_same_records_give_the_same_bytes_wherever_they_lie(built, tmp_path):
+    first = outputs(built)
+    assert {*TABLES, "report.html", *FIGURES} == set(first)
+    shutil.copytree(built, tmp_path / "copy")
+    for name in ("tables", "figures"):
+        shutil.rmtree(tmp_path / "copy/results" / name)
+    make_tables(tmp_path / "copy")
+    assert outputs(tmp_path / "copy") == first
+    assert not any(str(built).encode() in data for data in first.values())
+
+
+def test_exploratory_runs_are_in_no_result(built):
+    assert not any(b"hunch" in data for data in outputs(built).values())
+
+
+def test_hand_written_pages_get_their_tables_between_the_marks(built):
+    readme = (built / "README.md").read_text()
+    assert readme.startswith("Before\n\n<!-- make tables: summary -->\n| experiment |")
+    assert readme.endswith("<!-- end -->\n\nAfter\n")
+    assert "last year" not in readme
+    assert "[Made-up experiment twin](results/tables/twin.md)" in readme
+    answers = (built / "docs/replication.md").read_text()
+    assert "FOGZO, n = 1 against STE" in answers
+    assert "| setting | FOGZO, n = 1 | β = 1 (measured slope, no noise) |" in answers
+    assert re.search(r"^\| deit \\\| a net, 2 bit \| (\*\*)?\+\d\.\d\d points, (better|open)", answers, re.MULTILINE)
+
+
+def test_a_page_that_asks_for_what_there_is_not_is_named(built, tmp_path):
+    shutil.copytree(built, tmp_path / "copy")
+    (tmp_path / "copy/README.md").write_text("<!-- make tables: table twain -->\n<!-- end -->\n")
+    done, _ = make_tables(tmp_path / "copy", expect=1)
+    assert done.stderr.startswith("error: README.md asks for `table twain`")
+
+
+def test_a_deleted_run_leaves_a_dash_and_a_bad_one_is_named_while_the_rest_is_made(built, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(built, root)
+    folders = sorted((root / "results/runs/twin").glob("deit.fogzo-*"))
+    for folder in folders:
+        shutil.rmtree(folder)
+    make_tables(root)
+    command = "python train.py -m experiment=twin cell=deit.fogzo seed=11,12,13,14"
+    assert command in (root / "results/tables/twin.md").read_text()
+    assert command in (root / "results/report.html").read_text()
+    spoilt = next((root / "results/runs/twin").glob("deit.slope-seed11*"))
+    edit(spoilt, accuracy=99.0)
+    tuned = read_yaml(root / "results/tuned/twin.yaml")
+    tuned["deit.ste"]["given"] = ["steps=5"]
+    dump(root / "results/tuned/twin.yaml", tuned)
+    done, _ = make_tables(root, expect=1)
+    assert (
+        "error: twin, deit.ste: tuned with steps=5, and runs rest on that: run `python scripts/tune.py" in done.stderr
+    )
+    assert re.match(rf"error: results/runs/twin/{re.escape(spoilt.name)}: accuracy is 99\.0", done.stderr)
+    assert spoilt.name in (root / "results/tables/twin.md").read_text()
+    assert "Tuned otherwise: twin, deit.ste: tuned with steps=5" in (root / "results/tables/twin.md").read_text()
+
+
+def test_a_damaged_file_of_tuned_values_is_refused_in_a_sentence(built, tmp_path):
+    shutil.copytree(built, tmp_path / "copy")
+    (tmp_path / "copy/results/tuned/twin.yaml").write_text("<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n")
+    done, _ = make_tables(tmp_path / "copy", expect=1)
+    assert re.fullmatch(r"error: results/tuned/twin\.yaml cannot be read \(.*\): mend it, or .*\n", done.stderr)
+
+
+def test_an_experiment_without_runs_has_no_figures(built, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(built, root)
+    shutil.rmtree(root / "results/runs/twin")
+    make_tables(root)
+    assert not list((root / "results/figures").iterdir())
+    assert not list((root / "results/tables").glob("*_controls.*"))
+    assert "What was not run" in (root / "results/report.html").read_text()
+    assert "figures/" not in (root / "results/tables/twin.md").read_text()
+
+
+class Links(HTMLParser):
+    """What a page refers to, the ids it has, and whether its tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.ids, self.open = [], set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br", "use", "path"):
+            self.open.append(tag)
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        self.found += [(tag, key, attrs[key]) for key in ("href", "src", "xlink:href", "style") if attrs.get(key)]
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag, self.getpos()
+
+
+def test_the_report_is_one_file_without_scripts_or_requests(built):
+    text = (built / "results/report.html").read_text()
+    page = Links(text)
+    assert page.open == []
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)", text)
+    for tag, key, target in page.found:
+        if tag == "a" and target.startswith("#"):
+            assert target[1:] in page.ids
+        elif tag == "a" and not target.startswith("https://"):
+            assert (built / "results" / target).exists(), target
+        elif key == "xlink:href":
+            assert target[1:] in page.ids, (key, target)
+    assert text.count("<svg role=") == 2
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_the_report_has_claim_verdict_comment_status_and_the_run_folder_of_every_number(built):
+    text = (built / "results/report.html").read_text()
+    assert "FOGZO is better than STE at the same number of steps." in text
+    assert "A hand-written <strong>comment</strong>." in text
+    assert '<span class="badge good">scaled-down twin: same direction</span>' in text
+    for folder in (built / "results/runs/twin").iterdir():
+        assert f"results/runs/twin/{folder.name}" in text
+    published = text[text.index("id='cells'") :]
+    assert published.count("<td>70.0</td>") == 2
+
+
+def test_figures_hold_text_as_text_and_one_colour_a_method(built):
+    for name in ("twin.svg", "twin_differences.svg"):
+        drawing = (built / "results/figures" / name).read_text()
+        assert "FOGZO, n = 1</text>" in drawing
+        assert colour("fogzo") in drawing
+    assert len({colour(method) for method in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")}) == 6
+
+
+def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):
+    made = experiment(settings=("small", "middle", "large"))
+    made["axes"] = [
+        {"label": "ε over the STE's", "settings": {"small": 0.1, "middle": 1, "large": 10}},
+        {"label": "n", "methods": {"fogzo": 1, "slope": 4}},
+        {"label": "n", "methods": {"fogzo": 1, "slope": 4}, "metric": "train_loss"},
+    ]
+    write(tmp_path, made)
+    make_tables(tmp_path)
+    drawing = (tmp_path / "results/figures/twin_sensitivity.svg").read_text()
+    assert drawing.count(">training loss</text>") == 1
+    assert all(f">{text}</text>" in drawing for text in ("ε over the STE's", "0.1", "10", "FOGZO, n = 1"))
+    assert "twin_sensitivity.svg" in (tmp_path / "results/tables/twin.md").read_text()
+    assert "mean, and single seeds" in (tmp_path / "results/report.html").read_text()
+
+
+def test_500_records_take_less_than_20_seconds(tmp_path):
+    for number in range(10):
+        made = experiment(f"many{number}", settings=("deit", "resnet"), seeds=(11, 12, 13, 14, 15))
+        write(tmp_path, made, rows=40)
+    assert len(list((tmp_path / "results/runs").glob("*/*"))) == 500
+    _, seconds = make_tables(tmp_path)
+    print(f"{seconds:.1f} s of CPU time")
+    assert seconds < 20
+
+
+def test_markdown_of_our_pages_becomes_html(tmp_path):
+    text = (
+        "# A <b>\n\nOne *two*\n**three** `a*b*`\n\n- x\n  y\n- [z](../p.md)\n\n1. n\n\n| a | b |\n|---|---|\n"
+        "| 1 | 2 \\| 3 |\n\n```\n# code\n\n| x |\n```\n\n![alt](f.svg)\n<!-- gone -->\n"
+    )
+    made = to_html(text, Path("docs"), Path("results"), lambda path, alt: f"<svg>{path} {alt}</svg>", level=1)
+    for part in (
+        "<h2>A &lt;b&gt;</h2>",
+        "<p>One <em>two</em> <strong>three</strong> <code>a*b*</code></p>",
+        '<ul><li>x y</li><li><a href="../p.md">z</a></li></ul>',
+        "<ol><li>n</li></ol>",
+        "<td>1</td><td>2 | 3</td>",
+        "<pre><code># code\n\n| x |</code></pre>",
+        "<svg>docs/f.svg alt</svg>",
+    ):
+        assert part in made
+    assert "gone" not in made
+
+
+def test_ten_lines_from_the_raw_records_give_the_same_numbers():
+    table = list(csv.DictReader((ROOT / "results/tables/mlp_compute.csv").read_text().splitlines()))
+    loss = {}
+    for file in (ROOT / "results/runs/mlp_compute").glob("*/summary.json"):
+        run = json.loads(file.read_text())
+        loss.setdefault(run["cell"], {})[run["seed"]] = run["train_loss"]
+    for row in table:
+        values = loss[row["cell"]]
+        assert float(row["mean"]) == pytest.approx(statistics.fmean(values.values()), rel=1e-5)
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values.values()), rel=1e-5)
+        if row["cell"] != "ste":
+            better = statistics.fmean(loss["ste"][seed] - values[seed] for seed in values)
+            assert float(row["difference"]) == pytest.approx(better, rel=1e-5)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # with tables between marks
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """What `make tables` makes of our own records: (where, what it printed); read only."""
+    root = tmp_path_factory.mktemp("rebuilt")
+    for name in ("configs", "results"):
+        ignore = shutil.ignore_patterns("*_tuning", "figures", "tables")
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    (root / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(page, root / page.relative_to(ROOT))
+    done, _ = make_tables(root)
+    return root, done.stdout
+
+
+def test_what_is_committed_is_what_the_records_give(rebuilt):
+    """... and every experiment file makes a page, whether it has runs or not."""
+    root, printed = rebuilt
+    names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}
+    for folder in ("results/tables", "results/figures"):
+        made, committed = ({file.name for file in (top / folder).iterdir()} for top in (root, ROOT))
+        assert made == committed, f"run `make tables`, and remove what it does not make: {sorted(made ^ committed)}"
+    for committed in [*PAGES, *(ROOT / "results/tables").iterdir()]:
+        path = committed.relative_to(ROOT)
+        assert committed.read_bytes() == (root / path).read_bytes(), (
+            f"run `make tables`: {path} is not what the records give"
+        )
+    assert {line.split("/")[-1] for line in printed.splitlines()} <= {f"{n}.md" for n in names} | {"report.html"}
+
+
+def test_tables_for_latex_need_no_fonts_but_its_own(rebuilt):
+    files = list((rebuilt[0] / "results/tables").glob("*.tex"))
+    assert len(files) > 5
+    for file in files:
+        for line in file.read_text().splitlines():
+            assert line.startswith("%") or line.isascii(), f"{file.name}: {line}"

@@ -1,0 +1,316 @@
+"""Tables from made-up records: what stands in them, its status, and the words of the verdicts."""
+
+import csv
+import io
+import math
+import re
+import shutil
+import statistics
+
+import pytest
+import yaml
+from helpers.made_up import change, edit, experiment, sign, write
+
+from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, range_text, ratio_of, ratio_table
+from fogzo.evidence.figures.sensitivity import sensitivity
+from fogzo.evidence.frame import METRICS, gather
+from fogzo.evidence.pages import comparison_table, control_table, footer, page
+from fogzo.evidence.published import published_text, status
+from fogzo.evidence.summary import published_table
+from fogzo.evidence.tables import Table
+from fogzo.evidence.values import controls_values, equal_loss_values, values_table
+from fogzo.evidence.verdicts import family, verdicts
+
+EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
+
+
+def effect(cell):
+    setting, method = cell.split(".")
+    return EFFECT[method] * (1 if setting == "deit" else -1)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows_of(table):
+    return {(row[0], row[1]): row for row in table.rows}
+
+
+def test_a_row_shows_paper_ours_difference_cost_and_status(project):
+    made = experiment(also=["train_loss"])
+    write(project, made, effect=effect)
+    found = gather(made)
+    table = comparison_table(found)
+    ste, fogzo = table.rows[0], table.rows[1]
+    assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
+    assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(3\)", fogzo[3])
+    assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.250 \(least of 3 pairs\)", fogzo[5])
+    assert ste[5:] == ["–", "3,000", "3.00e+12", "60", "scaled-down twin"]
+    assert fogzo[6:] == ["5,000 (1.67×)", "5.00e+12", "100", "scaled-down twin: same direction"]
+    assert table.rows[6][-1] == "scaled-down twin: opposite direction"
+    assert table.rows[2][2] == table.rows[2][-1] == "–"  # a control: the paper has no such column
+    assert table.blocks == [0, 5]
+    assert table.notes == []
+
+
+def test_the_csv_has_every_number_in_full(project):
+    made = experiment(also=["train_loss"])
+    write(project, made, effect=effect)
+    found = gather(made)
+    rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(values_table(found).csv()))}
+    assert set(rows) == set(found.cells)
+    row, cell = rows["deit.fogzo"], found.cells["deit.fogzo"]
+    difference = found.difference(cell, found.baseline(cell))
+    assert float(row["difference"]) == pytest.approx(difference.mean, rel=1e-5)
+    assert float(row["mean"]) == pytest.approx(sum(found.values(cell).values()) / 3, rel=1e-5)
+    losses = list(found.values(cell, "train_loss").values())
+    assert float(row["train_loss_mean"]) == pytest.approx(statistics.fmean(losses), rel=1e-5)
+    assert float(row["train_loss_std"]) == pytest.approx(statistics.stdev(losses), rel=1e-5)
+    assert row["train_loss_n"] == "3"
+    ends = [float(row[name]) for name in ("low", "high", "t_low", "t_high")]
+    assert ends == pytest.approx([difference.low, difference.high, *difference.interval], rel=1e-5)
+    assert (row["seeds"], row["n"], row["p_least"], row["outcome"]) == ("11 12 13", "3", "0.25", "better")
+
+
+def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
+    made = experiment()
+    folders = write(project, made)
+    for seed in made["seeds"]:
+        shutil.rmtree(folders["resnet.fogzo", seed])
+    found = gather(made)
+    row = comparison_table(found).rows[6]
+    assert row[3:] == ["–", "–", "–", "–", "–", "not run"]
+    command = "`python train.py -m experiment=twin cell=resnet.fogzo seed=11,12,13`"
+    assert command in comparison_table(found).markdown()
+
+
+def test_diverged_and_refused_runs_are_named_below(project):
+    made = experiment()
+    folders = write(project, made)
+    for seed in made["seeds"]:
+        edit(folders["deit.fogzo", seed], status="diverged")
+        sign(folders["deit.fogzo", seed])
+    edit(folders["deit.ste", 11], accuracy=99)
+    found = gather(made)
+    notes = "\n".join(comparison_table(found).notes)
+    assert "Diverged (deit | a net, 2 bit, FOGZO, n = 1): seed 11, 12, 13" in notes
+    assert "Not used: results/runs/twin/deit.ste-seed11-" in notes
+    assert status(found, found.cells["deit.fogzo"]) == "diverged"
+
+
+@pytest.mark.parametrize(("published", "word"), [(69.0, "reproduced"), (80.0, "deviates")])
+def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project):
+    made = experiment(scale="paper")
+    write(project, made)
+    found = gather(made)
+    found.paper["rows"]["deit_row"]["fogzo"] = published
+    assert status(found, found.cells["deit.fogzo"]) == word
+    one = gather(made | {"seeds": [11]})
+    assert status(one, one.cells["deit.fogzo"]) == "run once: not judged"
+    twin = experiment("other")
+    write(project, twin)
+    assert status(gather(twin), gather(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
+
+
+def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
+    made = experiment()
+    for (cell, _), path in write(project, made, effect=effect).items():
+        if cell == "deit.fogzo":
+            change(path, 20, signed=False, step=7)
+            edit(path, steps=7)
+            sign(path)
+    found = gather(made)
+    assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at the paper's steps, not judged"
+    found.paper["rows"]["deit_row"]["baseline_steps"] = found.finished(found.cells["deit.ste"])[0].summary["steps"] / 7
+    assert "not judged" not in status(found, found.cells["deit.fogzo"])  # it is the paper's comparison then
+
+
+def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = gather(made)
+    cell = found.cells["deit.fogzo"]
+    for value, text, state in (
+        ("better than STE", "better than STE", "same direction"),
+        ("much worse than STE", "much worse than STE", "opposite direction"),
+        (None, "unknown", "better than the baseline; the paper's direction is not known"),
+        ({"accuracy": 70.0, "train_loss": 2.5}, "accuracy 70.0, train loss 2.5", "same direction"),
+    ):
+        found.paper["rows"]["deit_row"]["fogzo"] = value
+        assert published_text(found, cell) == text
+        assert status(found, cell) == f"scaled-down twin: {state}"
+
+
+def test_verdicts_count_settings_and_say_how_large(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = {(v.method, v.against): v for v in verdicts(gather(made))}
+    of_fogzo = [("fogzo", against) for against in ("ste", "slope", "noisy_ste", "ste_longer")]
+    assert list(found) == [*of_fogzo, ("slope", "ste_longer")]
+    assert found["fogzo", "ste"].word == "mixed"
+    assert found["fogzo", "ste"].counts == "better in 1, worse in 1 of 2 settings"
+    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", found["fogzo", "ste"].effect)
+    for factor, word in ((1, "confirmed"), (-1, "opposite"), (0, "not to be told apart")):
+        other = experiment(f"other{factor}")
+        write(project, other, effect=lambda cell, factor=factor: 3 * factor * (cell.endswith(".fogzo")))
+        assert verdicts(gather(other))[0].word == word
+    assert "confirmed" not in found["fogzo", "noisy_ste"].word  # the paper says nothing about controls
+    assert family("fogzo_10") == "fogzo"
+
+
+def test_fogzo_stands_against_every_control(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    rows = control_table(gather(made)).rows
+    assert len(rows) == 8
+    assert [row[2] for row in rows[:2]] == ["control: β = 1 (measured slope, no noise)"] * 2
+    assert rows[2][-1] == "better"
+
+
+def test_the_comparisons_with_controls_are_in_a_csv_in_full(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    found = gather(made)
+    shown, rows = control_table(found).rows, list(csv.DictReader(io.StringIO(controls_values(found).csv())))
+    assert [row["outcome"] for row in rows] == [row[-1] for row in shown]
+    assert (rows[2]["setting"], rows[2]["method"], rows[2]["against"]) == ("deit", "fogzo", "noisy_ste")
+    difference = found.difference(found.cells["deit.fogzo"], found.cells["deit.noisy_ste"])
+    assert float(rows[2]["t_high"]) == pytest.approx(difference.t_high, rel=1e-5)
+
+
+def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
+    made = experiment(metric="train_loss")
+    made["equal_loss"] = {"targets": ["deit.slope"], "ratios": [{"of": "deit.slope", "to": "deit.fogzo"}]}
+    write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
+    found = gather(made)
+    rows = list(csv.DictReader(io.StringIO(equal_loss_values(found).csv())))
+    cost = {(r["loss_of"], r["loss_of_seed"], r["cell"], r["seed"]): r["forward_equivalents"] for r in rows}
+    assert len(cost) == len(rows) == 3 * 10 + 3 * 2
+    pairs = [[float(cost["deit.slope", s, f"deit.{m}", s]) for m in ("slope", "fogzo")] for s in ("11", "12", "13")]
+    two = (found.cells["deit.slope"], found.cells["deit.fogzo"])
+    assert pairs == [[own.at, other.at] for own, other in cost_pairs(found, *two)]
+    mean = statistics.fmean(found.values(found.cells["deit.slope"]).values())
+    assert {r["train_loss"] for r in rows if r["loss_of_seed"] == "mean"} == {f"{mean:.6g}"}
+
+
+def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
+    made = experiment(metric="train_loss")
+    write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
+    found = gather(made)
+    cells = found.cells
+    pairs = cost_pairs(found, cells["deit.slope"], cells["deit.fogzo"])
+    assert len(pairs) == 3
+    assert all(own.before < own.at >= other.at for own, other in pairs)
+    asked = [{"of": "deit.slope", "to": "deit.fogzo", "paper": 796}, {"of": "deit.fogzo", "to": "deit.slope"}]
+    better, never = ratio_table(found, asked).rows
+    quotients = sorted(own.at / other.at for own, other in pairs)
+    assert float(better[3]) == pytest.approx(quotients[1], rel=0.01)
+    assert better[5] == "3 of 3"
+    assert (never[3], never[5]) == ("not reached", "0 of 3")
+    assert never[4].startswith("less than ")
+    made["equal_loss"] = {"targets": ["deit.fogzo"], "ratios": []}
+    rows = list(csv.DictReader(io.StringIO(equal_loss_values(gather(made)).csv())))
+    assert {row["forward_equivalents"] for row in rows if row["cell"] == "deit.slope"} == {""}  # as the header says
+
+
+def test_a_ratio_that_no_later_evaluation_bounds_has_no_upper_end():
+    early = [(Reached(70, 80), Reached(0, 10))]
+    assert (ratio_of(early).low, ratio_of(early).high) == (7, math.inf)
+
+
+def test_a_seed_that_never_gets_there_makes_the_ratio_smaller():
+    never, twice = (Reached(70, 80), Reached(100, math.inf)), [(Reached(70, 80), Reached(5, 10))] * 2
+    some = ratio_of([*twice, never])
+    assert some == Ratio(8, 7, 16, seeds=2, pairs=3)
+    assert range_text(some) == "7 to 16, not reached by 1 of 3"
+    assert ratio_of([never]) == Ratio(0, 0, pytest.approx(0.8), seeds=0, pairs=1)
+    assert ratio_of([]) is None
+
+
+def test_verdicts_compare_with_the_controls_that_match(project):
+    made = experiment()
+    for method, label in (("fogzo_4", "FOGZO, n = 4"), ("fogzo_dropin", "FOGZO, dropped in")):
+        made["methods"][method] = made["methods"]["fogzo"] | {"label": label}
+    write(project, made)
+    found = [(v.method, v.against) for v in verdicts(gather(made))]
+    assert ("fogzo_4", "slope") in found
+    assert not {("fogzo_4", control) for control in ("noisy_ste", "ste_longer")} & set(found)
+    assert [against for method, against in found if method == "fogzo_dropin"] == ["ste", "ste_longer"]
+
+
+def test_settings_of_which_the_paper_says_nothing_confirm_nothing(project):
+    made = experiment()
+    write(project, made, effect=lambda cell: 3 * (cell == "deit.fogzo") - 3 * (cell == "resnet.fogzo"))
+    found = gather(made)
+    assert verdicts(found)[0].word == "mixed"
+    found.paper["rows"]["deit_row"]["fogzo"] = None
+    first = verdicts(found)[0]
+    assert first.word == "opposite"
+    assert "of 1 the paper's direction is not known" in first.sentence
+
+
+def test_a_setting_may_be_the_twin_of_several_published_rows(project):
+    made = experiment(settings=("deit",))
+    write(project, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
+    made["settings"]["deit"]["paper"] = ["deit_row", "larger_row"]
+    paper = yaml.safe_load((project / "results/paper/twin.yaml").read_text())
+    paper["rows"]["larger_row"] = paper["rows"]["deit_row"]
+    (project / "results/paper/twin.yaml").write_text(yaml.safe_dump(paper))
+    rows = [row for row in published_table([gather(made)]).rows if row[2] == "fogzo"]
+    assert [row[-2:] for row in rows] == [["same direction", "–"]] * 2
+
+
+def test_every_published_cell_that_is_not_run_has_its_command(project):
+    made = experiment(settings=("deit", "resnet"))
+    for path in write(project, made).values():
+        if path.name.startswith("deit.fogzo"):
+            shutil.rmtree(path)
+    rows = {row[2]: row for row in published_table([gather(made)]).rows if row[1] == "Net, Images"}
+    commands = [row[-1] for row in published_table([gather(made)]).rows]
+    assert "`python train.py -m experiment=twin cell=deit.fogzo seed=11,12,13`" in commands
+    assert rows["ste"][-1] == "–"
+
+
+def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
+    axis = {"label": "β_min", "methods": {"fogzo": 1, "slope": 2}}
+    made = experiment(also=["train_loss", "mean_crossings"], axes=[axis, axis | {"metric": "mean_crossings"}])
+    write(project, made)
+    found = gather(made)
+    label = METRICS["mean_crossings"].label
+    assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
+    sensitivity(project / "drawn", found)
+    assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_names_runs_seeds_commit_and_versions(project):
+    made = experiment()
+    write(project, made)
+    found = gather(made)
+    text = page(found, comparison_table(found))
+    assert footer(found) in text
+    assert (
+        "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch 2.14.1"
+        in text
+    )
+    assert "The paper: Nets on images. FOGZO is better than STE at the same number of steps." in text
+    assert str(project) not in text
+
+
+def test_latex_escapes_and_markdown_keeps_its_columns():
+    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & ε̄", "`code`"]], ["a note"], blocks=[0, 1])
+    assert table.latex().splitlines()[2:] == [
+        r"\begin{tabular}{ll}",
+        r"\toprule",
+        r"a\_b & 50 \% \\",
+        r"\midrule",
+        r"x \textbar{} y & 1 $\pm$ 2 \\",
+        r"\midrule",
+        r"$\beta$ \& $\bar\varepsilon$ & code \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "% a note",
+    ]
+    assert table.markdown().splitlines()[2] == r"| x \| y | 1 ± 2 |"

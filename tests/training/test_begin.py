@@ -1,0 +1,131 @@
+"""A run that begins where another one stands: what it takes over, what its own config says, and what is refused."""
+
+import json
+
+import pytest
+import test_trainer
+import torch
+from helpers.tampered import tampered
+from helpers.text_helpers import ROOT
+from helpers.trainers import TIMES, Tell, assert_same_end, assert_same_state, make
+from hydra import compose, initialize_config_dir
+
+from fogzo.runs.folder import RunError
+from fogzo.runs.identity import identity
+from fogzo.training import checkpoint
+from fogzo.training.launch import train
+from fogzo.training.warm_start import begin
+from fogzo.training.watch import Diverged, LossWatch
+
+open_run = test_trainer.open_run
+OPTIONS = {"estimator": "fogzo", "quantizer": "lsq", "checkpoint_every": 2}
+
+
+@pytest.fixture
+def good(open_run):
+    """The last good checkpoint of a run that diverged: it stands at step 4 of 6."""
+    folder = open_run("diverged")
+    with pytest.raises(Diverged, match="at step 5"):
+        tampered([5], lambda loss: loss * torch.nan, folder=folder, **OPTIONS).fit()
+    return folder.checkpoint_file
+
+
+def begun(open_run, good, name="begun", **options):
+    trainer = make(folder=open_run(name, {"seed": 5, "begin_from": str(good)}), **OPTIONS | options)
+    if not trainer.resume():
+        begin(trainer, trainer.folder.config)
+    return trainer
+
+
+def test_under_the_same_config_it_ends_bit_for_bit_where_the_run_would_have(open_run, good):
+    whole = make(folder=open_run("whole"), **OPTIONS)
+    whole.fit()
+    before = good.read_bytes()
+    trainer = begun(open_run, good)
+    assert trainer.step == trainer.begun_from["step"] == 4
+    assert trainer.notes == [f"begun at step 4 of {good}"]
+    trainer.fit()
+    rows = [json.loads(line) | TIMES for line in trainer.folder.metrics_file.read_text().splitlines()]
+    expected = [json.loads(line) | TIMES for line in whole.folder.metrics_file.read_text().splitlines()]
+    assert rows == expected[4:]  # the rows before are the other run's
+    for part in ("model", "optimizer", "means"):
+        assert_same_state(trainer.state_dict()[part], whole.state_dict()[part])
+    assert good.read_bytes() == before
+
+
+def test_it_resumes_from_its_own_checkpoints_also_where_the_other_one_is_gone(open_run, good):
+    whole = begun(open_run, good, "whole", steps=9)
+    whole.fit()
+    first = begun(open_run, good, steps=9)
+    first.reporters = [Tell(7, lambda: 1 / 0)]
+    with pytest.raises(ZeroDivisionError):
+        first.fit()
+    good.unlink()
+    again = begun(open_run, good, steps=9)
+    assert (again.step, again.begun_from) == (6, whole.begun_from)
+    again.fit()
+    assert_same_end(again, whole)
+
+
+def test_from_there_on_its_own_config_holds(open_run, good):
+    trainer = make(**OPTIONS | {"spike_factor": 2.0, "stop_on": "never"})
+    own = [{"lr": 0.01, "weight_decay": 0.5}, {"momentum": 0.3}]
+    for group, values in zip(trainer.optimizer.param_groups, own, strict=False):
+        group.update(values)
+    begin(trainer, {"begin_from": str(good)})
+    for group, values in zip(trainer.optimizer.param_groups, own, strict=False):
+        assert group.items() >= values.items()
+    assert (trainer.watch.factor, trainer.watch.stop_on, trainer.watch.seen) == (2.0, "never", 4)
+    assert trainer.ledger.examples == 80
+
+
+def test_a_config_that_names_no_checkpoint_begins_at_the_beginning_and_keeps_its_identity():
+    trainer = make()
+    for config in ({}, {"begin_from": None}):
+        begin(trainer, config)
+        assert (trainer.step, trainer.begun_from, trainer.notes) == (0, None, [])
+        assert identity({"seed": 5} | config) == identity({"seed": 5})
+    assert identity({"seed": 5, "begin_from": "x"}) != identity({"seed": 5})
+
+
+REFUSED = {
+    "missing": (lambda path: path.unlink(), {}, "is not there: name another checkpoint"),
+    "damaged": (lambda path: path.write_bytes(b"no"), {}, "cannot be read .*: name another checkpoint"),
+    "at the end": (lambda path: None, {"steps": 4}, "stands at step 4 of 4: raise steps"),
+    "another optimizer": (lambda path: None, {"optimizer": "adamw"}, "made with another optimizer: give back"),
+    "another model": (lambda path: None, {"quantizer": "fixed"}, "holds another model .*: name another checkpoint"),
+    "other ranks": (
+        lambda path: checkpoint.save(path, checkpoint.load(path) | {"ranks": 2}),
+        {},
+        "made by 2 ranks, but there are 1 now: .* or name another checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_checkpoint_that_will_not_do_is_refused(kind, good):
+    act, options, message = REFUSED[kind]
+    act(good)
+    with pytest.raises(RunError, match=message) as caught:
+        begin(make(**OPTIONS | options), {"begin_from": str(good)})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_diverged_run_advises_goes_on_and_its_summary_says_from_where(tmp_path, capsys, monkeypatch):
+    def run(name, *overrides):
+        chosen = ["threads=1", "batch_size=20", "steps=40", "estimator=ste", f"run_dir={tmp_path / name}", *overrides]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return train(compose("train", overrides=chosen))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LossWatch, "least", -1e9)  # any loss is a spike
+        patched.setattr(LossWatch, "deviations", -1e9)
+        for _ in range(2):
+            with pytest.raises(Diverged, match=r"last good checkpoint is .*, from which another config goes") as caught:
+                run("wild", "stop_on=spike", "spike_factor=0.01", "checkpoint_every=1")
+    advised = str(caught.value).split()[-1]
+    assert advised == f"begin_from={tmp_path / 'wild' / 'checkpoint.pt'}"
+    summary = run("tame", advised)
+    assert summary["status"] == "finished"
+    assert summary["begun_from"]["step"] == 20
+    assert f"note:     begun at step 20 of {tmp_path}" in capsys.readouterr().out

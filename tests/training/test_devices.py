@@ -1,0 +1,160 @@
+"""Runs of a sweep that go on at the same time have a GPU each (made up: there is none where tests run)."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from fogzo.training import devices
+from fogzo.training.devices import choose_device, own_gpu, settle
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    """Two GPUs; the numbers of those that were chosen, in turn."""
+    chosen = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "gpus", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(devices, "WAIT", 0.01)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_runs_at_the_same_time_have_different_gpus_and_give_them_back(taken):
+    with own_gpu(), own_gpu():
+        assert taken == [0, 1]
+    with own_gpu():
+        with own_gpu():
+            pass
+        with own_gpu():
+            pass
+    assert taken == [0, 1, 0, 1, 1]
+    with pytest.raises(ZeroDivisionError), own_gpu():
+        print(1 / 0)
+    with own_gpu():
+        assert taken[5:] == [0, 0]
+
+
+def test_a_run_that_finds_no_free_gpu_waits_for_one(taken, capsys):
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(own_gpu()), second.enter_context(own_gpu())
+
+    def run():
+        with own_gpu():
+            pass
+
+    late = threading.Thread(target=run)
+    late.start()
+    late.join(0.1)
+    assert late.is_alive()
+    second.close()
+    late.join(10)
+    assert taken == [0, 1, 1]
+    assert capsys.readouterr().out.count("waiting for one of 2 GPUs") == 1
+    first.close()
+
+
+def test_another_process_that_dies_leaves_its_gpu(taken, tmp_path):
+    text = "import os; from fogzo.training import devices as d; d.gpus = lambda: ['GPU-a', 'GPU-b']; "
+    text += "d.torch.cuda.set_device = print; c = d.own_gpu(); c.__enter__(); print(flush=True); input(); os._exit(9)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", text],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "0\n"
+    with own_gpu():
+        assert taken == [1]
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 9
+    with own_gpu():
+        assert taken == [1, 0]
+
+
+def test_without_gpus_there_is_nothing_to_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with own_gpu():
+        assert choose_device("auto").type == "cpu"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_apple_gpu_is_taken_only_if_asked_for_and_by_one_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match=r"device=mps is one GPU for 2 processes: choose device=cpu"):
+        choose_device("mps")
+    with pytest.raises(ValueError, match=r"device=cuda:1 is one GPU for 2 processes: choose device=cuda, one GPU"):
+        choose_device("cuda:1")
+
+
+def test_a_run_without_a_number_of_threads_has_not_that_of_the_run_before(monkeypatch):
+    monkeypatch.setattr(devices, "THREADS", 2)
+    found = []
+    for asked in (3, 0, 0, 1, 0):
+        devices.use_threads(asked)
+        found.append(torch.get_num_threads())
+    assert found == [3, 2, 2, 1, 2]
+
+
+def test_one_process_begins_without_a_sum_in_fp64_which_apple_gpus_lack():
+    from test_trainer import make
+
+    from fogzo.training.launch import same_start
+
+    trainer = make()
+    trainer.model.to("meta")  # nothing can be read there
+    same_start(trainer)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Puts back what :func:`settle` sets for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_on_cuda_kernels_give_the_same_bits_unless_told_otherwise(deterministic, kept):
+    settle(torch.device("cpu"), deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+    settle(torch.device("cuda", 1), deterministic=deterministic)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert torch.backends.cudnn.benchmark != deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_run_that_is_deterministic_keeps_the_name_that_it_had_before_there_was_the_key():
+    from fogzo.runs.identity import identity
+
+    record = {"seed": 0}
+    assert identity(record | {"deterministic": True}) == identity(record)
+    assert identity(record | {"deterministic": False}) != identity(record)
+
+
+def test_an_explicit_device_and_a_single_run_take_no_lock(monkeypatch):
+    from test_configs import composed
+
+    import fogzo.training.launch
+
+    entered = []
+    monkeypatch.setattr(fogzo.training.launch, "own_gpu", lambda: entered.append(True) or ExitStack())
+    monkeypatch.setattr(fogzo.training.launch, "_train", lambda *arguments: {})
+    for overrides, sweeping in ((("device=cpu",), True), ((), False), ((), True)):
+        fogzo.training.launch.train(composed("results_dir=nowhere", *overrides), sweeping=sweeping)
+    assert entered == [True]

@@ -1,0 +1,239 @@
+"""The loop: what a step does and costs, and a run that was stopped ends bit for bit where an unstopped one ends."""
+
+import copy
+import json
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.trainers import (
+    ESTIMATORS,
+    OPTIMIZERS,
+    QUANTIZERS,
+    TIMES,
+    Tell,
+    assert_same_end,
+    assert_same_state,
+    make,
+    outcome,
+)
+from torch import nn
+
+from fogzo.data import TensorSplit, mnist5k
+from fogzo.models import mlp
+from fogzo.runs.folder import RunError
+from fogzo.training import checkpoint
+from fogzo.training.signals import Interrupted
+from fogzo.training.tasks import Classification, task_of
+from fogzo.training.watch import Diverged
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("quantizer", ["fixed", "lsq"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_killed_run_ends_bit_for_bit_where_the_unkilled_one_ends(estimator, quantizer, optimizer, open_run):
+    settings = {"evaluate_every": 4, "log_every": 3, "steps": 7}
+    chosen = (estimator, quantizer, optimizer)
+    whole = make(*chosen, folder=open_run("whole"), **settings)
+    metrics = whole.fit()
+    for saved, (killed_after, every) in enumerate([(1, 1), (2, 1), (3, 1), (6, 3), (5, 1), (7, 5), (7, 1)]):
+        first = make(*chosen, folder=open_run(f"{saved}"), reporters=[Tell(killed_after, lambda: 1 / 0)], **settings)
+        first.settings = replace(first.settings, checkpoint_every=every)
+        with pytest.raises(ZeroDivisionError):
+            first.fit()
+        again = make(*chosen, folder=open_run(f"{saved}"), **settings)
+        assert again.resume() == (saved > 0)
+        assert again.step == saved
+        assert again.fit() == metrics
+        assert_same_end(again, whole)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_stop_signal_saves_first_and_the_run_goes_on_from_there(at, name, code, open_run):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    whole = make("fogzo", "lsq", folder=open_run("whole"))
+    whole.fit()
+    stop = Tell(at, lambda: signal.raise_signal(signal.Signals[name]))
+    stopped = make("fogzo", "lsq", folder=open_run(), reporters=[stop])
+    with pytest.raises(Interrupted, match=f"{name} after step {at}; the same command goes on") as caught:
+        stopped.fit()
+    assert caught.value.code == code
+    assert stop.closed == 1
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    again = make("fogzo", "lsq", folder=open_run())
+    assert again.resume()
+    assert again.step == at
+    again.fit()
+    assert_same_end(again, whole)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_signal_at_the_last_step_ends_the_run(open_run):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(folder=open_run(), reporters=[Tell(2, twice)]).fit()
+    trainer = make(folder=open_run("last"), reporters=[Tell(6, lambda: signal.raise_signal(signal.SIGTERM))])
+    assert trainer.fit().keys() == {"train_loss", "test_loss", "accuracy"}
+    assert trainer.step == 6
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_drops_old_rows(open_run):
+    folder = open_run()
+    folder.log({"step": 99})
+    trainer = make(folder=folder)
+    assert not trainer.resume()
+    trainer.fit()
+    assert [row["step"] for row in outcome(trainer)[0]] == [1, 2, 3, 4, 5, 6]
+    assert not make().resume()  # nor is there one without a folder
+
+
+def test_the_time_that_steps_wait_for_data_is_kept_apart_and_goes_on_with_the_run(open_run):
+    def slow(trainer):
+        batch = trainer.feed.batch
+        trainer.feed.batch = lambda step: (time.sleep(0.02), batch(step))[1]
+        return trainer
+
+    with pytest.raises(ZeroDivisionError):
+        slow(make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)])).fit()
+    again = make(folder=open_run())
+    again.resume()
+    waited = again.ledger.data_seconds
+    assert 0.04 <= waited < again.ledger.seconds
+    slow(again).fit()
+    last = json.loads(again.folder.metrics_file.read_text().splitlines()[-1])
+    assert waited + 0.08 <= last["data_seconds"] == again.ledger.data_seconds < last["seconds"]
+
+
+def test_the_time_that_a_process_computes_is_recorded_and_goes_on_with_the_run(open_run, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("fogzo.training.trainer.time.process_time", lambda: next(clock))
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
+    again = make(folder=open_run())
+    again.resume()
+    assert again.ledger.cpu_seconds == 2
+    again.fit()
+    assert json.loads(again.folder.metrics_file.read_text().splitlines()[-1])["cpu_seconds"] == 6
+
+
+OTHERS = {"run": {"seed": 6}, "model": {"quantizer": "lsq"}, "optimizer": {"optimizer": "adamw"}}
+PARTS = ["model", "optimizer", "ledger", "step", "means", "metrics_bytes"]
+
+
+@pytest.mark.parametrize("kind", [*(f"another {what}" for what in OTHERS), *(f"no {part}" for part in PARTS)])
+def test_a_foreign_checkpoint_is_refused_and_the_rows_are_kept(kind, open_run):
+    trainer = make(folder=open_run(), steps=2)
+    trainer.fit()
+    rows = trainer.folder.metrics_file.read_bytes()
+    own, what = trainer.folder.checkpoint_file, kind.split()[1]
+    if kind.startswith("another"):
+        other = make(folder=open_run("other", {"seed": 5} | OTHERS[what]), **OTHERS[what])
+        other.save()
+        own.write_bytes(other.folder.checkpoint_file.read_bytes())
+    else:
+        trainer.save()
+        checkpoint.save(own, {key: value for key, value in checkpoint.load(own).items() if key != what})
+    with pytest.raises(RunError, match=r"checkpoint\.pt .*move it away"):
+        make(folder=open_run(), steps=2).resume()
+    assert trainer.folder.metrics_file.read_bytes() == rows
+
+
+def test_lost_rows_are_noticed(open_run):
+    trainer = make(folder=open_run(), steps=2)
+    trainer.fit()
+    trainer.save()
+    trainer.folder.metrics_file.unlink()
+    with pytest.raises(RunError, match="rows are missing"):
+        make(folder=open_run(), steps=2).resume()
+
+
+@pytest.mark.parametrize("place", ["loss", "evaluation"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(place, open_run):
+    trainer = make(folder=open_run(), checkpoint_every=1, evaluate_every=3)
+    data = trainer.task.data
+    part, example = (data.train, trainer.order.batch(2)[0]) if place == "loss" else (data.test, 0)
+    part.inputs[example] = torch.nan  # seen by the third step, or by the evaluation after it
+    with pytest.raises(Diverged, match=r"nan.*step 3"):
+        trainer.fit()
+    assert [row["step"] for row in outcome(trainer)[0]][:2] == [1, 2]
+    assert checkpoint.load(trainer.folder.checkpoint_file)["step"] == 2
+
+
+def test_weights_that_a_step_made_infinite_are_no_good_checkpoint(open_run):
+    trainer = make(folder=open_run(), checkpoint_every=1)
+    trainer.reporters = [Tell(3, lambda: trainer.model[3].weight.data.fill_(torch.inf))]
+    with pytest.raises(Diverged):
+        trainer.fit()
+    state = checkpoint.load(trainer.folder.checkpoint_file)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_micro_batches_give_the_step_of_the_whole_batch(estimator):
+    def train(micro_batches):
+        trainer = make(estimator, dtype=torch.float64, micro_batches=micro_batches, clip_norm=0.5)
+        trainer.model[1], trainer.model[2] = nn.Identity(), nn.Identity()  # these look at batches as a whole
+        estimates = [trainer.train_step(step) for step in range(3)]
+        return trainer, torch.stack([estimate.loss for estimate in estimates])
+
+    (whole, losses), (pieces, losses_of_pieces) = train(1), train(5)
+    torch.testing.assert_close(losses_of_pieces, losses, rtol=1e-9, atol=0)
+    for p, q in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-9)
+    assert pieces.ledger.row() | TIMES == whole.ledger.row() | TIMES
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together():
+    lengths = {}
+    for clip_norm in (0.0, 0.01):
+        trainer = make(clip_norm=clip_norm)
+        trainer.train_step(0)
+        lengths[clip_norm] = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert lengths[0.0] > 0.1
+    assert lengths[0.01].item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("probe_batch", [0, 2])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("estimator", ["fogzo", "nspsa"])
+def test_bf16_runs_near_fp32_and_keeps_the_weights_in_fp32(estimator, quantizer, probe_batch):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = make(estimator, quantizer, precision=precision, samples=3, probe_batch=probe_batch)
+        losses.append(trainer.train_step(0).loss)
+        tensors = [*trainer.model.parameters(), *(p.grad for p in trainer.model.parameters())]
+        assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[1].float(), losses[0], rtol=0.05, atol=0.05)
+
+
+def test_evaluation_leaves_the_training_state_untouched(open_run):
+    trainer = make("fogzo", "lsq")
+    trainer.train_step(0)
+    before, generator = copy.deepcopy(trainer.state_dict()), torch.get_rng_state()
+    first = trainer.task.evaluate(trainer.model)
+    assert trainer.model.training
+    assert_same_state(trainer.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert trainer.task.evaluate(trainer.model) == first
+    assert Classification(trainer.task.data, evaluation_batch=7).evaluate(trainer.model) == pytest.approx(first)
+    often, seldom = make(folder=open_run("often"), evaluate_every=1), make(folder=open_run("seldom"))
+    assert often.fit() == seldom.fit()
+    assert_same_state(often.state_dict()["model"], seldom.state_dict()["model"])
+
+
+@pytest.mark.parametrize(("examples", "train", "test"), [(None, 4_000, 1_000), (100, 100, 100), (2_000, 2_000, 1_000)])
+def test_as_many_images_are_evaluated_as_asked_for(examples, train, test, monkeypatch):
+    data = mnist5k()
+    task = task_of(data, evaluation_examples=examples)
+    seen = []
+    take = TensorSplit.batch
+    monkeypatch.setattr(TensorSplit, "batch", lambda split, indices: (seen.append(indices), take(split, indices))[1])
+    task.evaluate(mlp())
+    training, tested = (sorted(i for part in seen[:-1] for i in part.tolist()), seen[-1].tolist())
+    assert (len(set(training)), len(set(tested))) == (train, test)
