@@ -44,7 +44,7 @@ def data(steps: int, images: int, tokens: int) -> None:
 def decoding(folder: Path, images: int = 100, rounds: int = 5) -> dict[str, float]:
     """Training images a second of processor time, for each augmentation: those of the fastest round.
 
-    ``fogzo/training/costs.py`` keeps them as DECODED.
+    ``fogzo.data.DECODING_RATES`` keeps them for the plan.
     """
     files = [str(file) for file in sorted(folder.rglob("*.JPEG"))[:images]]
     rates = {}

@@ -1,6 +1,7 @@
 """Data sets, and the order in which training sees them."""
 
-from fogzo.data.base import Batch, Data, DataError, Selection, Split
+from fogzo.data.augment import DECODING_RATES
+from fogzo.data.base import FACTS, Batch, Data, DataError, Facts, Selection, Split
 from fogzo.data.feed import Feed
 from fogzo.data.imagefolder import imagenet1k, imagenet100
 from fogzo.data.images import ImageData, TensorSplit
@@ -11,10 +12,13 @@ from fogzo.data.text import TextData, TokenSplit, c4
 from fogzo.data.torchvision_sets import fashion_mnist, mnist
 
 __all__ = [
+    "DECODING_RATES",
+    "FACTS",
     "Batch",
     "Data",
     "DataError",
     "DataOrder",
+    "Facts",
     "Feed",
     "ImageData",
     "Selection",

@@ -16,6 +16,25 @@ class DataError(ValueError):
     """A data set is missing or damaged; the message says which, where, and what to do."""
 
 
+class Facts(NamedTuple):
+    """What is known of a set of images without reading it."""
+
+    train: int  # examples
+    test: int
+    image: tuple[int, int, int]  # channels, height, width in pixels, as training takes them if nothing else is said
+    classes: int
+
+
+# ImageNet-100's counts are those of CMC's list of classes
+FACTS = {
+    "mnist5k": Facts(4_000, 1_000, (1, 28, 28), 10),
+    "mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
+    "fashion_mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
+    "imagenet100": Facts(126_689, 5_000, (3, 224, 224), 100),
+    "imagenet1k": Facts(1_281_167, 50_000, (3, 224, 224), 1000),
+}
+
+
 class Selection(NamedTuple):
     """Examples of one batch.  Both are int64, on the CPU, of shape (B,)."""
 

@@ -26,7 +26,7 @@ from fogzo.data.augment import (
     read_image,
     training_transform,
 )
-from fogzo.data.base import Batch, DataError, Selection, Split
+from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
 from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, tree_files, tree_sha256
 from fogzo.data.verify import check_tree
 from fogzo.seeding import derive_seed
@@ -134,7 +134,7 @@ def imagenet1k(root: str | Path = "data", **options: Any) -> FolderData:
         f"link {folder} to a folder with train/ and val/, each with a folder of images for each of the 1000 classes "
         f"(www.image-net.org gives it to registered users), {MINI}"
     )
-    return folder_data("imagenet1k", folder, way_out, wanted=1000, **options)
+    return folder_data("imagenet1k", folder, way_out, wanted=FACTS["imagenet1k"].classes, **options)
 
 
 def folder_data(

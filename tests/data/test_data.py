@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fogzo.data import DataError, DataOrder, fashion_mnist, mnist, mnist5k, torchvision_sets
+from fogzo.data import FACTS, DataError, DataOrder, fashion_mnist, mnist, mnist5k, torchvision_sets
 from fogzo.data.images import digest, split
 from fogzo.data.torchvision_sets import FILES
 
@@ -48,7 +48,7 @@ def refused_with(*parts):
 
 
 def test_mnist5k_holds_as_many_of_each_digit_in_both_splits(digits):
-    assert (len(digits.train), len(digits.test), digits.classes) == (4000, 1000, 10)
+    assert (len(digits.train), len(digits.test), digits.train.inputs.shape[1:], digits.classes) == FACTS["mnist5k"]
     assert torch.bincount(digits.train.targets).tolist() == [400] * 10
     assert torch.bincount(digits.test.targets).tolist() == [100] * 10
     for part in (digits.train, digits.test):
