@@ -1,0 +1,177 @@
+"""The statements of docs/theory.md, by quadrature or Monte Carlo."""
+
+import math
+
+import pytest
+import torch
+
+from fogzo.smoothing import Logistic, Triangular, Uniform
+
+KAPPA = 9 / 5  # fourth moment of the uniform noise
+HALF, ONE = Uniform(0.5), Uniform(1.0)
+
+
+def draws(smoothing, *shape):
+    generator = torch.Generator().manual_seed(1)
+    return smoothing.from_uniform(torch.rand(*shape, generator=generator, dtype=torch.float64))
+
+
+def explained(beta, cosine, d, pairs=1.0):
+    """q(β): the part of ‖∇‖² that the best multiple of G explains."""
+    t = 1 - beta
+    along = beta * cosine**2 + t
+    one = beta**2 * cosine**2 + beta * t * (1 + 4 * cosine**2 + d * cosine**2) + t**2 * (d + KAPPA - 1)
+    mean = beta**2 * cosine**2 + 2 * beta * t * cosine**2 + t**2  # ‖A∇‖²
+    return along**2 / (one / pairs + (1 - 1 / pairs) * mean)
+
+
+def guide_at(cosine, d):
+    """∇ and a unit guide at that cosine."""
+    true, guide = torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+    true[0], guide[0], guide[1] = 1.0, cosine, math.sqrt(1 - cosine**2)
+    return true, guide
+
+
+def estimates(beta, cosine, d, count):
+    true, guide = guide_at(cosine, d)
+    u = math.sqrt(beta) * guide + math.sqrt(1 - beta) * draws(HALF, count, d)
+    return true, (u @ true)[:, None] * u
+
+
+@pytest.mark.parametrize(("beta", "cosine"), [(0.0, 0.3), (0.7, 0.3), (0.95, 0.6), (0.95, 0.0)])
+def test_the_quality_of_one_pair_is_as_the_formula_says(beta, cosine):
+    true, found = estimates(beta, cosine, 12, 200_000)
+    quality = float((found @ true).mean() ** 2 / found.square().sum(1).mean())
+    assert quality == pytest.approx(explained(beta, cosine, 12), rel=0.02)
+
+
+def test_the_mean_leans_toward_the_guide():
+    true, found = estimates(0.8, 0.5, 6, 200_000)
+    _, guide = guide_at(0.5, 6)
+    torch.testing.assert_close(found.mean(0), 0.8 * 0.5 * guide + 0.2 * true, atol=6e-3, rtol=0)
+
+
+def test_the_noise_share_is_that_of_guided_es():
+    beta, d = 0.999, 7960
+    share = d * (1 - beta) / (beta + d * (1 - beta))
+    assert share == pytest.approx(0.89, abs=0.005)
+    _, guide = guide_at(0.5, d)
+    u = math.sqrt(beta) * guide + math.sqrt(1 - beta) * draws(HALF, 200, d)
+    noise = (u - (u @ guide)[:, None] * guide).square().sum(1) / u.square().sum(1)
+    assert float(noise.mean()) == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("d", [10, 1000, 7960])
+@pytest.mark.parametrize("cosine", [0.001, 0.003, 0.0112, 0.05, 0.3, 0.9])
+def test_with_one_pair_no_beta_in_between_is_best(cosine, d):
+    ends = max(explained(0.0, cosine, d), explained(1.0, cosine, d))
+    assert ends == pytest.approx(max(cosine**2, 1 / (d + KAPPA - 1)))
+    between = [explained(1 - 10**-exponent, cosine, d) for exponent in torch.linspace(0.01, 12, 500).tolist()]
+    assert max(between) <= ends * (1 + 1e-12)
+
+
+def test_only_much_noise_gains_by_averaging_over_many_steps():
+    def left(beta, steps):  # of the error, after averaging the estimates of so many steps
+        return 1 - explained(beta, 0.5, 7960, pairs=steps)
+
+    assert left(1.0, 1) == left(1.0, 1e5) == 0.75
+    assert left(0.999, 1e5) == pytest.approx(0.75, abs=0.01)
+    assert left(0.0, 1e5) == pytest.approx(0.07, abs=0.005)
+    assert left(0.0, 1e3) > 0.75  # and not before there are more steps than weights
+
+
+def test_with_more_pairs_the_best_beta_in_between_is_little_better_than_the_ends():
+    gains = []
+    for cosine in (0.05, 0.2, 0.5, 0.9):
+        for pairs in (1e1, 1e3, 3e4, 1e6):
+            best = max(explained(1 - 10 ** -(exponent / 20), cosine, 7960, pairs) for exponent in range(1, 160))
+            ends = max(explained(0.0, cosine, 7960, pairs), explained(1.0, cosine, 7960, pairs))
+            gains.append((1 - ends) / (1 - best))
+    assert 1.15 < max(gains) < 1.25
+
+
+def test_a_control_variate_has_the_noise_of_the_bias():
+    d, weight = 12, 0.3
+    true, guide = guide_at(0.8, d)
+    z = draws(HALF, 200_000, d)
+    found = guide + weight * (z @ (true - guide))[:, None] * z
+    torch.testing.assert_close(found.mean(0), guide + weight * (true - guide), atol=5e-3, rtol=0)
+    variance = float((found - found.mean(0)).square().sum(1).mean())
+    bias = float((true - guide).square().sum())
+    assert variance == pytest.approx(weight**2 * (d + KAPPA - 2) * bias, rel=0.02)
+
+
+def test_a_one_sided_probe_needs_the_random_sign():
+    beta, d = 0.9, 5
+    true, guide = guide_at(0.5, d)
+    hessian = torch.diag(torch.arange(1.0, d + 1, dtype=torch.float64))
+    z = draws(HALF, 200_000, d)
+    signs = torch.where(draws(HALF, 200_000, 1) > 0, 1.0, -1.0)
+
+    def mean(u):
+        slope = u @ true + 0.5 * ((u @ hessian) * u).sum(1)
+        return (slope[:, None] * u).mean(0)
+
+    even = 0.5 * (beta * guide @ hessian @ guide + (1 - beta) * hessian.trace()) * guide + (1 - beta) * hessian @ guide
+    symmetric = beta * (guide @ true) * guide + (1 - beta) * true
+    noise = math.sqrt(1 - beta) * z
+    torch.testing.assert_close(mean(math.sqrt(beta) * signs * guide + noise), symmetric, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        mean(math.sqrt(beta) * guide + noise), symmetric + math.sqrt(beta) * even, atol=0.02, rtol=0
+    )
+
+
+KERNELS = {  # smoothing, jump of h, K(y)
+    "round, uniform": (HALF, 1, lambda y: 1.5 - 6 * y**2),
+    "hardtanh": (ONE, 2, lambda y: 1.5 * (1 - y**2)),
+    "ApproxSign": (Triangular(), 2, lambda y: 2 * (1 - 3 * y**2 + 2 * y**3)),
+    "tanh": (
+        Logistic(),
+        2,
+        lambda y: 12 / math.pi**2 * (math.log(2) + math.log(math.cosh(y)) - y * math.tanh(y)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("y", [0.0, 0.2, 0.45])
+def test_without_a_guide_the_mean_is_the_gradient_of_another_smoothing(name, y):
+    smoothing, jump, kernel = KERNELS[name]
+    cells = 200_000
+    z = smoothing.from_uniform((torch.arange(cells, dtype=torch.float64) + 0.5) / cells)
+    heaviside = torch.where(smoothing.std * z > y, 1.0, 0.0) - torch.where(-smoothing.std * z > y, 1.0, 0.0)
+    found = jump * (heaviside * z / (2 * smoothing.std)).mean()
+    assert float(found) == pytest.approx(kernel(y), abs=2e-3)
+
+
+def test_coin_flips_of_half_a_step_give_the_identity_back():
+    for y in (0.1, 0.3, 0.49):
+        pair = [((1.0 if 0.5 * z > y else 0.0) - (1.0 if -0.5 * z > y else 0.0)) * z / (2 * 0.5) for z in (-1, 1)]
+        assert sum(pair) / 2 == 1.0
+
+
+def test_noise_inflates_quests_scale():
+    from fogzo import QuEST
+
+    w = draws(Uniform(1.0), 8, 4096)
+    for bits, percent in ((1, 10), (2, 4)):
+        quantizer = QuEST(bits)
+        quantizer.fit(w)
+        scale = quantizer.scale(w)
+        moved = quantizer.scale(w + quantizer.smoothing.std * scale * draws(HALF, 8, 4096).flip(1))
+        assert float(100 * (moved / scale - 1).mean()) == pytest.approx(percent, abs=0.7)
+
+
+def test_the_displaced_ste_has_the_gradient_of_the_network_that_the_surrogate_stands_for():
+    hessian = torch.tensor([[1.0, 0.7], [0.7, 2.0]], dtype=torch.float64)
+    slope, x = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([0.8, -1.3], dtype=torch.float64)
+    cells = torch.arange(1000, dtype=torch.float64)
+    z = HALF.from_uniform((cells + 0.5) / 1000)  # the same grid for both coordinates
+    codes = [(one + HALF.std * z).round() for one in x]
+    mean_gradient = hessian @ torch.stack([code.mean() for code in codes]) + slope
+    torch.testing.assert_close(mean_gradient, hessian @ x + slope, atol=2e-3, rtol=0)  # h_smooth(x) = x, h_smooth' = 1
+    plain = hessian @ x.round() + slope
+    assert float((plain - mean_gradient).abs().max()) > 0.1  # the STE at the undisplaced codes is biased
+    after_lower_code = x - x.floor()
+    variances = torch.stack([code.var(correction=0) for code in codes])
+    torch.testing.assert_close(variances, after_lower_code * (1 - after_lower_code), atol=2e-3, rtol=0)
