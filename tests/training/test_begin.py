@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import test_trainer
 import torch
 from helpers.tampered import tampered
 from helpers.text_helpers import ROOT
@@ -17,7 +16,6 @@ from fogzo.training.launch import train
 from fogzo.training.warm_start import begin
 from fogzo.training.watch import Diverged, LossWatch
 
-open_run = test_trainer.open_run
 OPTIONS = {"estimator": "fogzo", "quantizer": "lsq", "checkpoint_every": 2}
 
 

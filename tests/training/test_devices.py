@@ -108,7 +108,7 @@ def test_a_run_without_a_number_of_threads_has_not_that_of_the_run_before(monkey
 
 
 def test_one_process_begins_without_a_sum_in_fp64_which_apple_gpus_lack():
-    from test_trainer import make
+    from helpers.trainers import make
 
     from fogzo.training.launch import same_start
 
@@ -148,7 +148,7 @@ def test_a_run_that_is_deterministic_keeps_the_name_that_it_had_before_there_was
 
 
 def test_an_explicit_device_and_a_single_run_take_no_lock(monkeypatch):
-    from test_configs import composed
+    from helpers.configs import composed
 
     import fogzo.training.launch
 

@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-import test_trainer
 import torch
 from helpers.trainers import Tell, make
 
@@ -14,7 +13,6 @@ from fogzo.training.memory import PeakMemory
 
 CPU = torch.device("cpu")
 MIB = 2**20
-open_run = test_trainer.open_run
 
 
 def fill(mebibytes):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_trainer
 import torch
 from helpers.tampered import tampered
 from helpers.trainers import ESTIMATORS, TIMES, Tell, assert_same_end, assert_same_state, make, outcome
@@ -22,7 +21,6 @@ from fogzo.training.signals import Interrupted
 from fogzo.training.tasks import Classification
 from fogzo.training.watch import STOP_ON, Diverged, LossWatch, Means, numbers
 
-open_run = test_trainer.open_run
 COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", *TIMES}
 
 
