@@ -63,8 +63,8 @@ def positive(value: Any, name: str, *, hint: str = "") -> float:
 
 def share(value: Any, name: str, *, hint: str = "") -> float:
     """Return ``value`` if it is a number in [0, 1]; ``hint`` ends the error."""
-    if not _fits(value, float) or not 0 <= value <= 1:
-        raise ArgumentError(name, value, f"lies outside [0, 1]{hint}")
+    if not _fits(value, float) or not 0 <= value <= 1:  # also for nan
+        raise ArgumentError(name, value, f"is not possible: give a number in [0, 1]{hint}")
     return float(value)
 
 

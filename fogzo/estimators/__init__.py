@@ -2,10 +2,9 @@
 
 from fogzo.estimators.base import Closure, Estimate, Estimator
 from fogzo.estimators.controls import NoisyStraightThrough, RescaledStraightThrough
-from fogzo.estimators.fogzo import FOGZO
+from fogzo.estimators.fogzo import FOGZO, NSPSA
 from fogzo.estimators.phased import Phased
 from fogzo.estimators.probes import evaluations_per_call
-from fogzo.estimators.spsa import NSPSA
 from fogzo.estimators.straight_through import StraightThrough
 
 __all__ = [

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from fogzo.checks import whole
+from fogzo.errors import UserError
+from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers.base import check_latent
 
 
 class Closure(Protocol):
@@ -47,6 +53,9 @@ class Estimate:
 class Estimator(ABC):
     """Contract: no optimizer, no loop, no hidden state; parameters and buffers are afterwards what they were."""
 
+    buffers: int = 0  # weight-sized buffers that an estimate holds at most, beside the weights and their .grad
+    together: int = 1  # losses that one call of the closure evaluates at most; more where probes are batched
+
     @abstractmethod
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         """Fill ``.grad`` of every trainable parameter for training step ``step``, and say what was seen.
@@ -56,9 +65,49 @@ class Estimator(ABC):
         undefined.
         """
 
+    @abstractmethod
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        """Return the forward and the backward passes over whole batches of ``steps`` steps from step ``first`` on."""
+
+
+def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
+    """Return the trainable ones of ``weights``, which must be of one model, each once, and not in 16 bits.
+
+    Raises:
+        UserError: if they are not, or if none is trainable.
+    """
+    way_out = "pass the list that fogzo.quantized_weights(model) returns"
+    listed: list[Any] = list(weights) if isinstance(weights, list | tuple) else [weights]
+    wrong = [type(weight).__name__ for weight in listed if not isinstance(weight, QuantizedWeight)]
+    if wrong or not isinstance(weights, list | tuple):
+        raise UserError(f"weights is or holds a {(wrong or [type(weights).__name__])[0]}: {way_out}")
+    for weight in listed:
+        check_latent(weight.latent)
+    if len({weight.model for weight in listed}) > 1 or len({id(weight.latent) for weight in listed}) < len(listed):
+        raise UserError(f"weights holds tensors of several models, or one of them twice: {way_out}, of the whole model")
+    trainable = [weight for weight in listed if weight.latent.requires_grad]
+    if not trainable:
+        raise UserError(f"weights holds nothing to train: {way_out}, with requires_grad left on")
+    return trainable
+
+
+def check_gradients_empty(model: nn.Module) -> None:
+    """Raise ``UserError`` if the ``.grad`` of a parameter holds anything but zeros."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and bool(parameter.grad.any()):
+            plain_name = name.replace("parametrizations.", "").removesuffix(".original")
+            raise UserError(
+                f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
+                "first (accumulate micro-batches inside the closure)"
+            )
+
+
+def trains_others(weights: Sequence[QuantizedWeight]) -> bool:
+    """Return whether the model of ``weights`` trains parameters beside them, which keep their first-order gradient."""
+    latents = {id(weight.latent) for weight in weights}
+    return any(p.requires_grad and id(p) not in latents for p in weights[0].model.parameters())
+
 
 def check_whole(value: int, *, name: str, lowest: int = 1) -> int:
-    """Return ``value`` if it is a whole number of at least ``lowest``, else raise ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(f"{name}={value!r} is not possible: give a whole number of at least {lowest}")
-    return value
+    """As :func:`fogzo.checks.whole`."""
+    return whole(value, name, lowest=lowest)

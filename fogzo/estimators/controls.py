@@ -7,12 +7,14 @@ Two more need no class: β = 1 (``FOGZO(..., beta=1.0)``: the STE's direction wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from fogzo.estimators.base import Closure, Estimate, Estimator
-from fogzo.estimators.fogzo import FOGZO, check_beta, check_gradients_empty, check_weights
+from fogzo.checks import whole
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.beta import Beta, beta_at, check_beta
+from fogzo.estimators.fogzo import FOGZO
 from fogzo.estimators.perturb import Noise
 from fogzo.quantize import QuantizedWeight
 
@@ -27,15 +29,13 @@ class NoisyStraightThrough(Estimator):
         weights, beta, seed: as for :class:`fogzo.FOGZO`; β must be positive.
     """
 
-    def __init__(
-        self, weights: Sequence[QuantizedWeight], *, beta: float | Callable[[int], float] = 0.999, seed: int = 0
-    ) -> None:
+    def __init__(self, weights: Sequence[QuantizedWeight], *, beta: Beta = 0.999, seed: int = 0) -> None:
         self.weights = check_weights(weights)
-        self.beta = beta if callable(beta) else check_positive_beta(beta)
-        self.seed = seed
+        self.beta = check_beta(beta, guided=True)
+        self.seed = whole(seed, "seed", lowest=0)
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
-        beta = check_positive_beta(self.beta(step)) if callable(self.beta) else self.beta
+        beta = beta_at(self.beta, step, guided=True)
         check_gradients_empty(self.weights[0].model)
         with torch.enable_grad():
             loss = closure(backward=True)
@@ -50,6 +50,9 @@ class NoisyStraightThrough(Estimator):
                 weight.latent.grad = added if weight.latent.grad is None else weight.latent.grad.add_(added)
         return Estimate(loss=loss.detach(), beta=beta, guide_norm=g_norm)
 
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        return steps, steps
+
 
 class RescaledStraightThrough(Estimator):
     """STE's gradient at the norm of FOGZO's estimate (in grid units): FOGZO's step length without its direction.
@@ -63,19 +66,20 @@ class RescaledStraightThrough(Estimator):
         weights: Sequence[QuantizedWeight],
         *,
         samples: int = 1,
-        beta: float | Callable[[int], float] = 0.999,
+        beta: Beta = 0.999,
         seed: int = 0,
         spread: bool = False,
         crossings_every: int = 0,
     ) -> None:
-        beta = beta if callable(beta) else check_positive_beta(beta)
+        beta = check_beta(beta, guided=True)
         self.inner = FOGZO(
             weights, samples=samples, beta=beta, seed=seed, spread=spread, crossings_every=crossings_every
         )
+        self.buffers = self.inner.buffers + 1  # the STE's gradient
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         weights = self.inner.weights
-        check_positive_beta(self.inner.beta(step) if callable(self.inner.beta) else self.inner.beta)
+        beta_at(self.inner.beta, step, guided=True)
         kept: list[torch.Tensor] = []
 
         def keeping(*, backward: bool) -> torch.Tensor:
@@ -94,6 +98,9 @@ class RescaledStraightThrough(Estimator):
                 weight.latent.grad = grad.mul_(factor)
         return estimate
 
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        return self.inner.passes(steps, first=first)
+
     def _norm(self, grads: Sequence[torch.Tensor | None]) -> torch.Tensor:
         parts = [
             torch.linalg.vector_norm(grad * weight.grid_unit())
@@ -102,10 +109,3 @@ class RescaledStraightThrough(Estimator):
         ]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts))
         return norm
-
-
-def check_positive_beta(beta: float) -> float:
-    """As :func:`check_beta`, and β > 0."""
-    if check_beta(beta) == 0:
-        raise ValueError("beta=0 has no guide whose size the noise could take: give beta in (0, 1]")
-    return float(beta)

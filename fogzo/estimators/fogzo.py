@@ -18,22 +18,24 @@ compares the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
-from fogzo.estimators.crossings import codes_crossed
+from fogzo.checks import choice, choices_of, flag, positive, whole
+from fogzo.errors import UserError
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, trains_others
+from fogzo.estimators.beta import Beta, beta_at, check_beta
 from fogzo.estimators.perturb import Noise
-from fogzo.estimators.probes import Probes, add_weighted, slopes_of
+from fogzo.estimators.probes import Probes, add_weighted, codes_crossed, slopes_of
 from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
-from fogzo.ranks import world
+from fogzo.ranks import share, world
 
-GUIDE_NORMS = ("global", "rms", "per_tensor")
+GuideNorm = Literal["global", "rms", "per_tensor"]
 
 
 class FOGZO(Estimator):
@@ -71,35 +73,53 @@ class FOGZO(Estimator):
         weights: Sequence[QuantizedWeight],
         *,
         samples: int = 1,
-        beta: float | Callable[[int], float] = 0.999,
+        beta: Beta = 0.999,
         seed: int = 0,
-        guide_norm: str = "global",
+        guide_norm: GuideNorm = "global",
         epsilon: float = 1.0,
         probe_batch: int = 0,
         spread: bool = False,
         crossings_every: int = 0,
     ) -> None:
         self.weights = check_weights(weights)
-        self.samples = check_whole(samples, name="samples")
-        self.beta = beta if callable(beta) else check_beta(beta)
-        self.seed = seed
-        if guide_norm not in GUIDE_NORMS:
-            raise ValueError(f"guide_norm={guide_norm!r} is not known: choose one of {', '.join(GUIDE_NORMS)}")
-        self.guide_norm = guide_norm
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon!r} must be positive: 1 is the smoothing that the STE implies")
-        self.epsilon = epsilon
-        self.probe_batch = check_whole(probe_batch, name="probe_batch", lowest=0)
-        self.crossings_every = check_whole(crossings_every, name="crossings_every", lowest=0)
-        self.spread = spread
+        self.samples = whole(samples, "samples")
+        self.beta = check_beta(beta)
+        self.seed = whole(seed, "seed", lowest=0)
+        self.guide_norm = choice(guide_norm, "guide_norm", choices_of(GuideNorm))
+        self.epsilon = positive(epsilon, "epsilon", hint="; 1 is the smoothing that the STE implies")
+        self.probe_batch = whole(probe_batch, "probe_batch", lowest=0)
+        self.crossings_every = whole(crossings_every, "crossings_every", lowest=0)
+        self.spread = flag(spread, "spread")
         if spread and self.samples < world()[1]:
-            raise ValueError(
+            raise UserError(
                 f"samples={samples} cannot be spread over {world()[1]} ranks: raise samples, start fewer processes, or "
-                "let them share the batch (parallel=data)"
+                "leave spread out and let each rank's closure be of its part of the batch"
             )
 
+    @property
+    def together(self) -> int:  # type: ignore[override]
+        return 2 * self._pairs_together or 1
+
+    @property
+    def buffers(self) -> int:  # type: ignore[override]
+        """The kept weights; or, of batched probes, each one's weights, their directions and the sum over them."""
+        k = self._pairs_together
+        return (2 if self.samples == 1 else 3 * k + 1) if k else 1
+
+    @property
+    def _pairs_together(self) -> int:
+        ranks = world()[1] if self.spread else 1
+        return min(self.probe_batch, len(share(self.samples, ranks - 1, ranks)))
+
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        betas = [beta_at(self.beta, step) for step in range(first, first + steps)]
+        guided, alone = sum(beta > 0 for beta in betas), sum(beta == 1 for beta in betas)
+        forward, backward = self._first_pass(guided=False)
+        probes = 2 * (alone + (steps - alone) * self.samples)
+        return guided + (steps - guided) * forward + probes, guided + (steps - guided) * backward
+
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
-        beta = check_beta(self.beta(step)) if callable(self.beta) else self.beta
+        beta = beta_at(self.beta, step)
         for weight in self.weights:
             check_latent(weight.latent)
         check_gradients_empty(self.weights[0].model)
@@ -161,15 +181,17 @@ class FOGZO(Estimator):
 
     def _first_order(self, closure: Closure, beta: float) -> Tensor | None:
         """The forward (and backward) pass at the undisplaced weights, as far as anything needs it."""
-        model = self.weights[0].model
-        latents = {id(weight.latent) for weight in self.weights}
-        if beta > 0 or any(p.requires_grad and id(p) not in latents for p in model.parameters()):
-            with torch.enable_grad():
-                return closure(backward=True).detach()
-        if tracking_norms(model):  # the probes leave running statistics alone, so somebody has to update them
-            with torch.no_grad():
-                return closure(backward=False).detach()
-        return None
+        forward, backward = self._first_pass(guided=beta > 0)
+        if not forward:
+            return None
+        with torch.set_grad_enabled(backward):
+            return closure(backward=backward).detach()
+
+    def _first_pass(self, *, guided: bool) -> tuple[bool, bool]:
+        """Return whether a step needs a forward, and a backward, pass at the undisplaced weights."""
+        backward = guided or trains_others(self.weights)
+        # the probes leave running statistics alone, so somebody has to update them
+        return backward or bool(tracking_norms(self.weights[0].model)), backward
 
     def _normalise_guide(self, grads: list[Tensor], units: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Turn ∂L/∂w into ĝ, in place.  Returns ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes."""
@@ -191,44 +213,31 @@ def _gradient(weight: QuantizedWeight, *, keep: bool) -> Tensor:
     return latent.grad
 
 
-def check_beta(beta: float) -> float:
-    """Return β as a float if it lies in [0, 1], else raise ``ValueError``."""
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-        raise ValueError(
-            f"beta={beta!r} lies outside [0, 1]: 0 is n-SPSA, 1 the STE's direction alone, an MLP takes 0.999"
-        )
-    return float(beta)
+class NSPSA(FOGZO):
+    """n-SPSA, the β = 0 member of the family: 2n forward passes a step, u_i = z_i.
 
-
-def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
-    """Return the trainable ones of ``weights``, which must be of one model, each once, and not in 16 bits.
-
-    Raises:
-        ValueError: if they are not, or if none is trainable.
+    A backward pass runs only if the model has trainable parameters that are not quantized (norms, float biases, learned
+    step sizes), which keep their first-order gradient.  Arguments as for :class:`fogzo.FOGZO`.
     """
-    way_out = "pass the list that fogzo.quantized_weights(model) returns"
-    listed: list[Any] = list(weights) if isinstance(weights, list | tuple) else [weights]
-    wrong = [type(weight).__name__ for weight in listed if not isinstance(weight, QuantizedWeight)]
-    if wrong or not isinstance(weights, list | tuple):
-        raise ValueError(f"weights is or holds a {(wrong or [type(weights).__name__])[0]}: {way_out}")
-    for weight in listed:
-        check_latent(weight.latent)
-    if len({weight.model for weight in listed}) > 1 or len({id(weight.latent) for weight in listed}) < len(listed):
-        raise ValueError(
-            f"weights holds tensors of several models, or one of them twice: {way_out}, of the whole model"
+
+    def __init__(
+        self,
+        weights: Sequence[QuantizedWeight],
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        epsilon: float = 1.0,
+        probe_batch: int = 0,
+        spread: bool = False,
+        crossings_every: int = 0,
+    ) -> None:
+        super().__init__(
+            weights,
+            samples=samples,
+            beta=0.0,
+            seed=seed,
+            epsilon=epsilon,
+            probe_batch=probe_batch,
+            spread=spread,
+            crossings_every=crossings_every,
         )
-    trainable = [weight for weight in listed if weight.latent.requires_grad]
-    if not trainable:
-        raise ValueError(f"weights holds nothing to train: {way_out}, with requires_grad left on")
-    return trainable
-
-
-def check_gradients_empty(model: nn.Module) -> None:
-    """Raise ``ValueError`` if the ``.grad`` of a parameter holds anything but zeros."""
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and bool(parameter.grad.any()):
-            plain_name = name.replace("parametrizations.", "").removesuffix(".original")
-            raise ValueError(
-                f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
-                "first (accumulate micro-batches inside the closure)"
-            )

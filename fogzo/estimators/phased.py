@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_whole
+from fogzo.checks import whole
+from fogzo.estimators.base import Closure, Estimate, Estimator
 
 
 class Phased(Estimator):
@@ -10,8 +11,15 @@ class Phased(Estimator):
 
     def __init__(self, first: Estimator, then: Estimator, *, switch_step: int) -> None:
         self.first, self.then = first, then
-        self.switch_step = check_whole(switch_step, name="switch_step", lowest=0)
+        self.switch_step = whole(switch_step, "switch_step", lowest=0)
+        self.buffers = max(first.buffers, then.buffers)
+        self.together = max(first.together, then.together)
 
     def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
         estimator = self.first if step < self.switch_step else self.then
         return estimator.estimate(closure, step=step)
+
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        before = min(max(self.switch_step - first, 0), steps)
+        parts = self.first.passes(before, first=first), self.then.passes(steps - before, first=first + before)
+        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]

@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fogzo.estimators.base import Closure
 from fogzo.estimators.interrupts import interrupts_deferred
 from fogzo.estimators.perturb import Displacement
 from fogzo.estimators.replay import RandomState, same_world
+from fogzo.estimators.vmap import losses_at, pairs
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import check_same, gather, same_mean, share, world
 
@@ -113,14 +111,14 @@ class Probes:
             for part in chunks(own.start, own.stop, chunk):
                 us = list(directions(part))
                 checksum = self._checksum(us) if checksum is None else checksum
-                stacked = [_pairs(latent, u, unit) for latent, u, unit in zip(latents, us, self.units, strict=True)]
+                pairs_of_weights = [pairs(*each) for each in zip(latents, us, self.units, strict=True)]
                 done = 2 * (part.start - own.start)
                 evaluations = (done + 2 * len(part)) * n // len(own) - done * n // len(own)
                 with _evaluations(evaluations):
-                    pairs = torch.func.vmap(self._loss_at, randomness="same")(*stacked).view(-1, 2)
-                losses.append(pairs)
+                    both = losses_at(self._loss, self.weights, pairs_of_weights).view(-1, 2)
+                losses.append(both)
                 if at_hand and sums is not None:
-                    add_weighted(sums, us, slopes_of(pairs))
+                    add_weighted(sums, us, slopes_of(both))
         together = self._over_ranks(torch.cat(losses), n, checksum)
         if not at_hand and sums is not None:
             for part in chunks(0, n, chunk):
@@ -167,66 +165,19 @@ class Probes:
         with nullcontext() if n == own else _evaluations((done + 1) * n // own - done * n // own):
             return self.closure(backward=False).detach()
 
-    def _loss_at(self, *latents: Tensor) -> Tensor:
-        # what torch.func.functional_call does, less its search through all modules, which outlasts a small model
-        places = [weight.chain._parameters for weight in self.weights]
-        kept = [place["original"] for place in places]
-        try:
-            for place, latent in zip(places, latents, strict=True):
-                place["original"] = latent  # type: ignore[assignment]  # a stacked tensor where a parameter lives
-            with _FasterUnderVmap():
-                return self._loss()
-        finally:
-            for place, parameter in zip(places, kept, strict=True):
-                place["original"] = parameter
 
+@torch.no_grad()
+def codes_crossed(weights: Sequence[QuantizedWeight], units: Iterable[Tensor], directions: Iterable[Tensor]) -> Tensor:
+    """Return in how many entries the codes at w + ε·α·u and at w - ε·α·u differ, over all weights; a scalar.
 
-def _pairs(latent: Tensor, u: Tensor, unit: Tensor) -> Tensor:
-    """w + unit·u and w - unit·u alternating: (K, *shape) → (2K, *shape), rounded as in ``Displacement``."""
-    pairs = latent.new_empty(len(u), 2, *latent.shape)
-    torch.addcmul(latent, u, unit, out=pairs[:, 0])
-    torch.sub(2 * latent, pairs[:, 0], out=pairs[:, 1])
-    return pairs.flatten(0, 1)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` as (W xᵀ)ᵀ: stacked weights on a shared input become one large product.
-
-    vmap's own rule copies x for each of them, and narrow layers then take 3 to 4 times as long.
+    It tells why a slope is zero or chance.  ``units`` holds ε·α and ``directions`` u, weight by weight, of any shape
+    that broadcasts to the weight's.  Two quantizations of the weights and no forward pass; nothing larger than a few
+    copies of one weight.
     """
-    rows = input.reshape(-1, input.shape[-1])
-    output = (weight @ rows.mT).mT
-    if bias is not None:
-        output.add_(bias)  # in place, so in the product's precision under autocast, as F.linear does
-    return output if input.dim() == 2 else output.reshape(*input.shape[:-1], -1)
-
-
-def _cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """``F.cross_entropy``; its commonest form by logsumexp, as log_softmax over few classes takes 5 times as long."""
-    plain = weight is None and size_average is None and reduce is None and reduction == "mean" and label_smoothing == 0
-    if not plain or input.dim() != 2 or target.is_floating_point():
-        return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-    logits = input.to(torch.promote_types(input.dtype, torch.float32))  # as F.cross_entropy does under autocast
-    counted = target != ignore_index
-    chosen = logits.gather(1, torch.where(counted, target.long(), 0).unsqueeze(1)).squeeze(1)
-    return torch.where(counted, logits.logsumexp(1) - chosen, 0.0).sum() / counted.sum()
-
-
-class _FasterUnderVmap(TorchFunctionMode):
-    """Within: the two functions that vmap makes slow go their own ways."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear:
-            return _linear(*args, **(kwargs or {}))
-        if func is F.cross_entropy:
-            return _cross_entropy(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    crossed = []
+    for weight, unit, u in zip(weights, units, directions, strict=True):
+        latent = weight.latent.detach()
+        above = torch.addcmul(latent, u, unit)
+        below = 2 * latent - above  # rounded as in Displacement
+        crossed.append((weight.quantizer.codes(above) != weight.quantizer.codes(below)).sum())
+    return torch.stack(crossed).sum()
