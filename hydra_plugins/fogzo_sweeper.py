@@ -11,8 +11,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
 from fogzo.evidence.jobs import expand
+from fogzo.evidence.parse import parse
 
 
 class ExperimentSweeper(BasicSweeper):
@@ -37,9 +39,9 @@ class ExperimentSweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         batches = BasicSweeper.split_arguments(overrides, None)
         assert self.config is not None
-        experiment = self.config.get("experiment")
         jobs = [job for batch in batches for job in batch]
-        if experiment is not None:
+        if (given := self.config.get("experiment")) is not None:
+            experiment = parse(OmegaConf.to_container(given))
             jobs = [cell + _without(job, cell) for job in jobs for cell in expand(experiment, self.config.phase, job)]
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from fogzo.evidence.claims import claims_of, forest_of
 from fogzo.evidence.equal_loss import section
-from fogzo.evidence.experiment import read_experiment
+from fogzo.evidence.experiment import Experiment
 from fogzo.evidence.figures.curves import curves, differences, forest, remove
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.sensitivity import sensitivity
 from fogzo.evidence.frame import Evidence, gather
 from fogzo.evidence.pages import comparison_table, control_table, footer, page
+from fogzo.evidence.parse import read_experiment
 from fogzo.evidence.report.report import report
 from fogzo.evidence.summary import fill_pages
 from fogzo.evidence.values import controls_values, equal_loss_values, values_table
@@ -55,11 +56,11 @@ def main() -> None:
         sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 
-def experiments() -> list[dict[str, object]]:
+def experiments() -> list[Experiment]:
     """Every experiment whose runs are results: those of stage explore are not."""
     files = sorted(Path("configs/experiment").glob("*.yaml"))
     every = [read_experiment(file) for file in files]
-    return [experiment for experiment in every if experiment.get("stage", "confirm") == "confirm"]
+    return [experiment for experiment in every if experiment.stage == "confirm"]
 
 
 def render(evidence: Evidence) -> None:
@@ -75,11 +76,11 @@ def render(evidence: Evidence) -> None:
     _write(tables / f"{evidence.name}.csv", values_table(evidence).csv())
     _write(tables / f"{evidence.name}_controls.tex", controls.latex() + source if controls else "")
     _write(tables / f"{evidence.name}_controls.csv", controls_values(evidence).csv() if controls else "")
-    equal_loss = any_runs and evidence.experiment.get("equal_loss")
+    equal_loss = any_runs and evidence.experiment.equal_loss
     _write(tables / f"{evidence.name}_equal_loss.csv", equal_loss_values(evidence).csv() if equal_loss else "")
     print(tables / f"{evidence.name}.md")
     drawn = {"": curves, "_differences": differences}
-    if evidence.experiment.get("axes"):
+    if evidence.experiment.axes:
         drawn["_sensitivity"] = sensitivity
     for suffix, draw in drawn.items():
         stem = figures / f"{evidence.name}{suffix}"

@@ -13,10 +13,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fogzo.evidence.chosen import whole_commands
-from fogzo.evidence.experiment import Cell, cells_of, read_experiment
+from fogzo.evidence.experiment import Cell, Experiment
+from fogzo.evidence.parse import read_experiment
 from fogzo.evidence.records import Records, gaps_of, records_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,14 +40,14 @@ def main() -> None:
     sys.exit(0 if complete else 1)
 
 
-def report(experiment: dict[str, Any], records: Records, problems: dict[Path, str]) -> bool:
+def report(experiment: Experiment, records: Records, problems: dict[Path, str]) -> bool:
     """Print what is left to do for one experiment; true if there is nothing."""
-    cells = cells_of(experiment)
-    have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment["seeds"])
-    print(f"{experiment['name']}: {have} of {wanted} runs")
+    cells = experiment.cells
+    have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment.seeds)
+    print(f"{experiment.name}: {have} of {wanted} runs")
     again = {path: of for path in problems if (of := _named(path, experiment, cells)) is not None}
     lacking = [gap for cell in cells.values() for gap in gaps(experiment, cell, records, list(again.values()))]
-    spoilt = [(reason, _remove(path, experiment["name"], again.get(path))) for path, reason in problems.items()]
+    spoilt = [(reason, _remove(path, experiment.name, again.get(path))) for path, reason in problems.items()]
     stale = [(f"stale: {path} ({reason})", f"rm -r {_quoted(path)}") for path, reason in records.stale.items()]
     if not have and not spoilt and not stale and not any(records.unfinished.values()):
         lacking = [("nothing was run yet", " && ".join(whole_commands(experiment)))]
@@ -59,10 +59,10 @@ def report(experiment: dict[str, Any], records: Records, problems: dict[Path, st
     return not (lacking or stale or spoilt)
 
 
-def _named(path: Path, experiment: dict[str, Any], cells: Mapping[str, Cell]) -> tuple[str, int] | None:
+def _named(path: Path, experiment: Experiment, cells: Mapping[str, Cell]) -> tuple[str, int] | None:
     """The cell and seed that a run folder is named after, if the experiment has them; its files may be damaged."""
     found = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", path.name)
-    known = found is not None and found[1] in cells and int(found[2]) in experiment["seeds"]
+    known = found is not None and found[1] in cells and int(found[2]) in experiment.seeds
     return (found[1], int(found[2])) if found is not None and known else None
 
 
@@ -77,10 +77,10 @@ def _quoted(path: Path) -> str:
 
 
 def gaps(
-    experiment: dict[str, Any], cell: Cell, records: Records, again: Sequence[tuple[str, int]]
+    experiment: Experiment, cell: Cell, records: Records, again: Sequence[tuple[str, int]]
 ) -> list[tuple[str, str]]:
     """What one cell lacks, and the commands; without the cells and seeds that are to be run ``again`` anyhow."""
-    missing = [seed for seed in experiment["seeds"] if seed not in records.runs[cell.name]]
+    missing = [seed for seed in experiment.seeds if seed not in records.runs[cell.name]]
     missing = [seed for seed in missing if (cell.name, seed) not in again]
     return gaps_of(experiment, cell, missing, list(records.unfinished[cell.name]))
 

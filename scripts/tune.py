@@ -29,8 +29,9 @@ from omegaconf import OmegaConf
 
 from fogzo.evidence import pool as workers
 from fogzo.evidence.chosen import borrowed_values, read_tuned, tune_command, tuned_under
-from fogzo.evidence.experiment import Cell, cells_of, check_seeds, choose_cells, key_of, points_of
+from fogzo.evidence.experiment import Cell, Experiment, key_of
 from fogzo.evidence.jobs import expand
+from fogzo.evidence.parse import CONFIGS, parse
 from fogzo.evidence.tuning import CellSearch, open_journal
 from fogzo.runs.files import atomic_write
 from fogzo.runs.identity import PRESENTATION
@@ -59,24 +60,22 @@ def main() -> None:
 def tune(given: Sequence[str], jobs: int, trials: int | None) -> None:
     """Run all trials that are missing, and write the chosen values of each cell."""
     experiment, results_dir = read_experiment(given)
-    check_seeds(experiment)
     chosen_by = {key_of(override): override.partition("=")[2] for override in given}
-    cells = cells_of(experiment)
     names = chosen_by["cell"].split(",") if "cell" in chosen_by else [None]
-    trials = experiment["tuning"]["trials"] if trials is None else trials
+    trials = experiment.tuning.trials if trials is None else trials
     if trials < 1:
         raise ValueError(f"trials={trials} is not possible: give each cell at least 1")
-    asked = [c for name in names for c in choose_cells(experiment, cells, cell=name, setting=chosen_by.get("setting"))]
+    asked = [c for name in names for c in experiment.choose(cell=name, setting=chosen_by.get("setting"))]
     if not asked:
         raise ValueError(f"setting={chosen_by['setting']} has no cell={chosen_by['cell']}: give one of the two")
     chosen = [cell for cell in asked if cell.search]
     idle = [cell for cell in asked if not cell.search] if "cell" in chosen_by or not chosen else []
     if idle:  # named, or all that there is: it must not look as if they had been tuned
-        raise ValueError(nothing_to_tune(experiment["name"], idle[0]))
+        raise ValueError(nothing_to_tune(experiment.name, idle[0]))
     kept = [override for override in given if key_of(override) not in ("cell", "setting")]
     if CHOSEN not in chosen_by:
         check_own_file(experiment, kept, trials)
-    folder = results_dir / "runs" / f"{experiment['name']}_tuning"
+    folder = results_dir / "runs" / f"{experiment.name}_tuning"
     with alone(folder):
         Tuning(experiment, chosen, folder, kept, trials).run(jobs)
 
@@ -90,36 +89,36 @@ def nothing_to_tune(experiment: str, cell: Cell) -> str:
     )
 
 
-def check_own_file(experiment: dict[str, Any], given: Sequence[str], trials: int) -> None:
+def check_own_file(experiment: Experiment, given: Sequence[str], trials: int) -> None:
     """Refuse to write values that were tuned under something else over those that the experiment's tables rest on."""
-    tuning = experiment["tuning"]
+    tuning = experiment.tuning
     if changed := [override for override in given if key_of(override) not in ELSEWHERE]:
         raise ValueError(
-            f"{', '.join(changed)} would leave values in {tuning['chosen']} that are not as experiment "
-            f"{experiment['name']} asks: say where they go with {CHOSEN}=FILE"
+            f"{', '.join(changed)} would leave values in {tuning.chosen} that are not as experiment "
+            f"{experiment.name} asks: say where they go with {CHOSEN}=FILE"
         )
-    if trials != tuning["trials"]:
+    if trials != tuning.trials:
         print(
-            f"note: {tuning['chosen']} will hold values of {trials} trials, where the experiment asks for "
-            f"{tuning['trials']}: `python train.py -m` uses them with experiment.tuning.trials={trials} only "
+            f"note: {tuning.chosen} will hold values of {trials} trials, where the experiment asks for "
+            f"{tuning.trials}: `python train.py -m` uses them with experiment.tuning.trials={trials} only "
             f"({CHOSEN}=FILE leaves that file as it is)",
             file=sys.stderr,
         )
 
 
-def read_experiment(given: Sequence[str]) -> tuple[dict[str, Any], Path]:
+def read_experiment(given: Sequence[str]) -> tuple[Experiment, Path]:
     """The experiment that the command names, and where its results go."""
     if launching := [override for override in given if override.startswith(("hydra/", "hydra."))]:
         raise ValueError(f"{launching[0]} is for sweeps: tuning has worker processes of its own, give --jobs N")
     known = [override for override in given if key_of(override) not in ("cell", "setting")]
     try:
-        with initialize_config_dir(str(workers.CONFIGS), version_base="1.3"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config: Any = OmegaConf.to_container(compose("train", known))
     except HydraException as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not config.get("experiment"):
         raise ValueError("say what to tune, such as `python scripts/tune.py experiment=mlp_compute`")
-    return config["experiment"], Path(config["results_dir"])
+    return parse(config["experiment"]), Path(config["results_dir"])
 
 
 @contextmanager
@@ -142,14 +141,14 @@ class Tuning:
     """
 
     def __init__(
-        self, experiment: dict[str, Any], cells: Sequence[Cell], folder: Path, given: Sequence[str], trials: int
+        self, experiment: Experiment, cells: Sequence[Cell], folder: Path, given: Sequence[str], trials: int
     ) -> None:
         self.experiment, self.given = experiment, list(given)
         self.changed = [override for override in given if key_of(override) not in ELSEWHERE]
         self.waiting = list(cells)
         self.storage = open_journal(folder / "journal.log")
         self.trials = trials
-        self.total = sum(min(trials, len(points_of(cell))) for cell in cells)
+        self.total = sum(min(trials, len(cell.points())) for cell in cells)
         self.done, self.started = 0, time.monotonic()
         self.running: dict[Future[Any], tuple[CellSearch, int, dict[str, Any], float]] = {}
         self.open_cells: set[str] = {cell.name for cell in cells}
@@ -183,7 +182,7 @@ class Tuning:
 
     def _search(self, cell: Cell, borrowed: Sequence[str]) -> CellSearch:
         depends_on = [*tuned_under(self.experiment, cell), *borrowed, *self.changed]
-        metric = self.experiment["tuning"]["metric"]
+        metric = self.experiment.tuning.metric
         return CellSearch(cell, trials=self.trials, metric=metric, storage=self.storage, given=depends_on)
 
     def _next_trial(self, search: CellSearch, pool: ProcessPoolExecutor) -> None:
@@ -238,14 +237,15 @@ class Tuning:
         )
 
     def _write(self, cell: str, entry: dict[str, Any]) -> None:
-        tuning, path = self.experiment["tuning"], Path(self.experiment["tuning"]["chosen"])
+        tuning = self.experiment.tuning
+        path = Path(tuning.chosen)
         entries = read_tuned(self.experiment) | {cell: entry}
-        order = {name: place for place, name in enumerate(cells_of(self.experiment))}
+        order = {name: place for place, name in enumerate(self.experiment.cells)}
         entries = dict(sorted(entries.items(), key=lambda item: order.get(item[0], len(order))))
-        best = "highest" if tuning["metric"] == "accuracy" else "lowest"
+        best = "highest" if tuning.metric == "accuracy" else "lowest"
         text = (
-            f"# Written by `python scripts/tune.py experiment={self.experiment['name']}`: the values of each cell\n"
-            f"# with the {best} {tuning['metric']} on seed {tuning['seed']}, and all that was tried.\n"
+            f"# Written by `python scripts/tune.py experiment={self.experiment.name}`: the values of each cell\n"
+            f"# with the {best} {tuning.metric} on seed {tuning.seed}, and all that was tried.\n"
             + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
         )
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,13 @@ from typing import Any
 from fogzo.evidence.compare import Difference
 from fogzo.evidence.equal_loss import Ratio, cost_pairs, median_text, range_text, ratio_of
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import METRICS, Evidence, ForestRow, Metric
+from fogzo.evidence.frame import Evidence, ForestRow
 from fogzo.evidence.published import NOT_RUN, at_published_steps, published_difference, published_direction
 from fogzo.evidence.tables import DASH, Table, difference_text, short, signed
 from fogzo.evidence.verdicts import word_of
 from fogzo.runs.folder import RunError
 from fogzo.runs.records import read_yaml, spread
+from fogzo.runs.schema import METRICS, Metric
 
 CLAIMS = Path("results/paper/claims.yaml")
 RULE = (
@@ -168,7 +169,7 @@ def _claim(name: str, given: Mapping[str, Any], known: Mapping[str, Evidence]) -
 def _cases(evidence: Evidence, pattern: str, given: Mapping[str, Any]) -> Iterator[Case]:
     for cell in evidence.cells.values():
         base = evidence.baseline(cell)
-        if cell.method == given["method"] and base is not None and fnmatchcase(cell.setting, pattern):
+        if cell.method.name == given["method"] and base is not None and fnmatchcase(cell.setting.name, pattern):
             sign = published_direction(evidence, cell)
             if given.get("of_all_settings") and at_published_steps(evidence, cell, base):
                 sign = 1
@@ -184,7 +185,7 @@ def forest_of(claim: Claim) -> dict[str, list[ForestRow]]:
             entries = found.setdefault(case.evidence.metric_of(case.cell), [])
             if not any(shown is None and text == case.evidence.title for text, shown in entries):
                 entries.append((case.evidence.title, None))
-            label = case.evidence.setting_label(case.cell.setting) if case.cell.setting else case.cell.label
+            label = case.cell.setting.label if case.cell.setting.name else case.cell.label
             entries.append((label, (case.evidence, case.cell, case.difference)))
     return found
 
@@ -233,7 +234,7 @@ def _case_row(case: Case, difference: Difference | None) -> list[str]:
         known = "not known; the claim says better"
     return [
         f"[{evidence.title}](#{evidence.name})",
-        evidence.setting_label(case.cell.setting) if case.cell.setting else DASH,
+        case.cell.setting.label if case.cell.setting.name else DASH,
         *(spread(those, metric.digits) + metric.sign for those in values),
         difference_text(difference, metric.digits),
         case.outcome,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fogzo.evidence.experiment import Cell
+from fogzo.evidence.experiment import Cell, CostRatio
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import published_text
 from fogzo.evidence.tables import DASH, Table, short
@@ -103,14 +103,14 @@ def reached(rows: Iterable[Mapping[str, Any]], loss: float) -> Reached:
     return Reached(before, math.inf)
 
 
-def ratio_table(evidence: Evidence, ratios: Sequence[Mapping[str, Any]]) -> Table:
+def ratio_table(evidence: Evidence, ratios: Sequence[CostRatio]) -> Table:
     """How many times the compute of the second method the first one needs for the same training loss.
 
     For each seed the loss is what the first method's run ends with, and both costs are read off the two runs of that
     seed by the same rule: the first evaluation at which the loss is down to it.
 
     Args:
-        ratios: mappings with the cells ``of`` and ``to``, and ``paper``: the published ratio that this is a reading of.
+        ratios: of which cells; ``paper`` is the published ratio that one is a reading of.
     """
     header = [
         "more compute of", "than of", "paper", "ratio: median over seeds", "range of all seeds",
@@ -118,14 +118,14 @@ def ratio_table(evidence: Evidence, ratios: Sequence[Mapping[str, Any]]) -> Tabl
     ]  # fmt: skip
     rows = []
     for ratio in ratios:
-        first, second = evidence.cells[ratio["of"]], evidence.cells[ratio["to"]]
+        first, second = evidence.cells[ratio.of], evidence.cells[ratio.to]
         pairs = cost_pairs(evidence, first, second)
         found = ratio_of(pairs)
         rows.append(
             [
                 first.label,
                 second.label,
-                str(ratio.get("paper") or DASH),
+                ratio.paper or DASH,
                 *_ratio_texts(found),
                 f"{found.seeds} of {len(pairs)}" if found else DASH,
                 spread([own.at for own, _ in pairs], 0),
@@ -216,7 +216,7 @@ def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reac
 
 def section(evidence: Evidence, *, level: int = 2) -> str:
     """The part of a page about compute at equal loss, with a heading of a level; empty if none is asked for."""
-    asked = evidence.experiment.get("equal_loss")
+    asked = evidence.experiment.equal_loss
     if not asked:
         return ""
     return f"""{"#" * level} Compute at equal training loss
@@ -226,10 +226,10 @@ both read off the runs of the same seed, at the first evaluation at which the lo
 apart, so that a cost is known only to lie between two of them: hence the range beside the median, over all seeds. A
 seed at which the second method does not get to that loss has a ratio below what its whole run allows; it counts too.
 
-{ratio_table(evidence, asked["ratios"]).markdown()}
+{ratio_table(evidence, asked.ratios).markdown()}
 Forward equivalents until the training loss first is at most the value that a method ended with, mean over seeds:
 
-{equal_loss_table(evidence, asked["targets"]).markdown()}
+{equal_loss_table(evidence, asked.targets).markdown()}
 The paper's own MLP table counts an STE step as 1x. Agreement is the measured slope along ĝ over the slope that the STE
 believes, a mean over the run.
 

@@ -1,7 +1,8 @@
-"""An experiment's file and its cells.
+"""What an experiment is: its settings, methods, cells, tuning and table.  ``parse.py`` makes one of a file.
 
-An experiment file (``configs/experiment/NAME.yaml``) gives either ``settings`` (what is trained) and ``methods`` (what
-is compared), whose products are the cells ``SETTING.METHOD``, or ``cells`` themselves.
+An experiment file (``configs/experiment/NAME.yaml``) gives ``settings`` (what is trained) and ``methods`` (what is
+compared); their products are the cells ``SETTING.METHOD`` of its table.  Without ``settings`` the methods themselves
+are the cells, of one setting that has no name.
 """
 
 from __future__ import annotations
@@ -9,11 +10,64 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-from fogzo.runs.folder import RunError
-from fogzo.runs.records import read_yaml
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column of what is compared.
+
+    Attributes:
+        label: what a reader knows it by; ``detail`` is added where there is room.
+        role: "method", or "control" for what only serves to explain another one's result.
+        family: methods of one family differ in their samples, or in their steps, alone.
+        overrides: ``KEY=VALUE``.
+        search: the values that tuning may try, by key, besides those of ``Tuning.search``; ``None``: the key is not
+            searched.
+        tuned_as: the method from which the values of keys come that this one does not search itself (but not of those
+            that its search gives as ``None``).
+    """
+
+    name: str
+    label: str
+    detail: str = ""
+    role: str = "method"
+    family: str = ""
+    samples: int = 1
+    overrides: tuple[str, ...] = ()
+    search: Mapping[str, Sequence[Number] | None] = field(default_factory=dict)
+    tuned_as: str | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.role == "control"
+
+    @property
+    def full_label(self) -> str:
+        return f"{self.label}: {self.detail}" if self.detail else self.label
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of what is trained.
+
+    Attributes:
+        name: "" if the experiment has no settings but its methods.
+        methods: the names of those that are compared in it.
+        search: other values for keys that some of its methods search.
+        metric: the key of ``summary.json`` that its cells are compared by.
+        paper: the published rows that it is, or is a twin of.
+    """
+
+    name: str
+    label: str
+    methods: tuple[str, ...]
+    metric: str
+    overrides: tuple[str, ...] = ()
+    search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    paper: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -21,172 +75,165 @@ class Cell:
     """One place of an experiment's table, filled by a run for each seed.
 
     Attributes:
-        name: ``SETTING.METHOD``, or the key in ``cells``.
-        setting: "" where the experiment lists its ``cells``.
-        method: the key in ``methods``; the cell's name where the experiment lists its ``cells``.
+        name: ``SETTING.METHOD``, or the method's name alone where the setting has none.
         overrides: ``KEY=VALUE``, each key once; without what is tuned.
         search: the values that tuning may try, for each key.
-        tuned_as: a cell from which the values of keys come that this one does not search itself (a method that gives
-            a searched key the value null does not).
-        metric: key of ``summary.json`` that the cell is compared by, its setting's or the experiment's.
+        tuned_as: the cell from which the values of keys come that this one does not search itself.
     """
 
     name: str
-    setting: str
-    method: str
-    label: str
+    setting: Setting
+    method: Method
     overrides: tuple[str, ...] = ()
-    search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
     tuned_as: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The method's label, with its detail, and that it is a control."""
+        return f"control: {self.method.full_label}" if self.method.is_control else self.method.full_label
+
+    @property
+    def metric(self) -> str:
+        return self.setting.metric
+
+    def points(self) -> list[dict[str, Number]]:
+        """Return every point of what tuning may try; the last key varies fastest."""
+        return [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How values are chosen: on one ``seed``, from as many ``trials`` for every cell, by ``metric``.
+
+    Attributes:
+        search: the values that every method may try, by key.
+        overrides: of the trials, besides their cell's.
+        chosen: the file of chosen values.
+    """
+
+    seed: int
+    trials: int
+    chosen: str
+    metric: str = "train_loss"
+    search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A panel of the sensitivity figure.
+
+    Attributes:
+        settings, methods: where each of them stands, a number or a word; one of the two is empty.
+        metric: what is drawn; ``None``: whatever the cells are compared by.
+    """
+
+    label: str
+    settings: Mapping[str, Number | str] = field(default_factory=dict)
+    methods: Mapping[str, Number | str] = field(default_factory=dict)
     metric: str | None = None
 
 
-OF_EXPERIMENT = {
-    ("name",): str, ("seeds",): list, ("tuning",): dict, ("tuning", "seed"): int, ("tuning", "trials"): int,
-    ("tuning", "chosen"): str,
-}  # fmt: skip
+@dataclass(frozen=True)
+class CostRatio:
+    """How many times the compute of ``to`` the cell ``of`` needs for the same loss; ``paper``: as published."""
+
+    of: str
+    to: str
+    paper: str | None = None
 
 
-def read_experiment(path: Path) -> dict[str, Any]:
-    """What an experiment's file says of it, without Hydra.
+@dataclass(frozen=True)
+class EqualLoss:
+    """Compute at equal training loss: until the losses that the ``targets`` end with, and as ratios of two cells."""
 
-    Raises:
-        RunError: if the file cannot be read, or lacks what every experiment has.
+    targets: tuple[str, ...]
+    ratios: tuple[CostRatio, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+        table: the published table that it is, or is a twin of; ``None`` if there is none.
+        stage: "confirm", or "explore" for runs that are no results.
+        also: columns that are shown besides what cells are compared by.
+        baseline: the method that all are compared with.
+        overrides: ``KEY=VALUE`` of every cell.
     """
-    found = read_yaml(path) or {}
-    for keys, kind in {(): dict, **OF_EXPERIMENT}.items():
-        value: Any = found
-        for key in ("experiment", *keys):
-            value = value.get(key)
-        if not isinstance(value, kind):
-            name = ".".join(("experiment", *keys))
-            raise RunError(f"{path}: {name} is {value}, but it must be {kind_word(kind)}: give it in that file")
-    experiment: dict[str, Any] = found["experiment"]
-    return experiment
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Setting]
+    methods: Mapping[str, Method]
+    tuning: Tuning
+    scale: str = "mini"
+    table: str | None = None
+    stage: str = "confirm"
+    metric: str = "train_loss"
+    also: tuple[str, ...] = ()
+    baseline: str = "ste"
+    overrides: tuple[str, ...] = ()
+    axes: tuple[Axis, ...] = ()
+    equal_loss: EqualLoss | None = None
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """The cells by name, in the order of the table."""
+        pairs = [(setting, self.methods[name]) for setting in self.settings.values() for name in setting.methods]
+        return {cell.name: cell for cell in (self._cell(setting, method) for setting, method in pairs)}
+
+    def _cell(self, setting: Setting, method: Method) -> Cell:
+        searched = {
+            key: values for key, values in {**self.tuning.search, **method.search}.items() if values is not None
+        }
+        return Cell(
+            name=_name(setting, method.name),
+            setting=setting,
+            method=method,
+            overrides=last_of_each([f"scale={self.scale}", *self.overrides, *setting.overrides, *method.overrides]),
+            search={key: setting.search.get(key, values) for key, values in searched.items()},
+            tuned_as=_name(setting, method.tuned_as) if method.tuned_as else None,
+        )
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether it has settings besides the one without a name."""
+        return "" not in self.settings
+
+    def setting_label(self, setting: str) -> str:
+        return self.settings[setting].label
+
+    def choose(self, *, cell: str | None = None, setting: str | None = None) -> list[Cell]:
+        """Return all cells, or the one of a name, or those of a setting.
+
+        Raises:
+            ValueError: if the experiment has no such cell or setting.
+        """
+        known = {
+            "cell": (cell, list(self.cells)),
+            "setting": (setting, list(self.settings) if self.has_settings else []),
+        }
+        for what, (name, names) in known.items():
+            if name is not None and name not in names:
+                raise ValueError(
+                    f"{what}={name} is not in experiment {self.name}: choose one of {', '.join(names) or 'none'}"
+                )
+        return [one for one in self.cells.values() if cell in (None, one.name) and setting in (None, one.setting.name)]
 
 
-def kind_word(kind: type) -> str:
-    return {dict: "keys with values", list: "a list", int: "a whole number", str: "a word"}[kind]
-
-
-def cells_of(experiment: Mapping[str, Any]) -> dict[str, Cell]:
-    """The cells of an experiment by name, in the order of its table.
-
-    Raises:
-        ValueError: for a method, a searched key or a ``tuned_as`` that the experiment does not have, and for a method
-            without a label, overrides or a list of what is searched.
-    """
-    common = [f"scale={experiment['scale']}"] if "scale" in experiment else []
-    common += experiment.get("overrides") or []
-    search = experiment["tuning"].get("search") or {}
-    settings, methods = _settings_and_methods(experiment)
-    cells = {}
-    for setting, of_setting in settings.items():
-        values = of_setting.get("search") or {}
-        chosen = of_setting.get("methods") or list(methods)
-        _check_setting(experiment, setting, methods, values, chosen)
-        for method in chosen:
-            of_method = methods[method]
-            searched = {**search, **(of_method.get("search") or {})}
-            searched = {key: default for key, default in searched.items() if default is not None}  # null: not searched
-            as_method = of_method.get("tuned_as")
-            cell = Cell(
-                name=_name(setting, method),
-                setting=setting,
-                method=method,
-                label=of_method["label"],
-                overrides=last_of_each(common + (of_setting.get("overrides") or []) + of_method["overrides"]),
-                search={key: values.get(key, default) for key, default in searched.items()},
-                tuned_as=_name(setting, as_method) if as_method else None,
-                metric=of_setting.get("metric", experiment.get("metric")),
-            )
-            for key, tried in cell.search.items():
-                if isinstance(tried, str) or not isinstance(tried, Sequence):
-                    raise RunError(
-                        f"experiment {experiment['name']}, {cell.name}: the search of {key} is {tried}: give it a list"
-                    )
-            cells[cell.name] = cell
-    return cells
-
-
-def _settings_and_methods(experiment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Both by name; listed ``cells`` are methods of one setting that has no name."""
-    if "cells" in experiment:
-        return {"": {}}, experiment["cells"]
-    if "settings" not in experiment or "methods" not in experiment:
-        raise ValueError(f"experiment {experiment['name']} has no cells: give it settings and methods, or cells")
-    return experiment["settings"], experiment["methods"]
-
-
-def _name(setting: str, method: str) -> str:
-    return f"{setting}.{method}" if setting else method
-
-
-def _check_setting(
-    experiment: Mapping[str, Any],
-    setting: str,
-    methods: Mapping[str, Any],
-    values: Iterable[str],
-    chosen: Sequence[str],
-) -> None:
-    where = f"experiment {experiment['name']}" + (f", setting {setting}" if setting else "")
-    for method in chosen:
-        if method not in methods:
-            raise ValueError(f"{where}: method {method} is not known: choose from {', '.join(methods)}")
-        for key in ("label", "overrides"):
-            if key not in (methods[method] or {}):
-                raise ValueError(f"{where}: {method} has no {key}: give it one")
-    for method in chosen:
-        model = methods[method].get("tuned_as")
-        if model and model not in chosen:
-            lacks = (
-                "the setting lacks: add it to its methods"
-                if setting
-                else f"is no cell: choose from {', '.join(chosen)}"
-            )
-            raise ValueError(f"{where}: {method} is tuned as {model}, which {lacks}")
-        if model and methods[model].get("tuned_as"):  # what that one borrows would not be handed on
-            raise ValueError(f"{where}: {method} is tuned as {model}, which is tuned as another itself: name that one")
-    known = set(experiment["tuning"].get("search") or {}).union(*(methods[m].get("search") or {} for m in chosen))
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where}: {key} is searched by none of its methods: add it to tuning.search or a method")
-
-
-def choose_cells(
-    experiment: Mapping[str, Any], cells: Mapping[str, Cell], *, cell: str | None = None, setting: str | None = None
-) -> list[Cell]:
-    """All cells, or the one of a name, or those of a setting.
-
-    Raises:
-        ValueError: if the experiment has no such cell or setting.
-    """
-    settings = list(dict.fromkeys(one.setting for one in cells.values() if one.setting))
-    for what, name, known in (("cell", cell, list(cells)), ("setting", setting, settings)):
-        if name is not None and name not in known:
-            raise ValueError(
-                f"{what}={name} is not in experiment {experiment['name']}: choose one of {', '.join(known) or 'none'}"
-            )
-    return [one for one in cells.values() if cell in (None, one.name) and setting in (None, one.setting)]
-
-
-def check_seeds(experiment: Mapping[str, Any]) -> None:
-    """Refuse an experiment whose tuning seed is among the seeds that its table reports."""
-    seed = experiment["tuning"]["seed"]
-    if seed in experiment["seeds"]:
-        raise ValueError(f"experiment {experiment['name']} tunes on seed {seed}, which its table reports too")
-
-
-def points_of(cell: Cell) -> list[dict[str, Any]]:
-    """Every point of what tuning may try for ``cell``; the last key varies fastest."""
-    return [dict(zip(cell.search, values, strict=True)) for values in itertools.product(*cell.search.values())]
+def _name(setting: Setting, method: str) -> str:
+    return f"{setting.name}.{method}" if setting.name else method
 
 
 def key_of(override: str) -> str:
-    """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
+    """Return the key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def last_of_each(overrides: Iterable[str]) -> tuple[str, ...]:
-    """One override a key, the last one given: Hydra refuses a group that is chosen twice."""
+    """Return one override a key, the last one given: Hydra refuses a group that is chosen twice."""
     return tuple({key_of(override): override for override in overrides}.values())

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from fogzo.evidence.compare import Difference
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.pages import mean_cost
 from fogzo.evidence.tables import DASH, Table, signed
-from fogzo.evidence.verdicts import SHORT, family, samples_of
+from fogzo.evidence.verdicts import SHORT
+from fogzo.runs.schema import METRICS
 
 SAME = 0.02  # costs that differ by less than this share are the same
 NOTE = (
@@ -40,8 +41,8 @@ def rows_of(found: Sequence[Evidence]) -> tuple[dict[Key, str], list[Row]]:
             for cell in cells:
                 difference = evidence.difference(cell, equal_ste(evidence, cell))
                 if difference is not None:
-                    key = (family(cell.method), samples_of(cell.method))
-                    labels.setdefault(key, cell.label.removeprefix("control: ").partition(":")[0])
+                    key = (cell.method.family, cell.method.samples)
+                    labels.setdefault(key, cell.method.label)
                     differences[key] = (difference, evidence.metric_of(cell))
             if differences:
                 label = evidence.setting_label(setting) if setting else ""  # all cells share the title's
@@ -53,7 +54,7 @@ def rows_of(found: Sequence[Evidence]) -> tuple[dict[Key, str], list[Row]]:
 def equal_ste(evidence: Evidence, cell: Cell) -> Cell | None:
     """The STE of ``cell``'s setting that cost what it cost; ``None`` if there is none, or if it is an STE itself."""
     cost = mean_cost(evidence.finished(cell), "forward_equivalents")
-    stes = [other for other in evidence.settings()[cell.setting] if other.method.split("_")[0] == "ste"]
+    stes = [other for other in evidence.settings()[cell.setting.name] if other.method.family == "ste"]
     if cell in stes or not cost:
         return None
     shares = {}

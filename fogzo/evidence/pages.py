@@ -9,11 +9,12 @@ from typing import Any
 from fogzo.evidence.chosen import whole_commands
 from fogzo.evidence.compare import BETTER, METHOD, WORSE, holm
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import NOT_RUN, STATUS_RULE, published_difference, published_text, status
 from fogzo.evidence.tables import DASH, Table, difference_text, short, signed
 from fogzo.evidence.verdicts import SHORT, pairs_of, verdicts
 from fogzo.runs.records import Run, spread
+from fogzo.runs.schema import METRICS
 
 COSTS = ("forward_equivalents", "flops", "seconds")
 PACKAGES = ("python", "torch", "torchvision", "timm", "transformers", "numpy")  # whose versions are shown
@@ -27,7 +28,7 @@ COST_NOTE = (
 
 def comparison_table(evidence: Evidence) -> Table:
     """One row a cell: paper, ours, the paired difference to the baseline, cost and status."""
-    also, metrics = evidence.experiment.get("also") or [], evidence.metrics()
+    also, metrics = evidence.experiment.also, evidence.metrics()
     compared = " or ".join(METRICS[key].label for key in metrics)
     header = [
         "setting", "method", "paper", f"{compared}: mean ± std (n)", *(METRICS[key].label for key in also),
@@ -91,7 +92,7 @@ def notes(evidence: Evidence) -> list[str]:
     if not evidence.all_runs():
         return [f"Nothing was run yet: {', then '.join(f'`{c}`' for c in all_commands(evidence))}", *refused(evidence)]
     for cell in evidence.cells.values():
-        where = f"{evidence.setting_label(cell.setting)}, {cell.label}" if cell.setting else cell.label
+        where = f"{cell.setting.label}, {cell.label}" if cell.setting.name else cell.label
         commands = evidence.commands(cell)
         if commands:
             found.append(f"Missing ({where}): " + ", then ".join(f"`{command}`" for command in commands))
@@ -102,7 +103,7 @@ def notes(evidence: Evidence) -> list[str]:
         edges = (evidence.tuned.get(cell.name) or {}).get("on_edge_of_grid")
         if edges:
             found.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
-    for key in evidence.experiment.get("also") or []:
+    for key in evidence.experiment.also:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
             label = METRICS[key].label
             found.append(f"No run has the column {label}: it came after them; remove a run and run it again.")
@@ -128,7 +129,7 @@ def control_table(evidence: Evidence) -> Table | None:
         for cell, other in pairs:
             difference = evidence.difference(cell, other)
             outcome = evidence.outcome(cell, other) or NOT_RUN
-            label, digits = evidence.setting_label(cell.setting), METRICS[evidence.metric_of(cell)].digits
+            label, digits = cell.setting.label, METRICS[evidence.metric_of(cell)].digits
             rows.append([label, cell.label, other.label, difference_text(difference, digits), outcome])
     header = ["setting", "method", "against", "difference [95 %]; p", "outcome"]
     return _without_setting(evidence, Table(header, rows, blocks=blocks)) if rows else None
@@ -142,8 +143,8 @@ PARTS_NOTE = (
 
 def parts_table(evidence: Evidence) -> Table:
     """A row a setting, a column a method: its difference to the baseline, and in a word what that is worth."""
-    baseline = evidence.experiment.get("baseline", "ste")
-    labels = {cell.method: cell.label.removeprefix("control: ") for cell in evidence.cells.values()}
+    baseline = evidence.experiment.baseline
+    labels = {cell.method.name: cell.method.full_label for cell in evidence.cells.values()}
     columns = [_part_column(evidence, method) for method in labels if method != baseline]
     settings = [s for s, cells in evidence.settings().items() if any(evidence.finished(cell) for cell in cells)]
     rows = [[evidence.setting_label(s), *(column.get(s, DASH) for column in columns)] for s in settings]
@@ -153,22 +154,22 @@ def parts_table(evidence: Evidence) -> Table:
 
 def _part_column(evidence: Evidence, method: str) -> dict[str, str]:
     """By setting, the difference of one method to the baseline."""
-    cells = [cell for cell in evidence.cells.values() if cell.method == method]
+    cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
     found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
     judged = [(cell, difference) for cell, difference in found if difference is not None]
-    texts = {cell.setting: "diverged" for cell in cells if evidence.diverged(cell)}
+    texts = {cell.setting.name: "diverged" for cell in cells if evidence.diverged(cell)}
     for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
         metric = METRICS[evidence.metric_of(cell)]
         unit = f" {metric.unit}" if len(evidence.metrics()) > 1 else ""
         text = f"{signed(difference.mean, metric.digits)}{unit}, {SHORT.get(difference.outcome, difference.outcome)}"
         bold = stands and len(judged) > 1 and difference.outcome in (BETTER, WORSE)  # of one row nothing is corrected
-        texts[cell.setting] = f"**{text}**" if bold else text
+        texts[cell.setting.name] = f"**{text}**" if bold else text
     return texts
 
 
 def control_pairs(evidence: Evidence) -> list[list[tuple[Cell, Cell]]]:
     """The cells that are compared with a control, and that control's: a list for each of the comparisons."""
-    baseline = evidence.experiment.get("baseline", "ste")
+    baseline = evidence.experiment.baseline
     compared = [verdict for verdict in verdicts(evidence) if verdict.against != baseline]
     return [pairs_of(evidence, verdict.method, verdict.against) for verdict in compared]
 
@@ -184,7 +185,7 @@ def tuned_table(evidence: Evidence) -> Table | None:
                 f"{key} = {_plain(value)}{' (edge)' if key in edges else ''}" for key, value in chosen["values"].items()
             ]
             trials = str(chosen.get("trials") or len(chosen.get("tried") or []))
-            rows.append([evidence.setting_label(cell.setting), cell.label, ", ".join(texts), trials])
+            rows.append([cell.setting.label, cell.label, ", ".join(texts), trials])
     return _without_setting(evidence, Table(["setting", "method", "chosen", "trials"], rows)) if rows else None
 
 
@@ -249,7 +250,7 @@ def page(evidence: Evidence, table: Table, extra: str = "") -> str:
     if evidence.all_runs():
         parts.append(f"## Figures\n\n![{evidence.title}: against steps and cost](../figures/{name}.svg)\n\n")
         parts.append(f"![{evidence.title}: paired differences to the baseline](../figures/{name}_differences.svg)\n\n")
-        if evidence.experiment.get("axes"):
+        if evidence.experiment.axes:
             parts.append(f"![{evidence.title}: sensitivity](../figures/{name}_sensitivity.svg)\n\n")
     parts.append(f"{footer(evidence)}\n")
     return "".join(parts)

@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from fogzo.evidence.parse import CONFIGS
 from fogzo.runs.folder import InUseError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATIENCE = 60.0  # seconds for another process to leave a run's folder, such as a worker whose parent was killed
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from fogzo.evidence.compare import TOO_FEW, UNDECIDED, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
+from fogzo.runs.schema import METRICS
 
 NOT_RUN = "not run"
 TWIN = "scaled-down twin"
@@ -22,6 +23,7 @@ DESCRIPTIVE = (
     "also",
     "baseline_steps",
 )  # the other keys of a row are methods
+DIRECTION = "direction"  # of a value in words: better or worse than the baseline
 
 STATUS_RULE = (
     "A published cell is *reproduced* if runs at `scale=paper` gave values among which the published number could be "
@@ -33,57 +35,52 @@ STATUS_RULE = (
 def paper_row(evidence: Evidence, cell: Cell) -> Mapping[str, Any]:
     """The published row that a cell belongs to; empty if there is none."""
     rows = evidence.paper.get("rows") or {}
-    if not cell.setting:
+    if not cell.setting.name:
         return rows
-    keys = paper_keys(evidence, cell.setting)
+    keys = cell.setting.paper  # cells show the first one's numbers
     return rows.get(keys[0]) or {} if keys else {}
-
-
-def paper_keys(evidence: Evidence, setting: str) -> list[str]:
-    """The published rows that a setting is, or is a twin of; cells show the first one's numbers."""
-    given = ((evidence.experiment.get("settings") or {}).get(setting) or {}).get("paper") or []
-    return [given] if isinstance(given, str) else list(given)
 
 
 def is_published(evidence: Evidence, cell: Cell) -> bool:
     """Whether the paper has this cell, whatever is known of its value."""
-    return cell.method in paper_row(evidence, cell)
+    return cell.method.name in paper_row(evidence, cell)
 
 
 def published_text(evidence: Evidence, cell: Cell) -> str:
     """The published value as it is known."""
     if not is_published(evidence, cell):
         return "–"
-    return value_text(paper_row(evidence, cell)[cell.method])
+    return value_text(paper_row(evidence, cell)[cell.method.name])
 
 
 def value_text(value: Any) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {value_text(part)}".replace("_", " ") for key, part in value.items())
+        parts = {key: part for key, part in value.items() if key != DIRECTION}
+        return ", ".join(f"{key} {value_text(part)}".replace("_", " ") for key, part in parts.items())
     return str(value)
 
 
 def published_number(evidence: Evidence, cell: Cell) -> float | None:
     """The published value of the row's metric, if it is a number."""
     row = paper_row(evidence, cell)
-    value = row.get(cell.method)
+    value = row.get(cell.method.name)
     if isinstance(value, Mapping):
         value = value.get(row.get("metric", evidence.metric_of(cell)))
     return float(value) if isinstance(value, int | float) else None
 
 
 def published_direction(evidence: Evidence, cell: Cell) -> int:
-    """+1: better than the baseline in the paper, -1: worse, 0: not known.  Words count if they say so."""
+    """+1: better than the baseline in the paper, -1: worse, 0: not known.  Without numbers, as the row says."""
     base = evidence.baseline(cell)
     if base is None or not is_published(evidence, cell) or not at_published_steps(evidence, cell, base):
         return 0
     published = published_difference(evidence, cell)
     if published is not None:
         return (published > 0) - (published < 0)
-    words = published_text(evidence, cell)
-    return ("better than STE" in words) - ("worse than STE" in words)
+    value = paper_row(evidence, cell)[cell.method.name]
+    return {"better": 1, "worse": -1}.get(str(value.get(DIRECTION)), 0) if isinstance(value, Mapping) else 0
 
 
 def published_difference(evidence: Evidence, cell: Cell) -> float | None:

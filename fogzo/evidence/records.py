@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fogzo.evidence.chosen import read_tuned, tune_command, tuned_values, tuning_faults
-from fogzo.evidence.experiment import Cell, cells_of, key_of
+from fogzo.evidence.experiment import Cell, Experiment, key_of
 from fogzo.runs.folder import FIRST_FILES, RunError, one_line, parse_config
 from fogzo.runs.identity import differences, identity
 from fogzo.runs.records import Run, fault, load_runs
@@ -37,7 +37,7 @@ class Records:
     stale: Mapping[Path, str]
 
 
-def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: dict[Path, str] | None = None) -> Records:
+def records_of(experiment: Experiment, results_dir: Path, problems: dict[Path, str] | None = None) -> Records:
     """Every record below ``results_dir/runs/NAME``, sorted into cells.
 
     Args:
@@ -48,13 +48,13 @@ def records_of(experiment: Mapping[str, Any], results_dir: Path, problems: dict[
         RunError: if a record cannot be read or believed, and ``problems`` is not given; or two records that are not
             stale claim one cell and seed.
     """
-    cells, folder = cells_of(experiment), results_dir / "runs" / experiment["name"]
+    cells, folder = experiment.cells, results_dir / "runs" / experiment.name
     values = {name: known_values(experiment, cell) for name, cell in cells.items()}
     runs: dict[str, dict[int, Run]] = {name: {} for name in cells}
     unfinished: dict[str, dict[int, Path]] = {name: {} for name in cells}
     stale = {}
     for run in [*load_runs(folder, problems), *_begun(folder, problems)]:
-        reason = staleness(run, experiment, cells, values)
+        reason = staleness(run, experiment, values)
         if reason is not None:
             stale[run.path] = reason
             continue
@@ -90,13 +90,10 @@ def _strangers(runs: Mapping[int, Run]) -> dict[int, str]:
     }
 
 
-def staleness(
-    run: Run, experiment: Mapping[str, Any], cells: Mapping[str, Cell], values: Mapping[str, Mapping[str, Any] | None]
-) -> str | None:
+def staleness(run: Run, experiment: Experiment, values: Mapping[str, Mapping[str, Any] | None]) -> str | None:
     """Why ``run`` may not stand for the cell that it names; ``None``: it may.
 
     Args:
-        cells: ``cells_of(experiment)``.
         values: ``known_values`` of each cell.
     """
     config, name = run.config, run.path.name
@@ -105,13 +102,13 @@ def staleness(
         return f"its config gives the hash {identity(config)}, not the one in its name: it was changed by hand"
     if run.summary and (str(run.summary.get("cell")), run.summary.get("seed")) != (cell, seed):
         return "its summary names another cell or seed than its config"
-    if config.get("experiment") != experiment["name"] or config.get("phase") != "confirm":
+    if config.get("experiment") != experiment.name or config.get("phase") != "confirm":
         return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
-    if cell not in cells:
+    if cell not in experiment.cells:
         return f"the experiment has no cell {cell}"
-    if seed not in experiment["seeds"]:
+    if seed not in experiment.seeds:
         return f"seed {seed} is not among the experiment's"
-    wrong = [override for override in cells[cell].overrides if not _holds(config, override)]
+    wrong = [override for override in experiment.cells[cell].overrides if not _holds(config, override)]
     tuned = values[cell]
     if tuned is None:
         return "its cell has no tuned values"
@@ -119,7 +116,7 @@ def staleness(
     return f"it was not run with {', '.join(wrong)}, as the experiment now says" if wrong else None
 
 
-def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
+def known_values(experiment: Experiment, cell: Cell) -> dict[str, Any] | None:
     """The tuned values of a cell; ``None`` if it was not tuned yet."""
     read_tuned(experiment)  # where that file is damaged, no cell counts as untuned
     try:
@@ -129,7 +126,7 @@ def known_values(experiment: Mapping[str, Any], cell: Cell) -> dict[str, Any] | 
 
 
 def gaps_of(
-    experiment: Mapping[str, Any], cell: Cell, missing: Sequence[int], begun: Sequence[int] = ()
+    experiment: Experiment, cell: Cell, missing: Sequence[int], begun: Sequence[int] = ()
 ) -> list[tuple[str, str]]:
     """What a cell lacks, each with the command that fills it: tuning first, without which its runs are refused.
 
@@ -137,7 +134,7 @@ def gaps_of(
         missing: the seeds that were not run, or are not over.
         begun: those among them whose runs have begun.
     """
-    name, found = experiment["name"], []
+    name, found = experiment.name, []
     if faults := tuning_faults(experiment, cell):
         found.append(("; ".join(f"{of}: {fault}" for of, fault in faults.items()), tune_command(name, cell)))
     for what, seeds in (

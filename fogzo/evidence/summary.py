@@ -13,7 +13,7 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.members import members_table
 from fogzo.evidence.pages import comparison_table, control_table, parts_table, verdict_list
-from fogzo.evidence.published import DESCRIPTIVE, NOT_RUN, is_published, paper_keys, status, value_text
+from fogzo.evidence.published import DESCRIPTIVE, NOT_RUN, is_published, status, value_text
 from fogzo.evidence.tables import DASH, Table
 from fogzo.evidence.verdicts import Verdict, verdicts
 from fogzo.runs.files import atomic_write
@@ -36,7 +36,7 @@ def summary_table(found: Sequence[Evidence], folder: str = "tables") -> Table:
     """
     judged = [(evidence, verdicts(evidence)) for evidence in found]
     uses = Counter(against for _, those in judged for against in {verdict.against for verdict in those})
-    labels = {v.against: v.labels[1].removeprefix("control: ") for _, those in judged for v in those}
+    labels = {v.against: e.experiment.methods[v.against].full_label for e, those in judged for v in those}
     compared = [against for against in labels if uses[against] > 1 or len(found) == 1]
     rows: list[list[str]] = []
     blocks = []
@@ -61,13 +61,15 @@ def _summary_text(verdict: Verdict) -> str:
 
 def published_table(found: Sequence[Evidence]) -> Table:
     """Every cell of every published table: where it stands at each scale, and what fills what is missing."""
-    names = {str(e.experiment.get("table")) for e in found}
+    names = {e.experiment.table for e in found}
     rows: list[list[str]] = []
     blocks = []
     for file in sorted((RESULTS / "paper").glob("*.yaml")):
         blocks.append(len(rows))
         for key, row in ((read_yaml(file) or {}).get("rows") or {}).items():
-            by_cell = all(evidence.experiment.get("cells") for evidence in _of(found, file.stem)) and file.stem in names
+            by_cell = (
+                not any(evidence.experiment.has_settings for evidence in _of(found, file.stem)) and file.stem in names
+            )
             for method, value in ({key: row} if by_cell else row).items():
                 if not by_cell and method in DESCRIPTIVE:
                     continue
@@ -82,7 +84,7 @@ def published_table(found: Sequence[Evidence]) -> Table:
 
 
 def _of(found: Sequence[Evidence], name: str) -> list[Evidence]:
-    return [evidence for evidence in found if evidence.experiment.get("table") == name]
+    return [evidence for evidence in found if evidence.experiment.table == name]
 
 
 def _status_of(found: Sequence[Evidence], name: str, row: str, method: str, scale: str) -> str:
@@ -98,8 +100,8 @@ def _cells(found: Sequence[Evidence], name: str, row: str, method: str) -> Itera
     """Our cells, at whatever scale, that are a published one or its twins."""
     for evidence in _of(found, name):
         for cell in evidence.cells.values():
-            same_row = not row or row in paper_keys(evidence, cell.setting)
-            if cell.method == method and same_row and is_published(evidence, cell):
+            same_row = not row or row in cell.setting.paper
+            if cell.method.name == method and same_row and is_published(evidence, cell):
                 yield evidence, cell
 
 

@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from fogzo.evidence.experiment import Cell, points_of
+from fogzo.evidence.experiment import Cell
 
 MAXIMISED = ("accuracy",)
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
@@ -61,11 +61,8 @@ class CellSearch:
     def __init__(self, cell: Cell, *, trials: int, metric: str, storage: JournalStorage, given: Sequence[str]) -> None:
         if trials < 1:
             raise ValueError(f"trials={trials} is not possible: give each cell at least 1")
-        for key, values in cell.search.items():
-            if not values or list(values) != sorted(set(values)):
-                raise ValueError(f"the values of {key} in the search of {cell.name} must rise: {list(values)}")
         self.cell, self.metric = cell, metric
-        self.points = points_of(cell)
+        self.points = cell.points()
         self.trials = min(trials, len(self.points))
         self.sign = -1 if metric in MAXIMISED else 1  # optuna is told what it minimises
         self.space: dict[str, BaseDistribution] = {

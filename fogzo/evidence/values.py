@@ -21,7 +21,7 @@ DIFFERENCE = (
 
 def values_table(evidence: Evidence) -> Table:
     """The cells of the comparison: one row a cell."""
-    also = list(evidence.experiment.get("also") or [])
+    also = evidence.experiment.also
     header = [
         "experiment", "scale", "setting", "method", "cell", "metric", "paper", "mean", "std", "n", "seeds",
         *(f"{key}_{what}" for key in also for what in ("mean", "std", "n")),
@@ -31,7 +31,7 @@ def values_table(evidence: Evidence) -> Table:
     for cell in evidence.cells.values():
         rows.append(
             [
-                evidence.name, evidence.scale, cell.setting, cell.method, cell.name, evidence.metric_of(cell),
+                evidence.name, evidence.scale, cell.setting.name, cell.method.name, cell.name, evidence.metric_of(cell),
                 published_text(evidence, cell),
                 *_moments(evidence, cell, evidence.metric_of(cell)), " ".join(map(str, evidence.values(cell))),
                 *(text for key in also for text in _moments(evidence, cell, key)),
@@ -65,7 +65,7 @@ def controls_values(evidence: Evidence) -> Table:
     header = ["experiment", "setting", "method", "against", "metric", *DIFFERENCE]
     rows = [
         [
-            evidence.name, cell.setting, cell.method, other.method, evidence.metric_of(cell),
+            evidence.name, cell.setting.name, cell.method.name, other.method.name, evidence.metric_of(cell),
             *difference_numbers(evidence.difference(cell, other)),
         ]
         for pairs in control_pairs(evidence)
@@ -81,13 +81,13 @@ def equal_loss_values(evidence: Evidence) -> Table:
     ``mean`` for the mean of all seeds; the cost is empty where the run never logged a loss as low.
     """
     header = ["experiment", "loss_of", "loss_of_seed", "train_loss", "cell", "seed", COST]
-    asked = evidence.experiment.get("equal_loss") or {}
+    asked = evidence.experiment.equal_loss
     rows = []
-    for target in asked.get("targets") or []:
+    for target in asked.targets if asked else ():
         ends = list(evidence.values(evidence.cells[target], "train_loss").values())
         for cell in evidence.cells.values() if ends else ():
             rows += list(_reached(evidence, target, "mean", statistics.fmean(ends), cell))
-    pairs = [(ratio["of"], name) for ratio in asked.get("ratios") or [] for name in (ratio["of"], ratio["to"])]
+    pairs = [(ratio.of, name) for ratio in (asked.ratios if asked else ()) for name in (ratio.of, ratio.to)]
     for target, name in dict.fromkeys(pairs):
         for seed, loss in evidence.values(evidence.cells[target], "train_loss").items():
             rows += list(_reached(evidence, target, str(seed), loss, evidence.cells[name]))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fogzo.evidence.compare import BETTER, TOO_FEW, UNDECIDED, WORSE, Difference, holm
-from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.experiment import Cell, Method
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import NOT_RUN, is_published, published_direction
 from fogzo.evidence.tables import signed
+from fogzo.runs.schema import METRICS
 
 OUTCOMES = (BETTER, WORSE, UNDECIDED, TOO_FEW)
 SHORT = {UNDECIDED: "open"}
@@ -51,7 +52,7 @@ class Verdict:
 def verdicts(evidence: Evidence) -> list[Verdict]:
     """Every published method against the baseline, then FOGZO against every control, over all settings."""
     return [
-        _verdict(evidence, method, against, claimed=against == evidence.experiment.get("baseline", "ste"))
+        _verdict(evidence, method, against, claimed=against == evidence.experiment.baseline)
         for method, against in comparisons(evidence)
     ]
 
@@ -59,49 +60,34 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Pairs of methods: published ones and the baseline, every FOGZO, also β = 1, and each control that matches."""
     cells = list(evidence.cells.values())
-    baseline = evidence.experiment.get("baseline", "ste")
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    published = {cell.method for cell in cells if is_published(evidence, cell)}
-    controls = [m for m in methods if any(c.label.startswith("control") for c in cells if c.method == m)]
-    fogzos = [m for m in methods if family(m) in FOGZO]
+    baseline = evidence.experiment.baseline
+    methods = list({cell.method.name: cell.method for cell in cells}.values())
+    published = {cell.method.name for cell in cells if is_published(evidence, cell)}
+    controls = [method.name for method in methods if method.is_control]
+    fogzos = [method for method in methods if method.family in FOGZO]
     for method in methods:
-        if method != baseline and (method in published or method in fogzos):
-            yield method, baseline
+        if method.name != baseline and (method.name in published or method in fogzos):
+            yield method.name, baseline
     for method in fogzos:
         for control in controls:
             if _matches(control, method):
-                yield method, control
+                yield method.name, control
     if {"slope", "ste_longer"} <= set(controls):  # FOGZO without noise, at FOGZO's cost
         yield "slope", "ste_longer"
 
 
-def _matches(control: str, method: str) -> bool:
+def _matches(control: str, method: Method) -> bool:
     """Whether a control has what it is to have in common with ``method``: noise, norm, compute or tuning."""
-    if method == "fogzo_dropin":
+    if method.name == "fogzo_dropin":
         return control == "ste_longer"  # the others are tuned, or of the noise that was tuned
-    return samples_of(method) == 1 or control not in OF_ONE_SAMPLE
-
-
-def family(method: str) -> str:
-    """A method without the number of its samples.
-
-    >>> family("nspsa_7960"), family("noisy_ste")
-    ('nspsa', 'noisy_ste')
-    """
-    head, _, tail = method.rpartition("_")
-    return head if head and tail.isdigit() else method
-
-
-def samples_of(method: str) -> int:
-    """The number at the end of a method's name; 1 if it has none."""
-    return int(method.removeprefix(family(method)).lstrip("_") or 1)
+    return method.samples == 1 or control not in OF_ONE_SAMPLE
 
 
 def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, Cell]]:
     """The cells of two methods in every setting that has both."""
     pairs = []
     for cell in evidence.cells.values():
-        other = evidence.sibling(cell, against) if cell.method == method else None
+        other = evidence.sibling(cell, against) if cell.method.name == method else None
         if other is not None:
             pairs.append((cell, other))
     return pairs
@@ -110,7 +96,7 @@ def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, 
 def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) -> Verdict:
     pairs = pairs_of(evidence, method, against)
     judged = _judged(evidence, pairs)
-    first, second = (next(c.label for c in evidence.cells.values() if c.method == m) for m in (method, against))
+    first, second = (next(c.label for c in evidence.cells.values() if c.method.name == m) for m in (method, against))
     if not judged:
         return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "", "")
     signs = {one.cell.name: published_direction(evidence, one.cell) for one in judged} if claimed else {}
@@ -153,7 +139,7 @@ def _outcomes(counts: Mapping[str, int]) -> str:
 
 def _aside(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]]) -> str:
     """The outcomes by the first metric that is shown too and that cells can be compared by."""
-    also = evidence.experiment.get("also") or []
+    also = evidence.experiment.also
     key = next((key for key in also if METRICS[key].higher_is_better is not None), None)
     judged = _judged(evidence, pairs, key) if key else []
     if key is None or not judged:

@@ -9,6 +9,7 @@ from helpers.configs import CONFIGS
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from fogzo.evidence.parse import read_experiment
 from fogzo.training.launch import plain_record
 from fogzo.training.plan import plan
 
@@ -34,15 +35,14 @@ def compose_command(overrides):
 def published_rows(model):
     """Of the experiments at the paper's scale: STE's and the method's number, and the overrides of the method's run."""
     for table in ("fixed_alpha", "lsq", "w2a2", "equal_time"):
-        files = (CONFIGS / "experiment" / f"{table}.yaml", CONFIGS.parent / f"results/paper/{table}.yaml")
-        described, published = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
-        experiment, paper = described["experiment"], published["rows"]
+        experiment = read_experiment(CONFIGS / "experiment" / f"{table}.yaml")
+        paper = yaml.safe_load((CONFIGS.parent / f"results/paper/{table}.yaml").read_text(encoding="utf-8"))["rows"]
         method = "phased" if table == "equal_time" else "fogzo"
-        for setting in experiment["settings"].values():
-            numbers = [paper[setting["paper"]][one] for one in ("ste", method)]
+        for setting in experiment.settings.values():
+            numbers = [paper[setting.paper[0]][one] for one in ("ste", method)]
             numbers = [one["accuracy"] if isinstance(one, dict) else one for one in numbers]
-            if f"model={model}" in setting["overrides"]:
-                yield numbers, [*setting["overrides"], *experiment["methods"][method]["overrides"]]
+            if f"model={model}" in setting.overrides:
+                yield numbers, [*setting.overrides, *experiment.methods[method].overrides]
 
 
 def header(file):

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.made_up import GONE, dump, edit, experiment, sign, write
+from helpers.made_up import GONE, dump, edit, experiment, gathered, sign, write
 
 from fogzo.evidence.claims import cases_table, check_commands, claims_of, claims_table
 from fogzo.evidence.equal_loss import Ratio
-from fogzo.evidence.frame import gather
 from fogzo.evidence.report.report import report
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.folder import RunError
@@ -27,7 +26,7 @@ def made(tmp_path, monkeypatch):
 def the_claim(root, made, effect, **changes):
     write(root, made, effect=effect)
     dump(root / "results/paper/claims.yaml", {"nets": GIVEN | changes})
-    (claim,) = claims_of([gather(made)])
+    (claim,) = claims_of([gathered(made)])
     return claim
 
 
@@ -46,7 +45,7 @@ def test_a_claim_may_hold_in_part_and_patterns_choose_settings(tmp_path, made):
     only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
     assert the_claim(tmp_path, made, only_deit).word("mini") == "confirmed in part"
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"settings": {"twin": "dei*"}}})
-    assert claims_of([gather(made)])[0].word("mini") == "confirmed"
+    assert claims_of([gathered(made)])[0].word("mini") == "confirmed"
 
 
 def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of(tmp_path, made):
@@ -55,9 +54,9 @@ def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of
     published = read_yaml(tmp_path / "results/paper/twin.yaml")
     published["rows"]["deit_row"]["fogzo"] = None
     dump(tmp_path / "results/paper/twin.yaml", published)
-    assert claims_of([gather(made)])[0].word("mini") == "not to be told apart"
+    assert claims_of([gathered(made)])[0].word("mini") == "not to be told apart"
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"of_all_settings": True}})
-    (claim,) = claims_of([gather(made)])
+    (claim,) = claims_of([gathered(made)])
     assert claim.word("mini") == "confirmed in part"
     assert "not known; the claim says better" in [row[-1] for row in cases_table(claim).rows]
 
@@ -67,7 +66,7 @@ def test_chance_in_a_few_of_many_settings_makes_no_claim_hold_in_part(tmp_path, 
     made = experiment(settings=[f"s{number}" for number in range(12)])
     write(tmp_path, made, effect=lambda cell: 1.0 * (cell == "s0.fogzo"), rows=2)
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
-    (claim,) = claims_of([gather(made)])
+    (claim,) = claims_of([gathered(made)])
     assert {"better", "worse"} < {case.outcome for case in claim.cases}
     assert claim.word("mini") == verdicts(claim.cases[0].evidence)[0].word == "not to be told apart"
 
@@ -94,7 +93,7 @@ def test_what_diverges_is_never_better_and_counts_as_worse_if_it_always_does(
             edit(folders[cell, seed], status="diverged", accuracy=GONE)
             sign(folders[cell, seed])
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
-    evidence = gather(made)
+    evidence = gathered(made)
     (claim,) = claims_of([evidence])
     assert evidence.outcome(evidence.cells["deit.fogzo"], evidence.cells["deit.ste"]) == (
         None if outcome == "not run" else outcome
@@ -108,7 +107,7 @@ def test_what_diverges_is_never_better_and_counts_as_worse_if_it_always_does(
 def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
     claim = the_claim(tmp_path, made, None)
     ste, fogzo = check_commands(claim)
-    value = gather(made).values(claim.cases[0].cell)[11]
+    value = gathered(made).values(claim.cases[0].cell)[11]
     assert fogzo.startswith("python train.py -m experiment=twin cell=deit.fogzo seed=11 results_dir=check   # ")
     assert fogzo.endswith(f"{value:.2f} %")
     assert "cell=deit.ste" in ste
@@ -132,7 +131,7 @@ def test_a_ratio_is_confirmed_where_the_published_one_lies_in_the_range(tmp_path
     write(tmp_path, made)
     ratios = [{"experiment": "twin", "of": "deit.slope", "to": "deit.fogzo", "published": published}]
     dump(tmp_path / "results/paper/claims.yaml", {"r": {"claim": "c", "trust": "t", "ratios": ratios}})
-    (claim,) = claims_of([gather(made)])
+    (claim,) = claims_of([gathered(made)])
     evidence, first, second, _, _ = claim.ratios[0]
     claim = type(claim)(claim.name, claim.text, claim.trust, (), [(evidence, first, second, published, ratio)])
     assert claim.word("mini") == word
@@ -155,7 +154,7 @@ def test_a_claim_about_what_there_is_not_is_refused(tmp_path, made, changes, mes
 
 def test_the_report_shows_every_claim_with_its_verdict_and_a_way_to_check_it(tmp_path, made):
     the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
-    text = report([gather(made)])
+    text = report([gathered(made)])
     assert "<h2>The paper&#x27;s claims</h2>" in text or "<h2>The paper's claims</h2>" in text
     assert "<h3>Nets are better</h3>" in text
     assert "results_dir=check" in text

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fogzo.evidence.experiment import cells_of, points_of
 from fogzo.evidence.jobs import expand
+from fogzo.evidence.parse import parse, read_experiment
 from fogzo.training.launch import plain_record, run_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -28,23 +28,24 @@ def composed(*overrides):
 @pytest.mark.parametrize("phase", ["tune", "confirm"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(name, phase, tmp_path):
-    experiment = OmegaConf.to_container(composed(f"experiment={name}").experiment)
-    cells = cells_of(experiment)
+    given = OmegaConf.to_container(composed(f"experiment={name}").experiment)
+    given["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
+    experiment = parse(given)
+    cells = experiment.cells
     chosen = {}
     for cell in cells.values():
-        borrowed = points_of(cells[cell.tuned_as])[0] if cell.tuned_as else {}
-        tried = [{"values": point} for point in points_of(cell)[: experiment["tuning"]["trials"]]]
+        borrowed = cells[cell.tuned_as].points()[0] if cell.tuned_as else {}
+        tried = [{"values": point} for point in cell.points()[: experiment.tuning.trials]]
         borrowed = {key: value for key, value in borrowed.items() if key not in cell.search}
         chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
-    experiment["tuning"]["chosen"] = str(tmp_path / "chosen.yaml")
     jobs = expand(experiment, phase, [])
-    points = sum(len(points_of(cell)) for cell in cells.values())
-    assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment["seeds"]))
+    points = sum(len(cell.points()) for cell in cells.values())
+    assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment.seeds))
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}
     # composing takes 0.15 s: every setting once, and every method once, is enough
-    shown = {cell.setting: cell for cell in reversed(list(cells.values()))} | {
-        cell.method: cell for cell in cells.values()
+    shown = {cell.setting.name: cell for cell in reversed(list(cells.values()))} | {
+        cell.method.name: cell for cell in cells.values()
     }
     names = {f"cell={cell.name}" for cell in shown.values()}
     first_of_each_cell = {cell: job for cell, job in first_of_each_cell.items() if cell in names}
@@ -53,7 +54,8 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         cfg = composed(f"experiment={name}", f"phase={phase}", *job)
         record = plain_record(cfg)
         assert (record["experiment"], f"cell={record['cell']}") == (name, job[0])
-        assert (record["seed"] == experiment["tuning"]["seed"]) == (phase == "tune")
+        assert (record["seed"] == experiment.tuning.seed) == (phase == "tune")
+        assert record["estimator"].get("samples", 1) == cells[record["cell"]].method.samples
         paths.add(run_path(cfg, record))
         assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
     assert len(paths) == len(first_of_each_cell)
@@ -66,23 +68,19 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
 def test_every_experiment_is_fair_and_has_its_published_numbers(name):
     file = CONFIGS / "experiment" / f"{name}.yaml"
     text = file.read_text(encoding="utf-8")
-    experiment = yaml.safe_load(text)["experiment"]
+    experiment = read_experiment(file)
     stage = "explore" if name.endswith("_explore") else "confirm"
-    assert (experiment["name"], experiment["stage"]) == (name, stage)
-    cells = cells_of(experiment)
-    methods = {cell.method for cell in cells.values()}
-    assert experiment["baseline"] in methods
-    searched = [cell for cell in cells.values() if cell.search]  # not: what takes all values from another cell
-    trials = {min(experiment["tuning"]["trials"], len(points_of(cell))) for cell in searched}
-    assert trials == {experiment["tuning"]["trials"]}  # the same number for every cell
-    assert experiment["tuning"]["chosen"] == f"results/tuned/{name}.yaml"
+    assert (experiment.name, experiment.stage) == (name, stage)
+    searched = [cell for cell in experiment.cells.values() if cell.search]  # not: what takes all from another cell
+    trials = {min(experiment.tuning.trials, len(cell.points())) for cell in searched}
+    assert trials == {experiment.tuning.trials}  # the same number for every cell
+    assert experiment.tuning.chosen == f"results/tuned/{name}.yaml"
     for command in re.findall(r"^#   (python \S+.*?)(?:   .*)?$", text, re.MULTILINE):
         assert f"experiment={name}" in command
         assert (CONFIGS.parent / command.split()[1]).exists()
-    if experiment["table"] is not None:
-        paper = yaml.safe_load((CONFIGS.parent / f"results/paper/{experiment['table']}.yaml").read_text("utf-8"))
+    if experiment.table is not None:
+        paper = yaml.safe_load((CONFIGS.parent / f"results/paper/{experiment.table}.yaml").read_text("utf-8"))
         assert {"setting", "claim", "source"} <= paper.keys()
-        given = [one["paper"] for one in experiment.get("settings", {}).values() if "paper" in one]
-        rows = {row for rows in given for row in ([rows] if isinstance(rows, str) else rows)}
+        rows = {row for setting in experiment.settings.values() for row in setting.paper}
         assert rows <= paper["rows"].keys()
-        assert rows or "cells" in experiment
+        assert rows or not experiment.has_settings

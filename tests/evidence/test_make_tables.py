@@ -16,6 +16,7 @@ from helpers.made_up import dump, edit, experiment, write
 
 from fogzo.evidence.figures.style import colour
 from fogzo.evidence.markup import to_html
+from fogzo.evidence.parse import standard_methods
 from fogzo.runs.records import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,8 +188,16 @@ def test_figures_hold_text_as_text_and_one_colour_a_method(built):
     for name in ("twin.svg", "twin_differences.svg"):
         drawing = (built / "results/figures" / name).read_text()
         assert "FOGZO, n = 1</text>" in drawing
-        assert colour("fogzo") in drawing
-    assert len({colour(method) for method in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")}) == 6
+        assert colour(standard_methods()["fogzo"]) in drawing
+    assert (
+        len(
+            {
+                colour(standard_methods()[name])
+                for name in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")
+            }
+        )
+        == 6
+    )
 
 
 def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):

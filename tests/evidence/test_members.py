@@ -1,10 +1,9 @@
 """Members of the family against an STE of the same compute, over made-up experiments."""
 
-import made_up
 import pytest
+from helpers import made_up
 
 from fogzo.evidence.figures.family import members
-from fogzo.evidence.frame import gather
 from fogzo.evidence.members import equal_ste, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
@@ -27,13 +26,13 @@ def found(tmp_path, monkeypatch):
     ]
     for made in every:
         made_up.write(tmp_path, made, effect=lambda cell: GAINS.get(cell.partition(".")[2].removesuffix("_1"), 0.0))
-    return [gather(made) for made in every]
+    return [made_up.gathered(made) for made in every]
 
 
 def test_each_member_is_compared_with_the_ste_that_cost_the_same(found):
     twin, _other, without = found
     against = {m: equal_ste(twin, twin.cells[f"deit.{m}"]) for m in GAINS}
-    assert {m: cell and cell.method for m, cell in against.items()} == {
+    assert {m: cell and cell.method.name for m, cell in against.items()} == {
         "fogzo": "ste_longer", "slope": "ste_longer", "noisy_ste": "ste", "ste_longer": None,
     }  # fmt: skip
     assert equal_ste(twin, twin.cells["deit.ste"]) is None

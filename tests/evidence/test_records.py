@@ -10,8 +10,8 @@ import yaml
 from helpers.made_up import edit, sign
 
 from fogzo.evidence.chosen import tuned_under, tuning_fault
-from fogzo.evidence.experiment import cells_of
 from fogzo.evidence.jobs import expand
+from fogzo.evidence.parse import parse
 from fogzo.evidence.records import records_of
 from fogzo.runs.folder import RunError
 from fogzo.runs.identity import identity
@@ -71,7 +71,7 @@ def record(method, seed, finished=True, status="finished", folder=None, changes=
 def test_records_are_sorted_into_cells(project):
     paths = [record("ste", 1), record("ste", 2, status="diverged"), record("fogzo", 1)]
     begun = record("fogzo", 2, finished=False)
-    records = records_of(project, Path("results"))
+    records = records_of(parse(project), Path("results"))
     assert {cell: {seed: run.path for seed, run in runs.items()} for cell, runs in records.runs.items()} == {
         "mlp.ste": {1: paths[0], 2: paths[1]},
         "mlp.fogzo": {1: paths[2]},
@@ -99,7 +99,7 @@ def test_a_stale_record_is_named_and_not_used(kind, finished, project):
     changes, reason = STALE[kind]
     folder = "mlp.fogzo-seed1-0123abcd" if kind == "hash" else None
     path = record("fogzo", 1, finished=finished, folder=folder, changes=changes)
-    records = records_of(project, Path("results"))
+    records = records_of(parse(project), Path("results"))
     assert not any(records.runs.values())
     assert not any(records.unfinished.values())
     assert list(records.stale) == [path]
@@ -109,13 +109,13 @@ def test_a_stale_record_is_named_and_not_used(kind, finished, project):
 def test_a_summary_of_another_run_is_stale(project):
     path = record("ste", 1)
     (path / "summary.json").write_text(json.dumps({"seed": 2, "cell": "mlp.ste", "status": "finished"}))
-    assert "another cell or seed" in records_of(project, Path("results")).stale[path]
+    assert "another cell or seed" in records_of(parse(project), Path("results")).stale[path]
 
 
 def test_a_record_whose_config_is_not_that_of_its_siblings_is_stale(project):
     paths = [record("ste", seed) for seed in (1, 2, 3)]
     odd = record("ste", 4, changes=[("clip_norm", 1.0)])
-    found = records_of(project | {"seeds": [1, 2, 3, 4]}, Path("results"))
+    found = records_of(parse(project | {"seeds": [1, 2, 3, 4]}), Path("results"))
     assert [run.path for run in found.runs["mlp.ste"].values()] == paths
     assert "not that of the cell's other seeds (clip_norm: None → 1.0)" in found.stale[odd]
 
@@ -125,7 +125,7 @@ def test_a_damaged_config_of_a_begun_run_is_named_and_the_rest_read(project):
     begun = record("ste", 2, finished=False)
     (begun / "config.yaml").write_text("a: [")
     problems = {}
-    assert records_of(project, Path("results"), problems).runs["mlp.ste"][1].path == path
+    assert records_of(parse(project), Path("results"), problems).runs["mlp.ste"][1].path == path
     assert list(problems) == [begun]
     assert "cannot be read" in problems[begun]
 
@@ -134,23 +134,24 @@ def test_a_record_that_was_changed_by_hand_is_refused_or_named(project):
     path = record("ste", 1)
     edit(path, mean_agreement=55)
     with pytest.raises(RunError, match=r"changed by hand.*remove the folder"):
-        records_of(project, Path("results"))
+        records_of(parse(project), Path("results"))
     problems = {}
-    assert not any(records_of(project, Path("results"), problems).runs.values())
+    assert not any(records_of(parse(project), Path("results"), problems).runs.values())
     assert list(problems) == [path]
 
 
 def test_two_records_for_one_cell_are_refused_by_name(project):
     first, second = record("ste", 1), record("ste", 1, changes={"batch_size": 7})
     with pytest.raises(RunError, match=r"both claim cell mlp\.ste, seed 1") as caught:
-        records_of(project, Path("results"))
+        records_of(parse(project), Path("results"))
     assert str(first) in str(caught.value)
     assert str(second) in str(caught.value)
 
 
 def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
-    cell = cells_of(project)["mlp.ste"]
-    assert tuning_fault(project, cell) is None
+    experiment = parse(project)
+    cell = experiment.cells["mlp.ste"]
+    assert tuning_fault(experiment, cell) is None
     good = yaml.safe_load(Path("chosen.yaml").read_text())["mlp.ste"]
     for entry, fault in [
         (good | {"tried": good["tried"][:1]}, "tuned with 1 trials instead of 2"),
@@ -160,20 +161,20 @@ def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):
         (good | {"borrowed": {"a.b": 1}}, "tuned with a.b=1 from another cell, where the experiment now has nothing"),
         (good | {"tried": [{"values": {"optimizer.lr": lr}} for lr in (0.1, 3)]}, "other values of optimizer.lr"),
         (
-            good | {"overrides": [word.replace("steps=30", "steps=20") for word in tuned_under(project, cell)]},
+            good | {"overrides": [word.replace("steps=30", "steps=20") for word in tuned_under(experiment, cell)]},
             "tuned with steps=20, where the experiment now has steps=30",
         ),
         (
-            good | {"overrides": [*tuned_under(project, cell), "threads=9"]},
+            good | {"overrides": [*tuned_under(experiment, cell), "threads=9"]},
             "threads=9, where the experiment now has no",
         ),
     ]:
         tune(**{"mlp.ste": entry})
-        assert fault in tuning_fault(project, cell)
+        assert fault in tuning_fault(experiment, cell)
     with pytest.raises(ValueError, match=r"were tuned with threads=9.*first run `python scripts/tune\.py"):
-        expand(project, "confirm", ["cell=mlp.ste"])
+        expand(experiment, "confirm", ["cell=mlp.ste"])
     Path("chosen.yaml").unlink()
-    assert tuning_fault(project, cell) == "untuned"
+    assert tuning_fault(experiment, cell) == "untuned"
 
 
 @pytest.fixture
@@ -259,8 +260,12 @@ def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_the
         ),
         ("configs/experiment/example.yaml", "experiment: [", "configs/experiment/example.yaml cannot be read"),
         ("configs/experiment/example.yaml", "", "example.yaml: experiment is None, but it must be keys with values"),
-        ("configs/experiment/example.yaml", "experiment: {name: a, seeds: []}", "experiment.tuning is None, but it"),
-        ("configs/experiment/example.yaml", None, "setting mlp: method sted is not known"),
+        (
+            "configs/experiment/example.yaml",
+            "experiment: {name: a, methods: {ste: }}",
+            "a: tuning is None, but it must",
+        ),
+        ("configs/experiment/example.yaml", None, "setting mlp: methods names sted, which is not known"),
     ],
 )
 def test_a_damaged_or_mistaken_file_is_refused_in_a_sentence(file, text, message, project, missing):

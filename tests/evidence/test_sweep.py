@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fogzo.evidence import jobs
 from fogzo.evidence.chosen import tune_command, tuned_values, tuning_faults, whole_commands
-from fogzo.evidence.experiment import Cell, cells_of, points_of
-from fogzo.evidence.jobs import expand
+from fogzo.evidence.parse import parse
 
 GONE = object()  # a value to take away
 EXPERIMENT = {
@@ -55,46 +55,66 @@ def experiment(tmp_path):
     return made
 
 
+def expand(experiment, phase, given):
+    return jobs.expand(parse(experiment), phase, given)
+
+
 def test_cells_are_settings_times_methods_in_order(experiment):
-    cells = cells_of(experiment)
+    cells = parse(experiment).cells
     assert list(cells) == ["wide.ste", "wide.fogzo", "wide.noisy", "deep.ste"]
     cell = cells["wide.fogzo"]
-    assert (cell.setting, cell.method, cell.label) == ("wide", "fogzo", "FOGZO")
+    assert (cell.setting.label, cell.method.name, cell.label) == ("Wide", "fogzo", "FOGZO")
     assert cell.overrides == ("scale=mini", "steps=200", "model=mlp", "estimator=fogzo")  # the setting's steps win
-    assert cell.search == {"optimizer.lr": [0.1, 0.2], "estimator.beta_min": [0.9, 0.99]}  # with the setting's values
-    assert cells["wide.ste"].search == {"optimizer.lr": [0.1, 0.2]}
-    assert len(points_of(cell)) == 4
+    assert cell.search == {"optimizer.lr": (0.1, 0.2), "estimator.beta_min": (0.9, 0.99)}  # with the setting's values
+    assert cells["wide.ste"].search == {"optimizer.lr": (0.1, 0.2)}
+    assert len(cell.points()) == 4
 
 
-def test_an_experiment_may_list_its_cells(experiment):
-    for key in ("settings", "methods"):
-        del experiment[key]
-    experiment["cells"] = {"ste": {"label": "STE", "overrides": ["estimator=ste"]}}
-    (cell,) = cells_of(experiment).values()
-    assert (cell.name, cell.setting, cell.method) == ("ste", "", "ste")
+def test_without_settings_the_methods_are_the_cells(experiment):
+    del experiment["settings"]
+    experiment["methods"]["dropin"] = {
+        "label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste",
+    }  # fmt: skip
+    read = parse(experiment)
+    cell = read.cells["ste"]
+    assert (read.has_settings, cell.name, cell.setting.label, cell.method.name) == (False, "ste", "example", "ste")
     assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+    assert read.cells["noisy"].tuned_as == "fogzo"
+    assert (read.cells["dropin"].search, read.cells["dropin"].points()) == ({}, [{}])
+    experiment["methods"]["noisy"]["tuned_as"] = "fogz"
+    with pytest.raises(ValueError, match="noisy is tuned as fogz, which is no method: choose from ste"):
+        parse(experiment)
 
 
-def test_listed_cells_may_borrow_and_leave_a_key_alone_as_methods_may(experiment):
-    listed = {key: value for key, value in experiment.items() if key not in ("settings", "methods")}
-    listed["cells"] = experiment["methods"] | {
-        "dropin": {"label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste"}
+def test_standard_methods_need_only_their_names_and_can_be_refined(experiment):
+    experiment["settings"] = {"wide": {"overrides": ["steps=200"]}}
+    experiment["methods"] = {
+        "ste": {"label": "STE, longer", "overrides": ["steps_factor=1.2"]},
+        "fogzo": {"search": {"estimator.beta_min": [0.5]}},
+        "fogzo_dropin": {"detail": "as it comes"},
+        "slope": None,
+        "noisy_ste": {"tuned_as": None},
     }
-    cells = cells_of(listed)
-    assert cells["noisy"].tuned_as == "fogzo"
-    assert (cells["dropin"].search, points_of(cells["dropin"])) == ({}, [{}])
-    listed["cells"]["noisy"] = listed["cells"]["noisy"] | {"tuned_as": "fogz"}
-    with pytest.raises(
-        ValueError, match="experiment example: noisy is tuned as fogz, which is no cell: choose from ste"
-    ):
-        expand(listed, "confirm", [])
+    cells = parse(experiment).cells
+    assert {cell.method.name: cell.label for cell in cells.values()} == {
+        "ste": "STE, longer",
+        "fogzo": "FOGZO, n = 1",
+        "fogzo_dropin": "FOGZO, n = 1, dropped in: as it comes",
+        "slope": "control: β = 1 (measured slope, no noise)",
+        "noisy_ste": "control: STE + noise of FOGZO's size",
+    }
+    assert cells["wide.ste"].overrides == ("scale=mini", "steps=200", "estimator=ste", "steps_factor=1.2")
+    assert (cells["wide.fogzo_dropin"].search, cells["wide.fogzo_dropin"].tuned_as) == ({}, "wide.ste")
+    assert cells["wide.noisy_ste"].tuned_as is None
+    assert not cells["wide.ste"].method.is_control
+    assert cells["wide.slope"].method.is_control
 
 
 def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
-    jobs = expand(experiment, "confirm", ["cell=wide.noisy", "seed=2"])
-    assert jobs == [["cell=wide.noisy", "scale=mini", "steps=200", "model=mlp", "estimator=noisy_ste",
+    found = expand(experiment, "confirm", ["cell=wide.noisy", "seed=2"])
+    assert found == [["cell=wide.noisy", "scale=mini", "steps=200", "model=mlp", "estimator=noisy_ste",
                      "estimator.beta_min=0.99", "optimizer.lr=0.1"]]  # fmt: skip
-    assert tuned_values(experiment, cells_of(experiment)["wide.noisy"]) == {
+    assert tuned_values(parse(experiment), parse(experiment).cells["wide.noisy"]) == {
         "estimator.beta_min": 0.99,
         "optimizer.lr": 0.1,
     }
@@ -105,20 +125,20 @@ def test_a_method_may_take_all_tuned_values_from_another(experiment):
     experiment["methods"]["dropin"] = {
         "label": "FOGZO", "overrides": ["estimator=fogzo"], "search": {"optimizer.lr": None}, "tuned_as": "ste",
     }  # fmt: skip
-    cell = cells_of(experiment)["wide.dropin"]
+    cell = parse(experiment).cells["wide.dropin"]
     assert (cell.search, cell.tuned_as) == ({}, "wide.ste")
-    jobs = expand(experiment, "confirm", ["cell=wide.dropin"])
-    assert [job[-2:] for job in jobs] == [["optimizer.lr=0.1", f"seed={seed}"] for seed in (1, 2)]
+    found = expand(experiment, "confirm", ["cell=wide.dropin"])
+    assert [job[-2:] for job in found] == [["optimizer.lr=0.1", f"seed={seed}"] for seed in (1, 2)]
     Path(experiment["tuning"]["chosen"]).unlink()
     with pytest.raises(ValueError, match=r"no tuned values for wide\.ste"):
         expand(experiment, "confirm", ["cell=wide.dropin"])
 
 
 def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):
-    jobs = expand(experiment, "tune", ["setting=wide"])
-    assert len(jobs) == 2 + 4 + 2
-    assert all(job[-2:] == ["log_every=9", "seed=0"] for job in jobs)
-    assert all("estimator.beta_min=0.99" in job for job in jobs if job[0] == "cell=wide.noisy")
+    found = expand(experiment, "tune", ["setting=wide"])
+    assert len(found) == 2 + 4 + 2
+    assert all(job[-2:] == ["log_every=9", "seed=0"] for job in found)
+    assert all("estimator.beta_min=0.99" in job for job in found if job[0] == "cell=wide.noisy")
 
 
 def test_what_is_given_wins_and_makes_tuning_needless(experiment):
@@ -152,26 +172,26 @@ def test_values_that_were_tuned_otherwise_than_the_experiment_asks_are_refused(e
 
 
 def test_a_cell_that_borrows_is_as_faulty_as_what_it_borrows(experiment):
-    cell = cells_of(experiment)["wide.noisy"]
-    assert tuning_faults(experiment, cell) == {}
+    cell = parse(experiment).cells["wide.noisy"]
+    assert tuning_faults(parse(experiment), cell) == {}
     retune(experiment, "wide.fogzo", values={"optimizer.lr": 0.1, "estimator.beta_min": 0.9})
     then = "estimator.beta_min=0.99 from another cell, where the experiment now has estimator.beta_min=0.9"
-    assert tuning_faults(experiment, cell) == {"wide.noisy": f"tuned with {then}"}
+    assert tuning_faults(parse(experiment), cell) == {"wide.noisy": f"tuned with {then}"}
     retune(experiment, "wide.fogzo", values={"optimizer.lr": 7, "estimator.beta_min": 0.99})
     said = "tuned to optimizer.lr=7, estimator.beta_min=0.99, which is none of what was tried"
-    assert tuning_faults(experiment, cell) == {"wide.fogzo": said}
+    assert tuning_faults(parse(experiment), cell) == {"wide.fogzo": said}
     with pytest.raises(ValueError, match=r"first run `.*cell=wide\.fogzo,wide\.noisy`"):
         expand(experiment, "confirm", ["cell=wide.noisy"])
 
 
 def test_the_commands_for_all_tune_first_what_still_needs_it(experiment):
     tune, train = "python scripts/tune.py experiment=example", "python train.py -m experiment=example"
-    assert whole_commands(experiment) == [f"{tune} cell=deep.ste", train]
+    assert whole_commands(parse(experiment)) == [f"{tune} cell=deep.ste", train]
     Path(experiment["tuning"]["chosen"]).unlink()
-    assert whole_commands(experiment) == [tune, train]
+    assert whole_commands(parse(experiment)) == [tune, train]
     experiment["tuning"]["search"], experiment["methods"] = {}, {"ste": experiment["methods"]["ste"]}
     del experiment["settings"]["wide"]["search"]
-    assert whole_commands(experiment) == [train]
+    assert whole_commands(parse(experiment)) == [train]
 
 
 def test_a_cell_without_a_search_needs_no_tuning(experiment):
@@ -192,34 +212,70 @@ def test_what_the_experiment_lacks_is_refused(phase, given, message, experiment)
         expand(experiment, phase, given)
 
 
-def test_mistaken_experiments_are_refused(experiment):
-    def broken(*path, value):
-        made = copy.deepcopy(experiment)
-        place = made
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-        if value is GONE:
-            del place[path[-1]]
-        return made
+def broken(experiment, path, value):
+    made = copy.deepcopy(experiment)
+    place = made
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    if value is GONE:
+        del place[path[-1]]
+    return made
 
-    with pytest.raises(ValueError, match="tunes on seed 0, which its table reports too"):
-        expand(broken("seeds", value=[0, 1]), "tune", [])
-    for path, value, message in [
-        (("settings", "deep", "methods"), ["sted"], "setting deep: method sted is not known"),
-        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which the setting lacks"),
-        (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("seeds",), [0, 1], "tunes on seed 0, which its table reports too"),
+        (("seeds",), ["1"], "seeds holds 1, which is no whole number"),
+        (("sedes",), [1], "experiment example: sedes is not known: choose from name, title, "),
+        (("name",), GONE, "experiment: name is None, but it must be a word"),
+        (("scale",), "huge", "scale names huge, which is not known: choose from mini, paper"),
+        (("stage",), "later", "stage names later, which is not known: choose from confirm, explore"),
+        (("metric",), "accurracy", "metric names accurracy, which is not known: choose from accuracy, perplexity"),
+        (("metric",), "mean_agreement", "metric names mean_agreement, which is not known"),  # neither way is better
+        (("also",), ["loss_of_hair"], "also names loss_of_hair, which is not known: choose from accuracy"),
+        (("baseline",), "stee", "baseline names stee, which is not known: choose from ste, fogzo, noisy"),
+        (("methods",), GONE, "methods is None, but it must be keys with values"),
+        (("methods",), {}, "experiment example has no methods"),
+        (
+            ("methods", "fogz"),
+            None,
+            "method fogz has no label: give it one, or take one of the standard methods ste, f",
+        ),
+        (("methods", "noisy", "label"), GONE, "method noisy has no label: give it one"),
+        (("methods", "noisy", "overrides"), GONE, "method noisy has no overrides: give it one"),
         (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
-        (("methods", "noisy", "label"), GONE, "setting wide: noisy has no label: give it one"),
-        (("tuning", "search", "optimizer.lr"), 0.1, r"wide\.ste: the search of optimizer\.lr is 0\.1: give it a list"),
-        (("methods",), GONE, "experiment example has no cells: give it settings and methods, or cells"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            cells_of(broken(*path, value=value))
+        (("methods", "noisy", "role"), "helper", "method noisy: role names helper, which is not known: choose from me"),
+        (("methods", "noisy", "sample"), 1, "method noisy: sample is not known: choose from label"),
+        (("settings", "deep", "methods"), ["sted"], "setting deep: methods names sted, which is not known"),
+        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which its setting deep lacks"),
+        (("settings", "deep", "overrides"), [1], "setting deep: overrides holds 1, which is no word"),
+        (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+        (("tuning",), GONE, "tuning is None, but it must be keys with values"),
+        (("tuning", "trials"), 0, "trials=0 is not possible: give each cell at least 1"),
+        (("tuning", "seed"), "zero", "tuning: seed is zero, but it must be a whole number"),
+        (("tuning", "search", "optimizer.lr"), 0.1, r"tuning: the search of optimizer\.lr is 0\.1: give it a list"),
+        (("tuning", "search", "optimizer.lr"), [0.2, 0.1], r"optimizer\.lr is \[0.2, 0.1\]: give it numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give it numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), [], "give it numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), ["1e-3"], "give it numbers that rise"),  # a word to YAML 1.1
+        (("axes",), [{"label": "ε", "settings": {"vit": 1}}], "axes holds .*: give a label"),
+        (("axes",), [{"settings": {"wide": 1}}], "axes holds .*: give a label"),
+        (("axes",), [{"label": "ε", "settings": {"wide": 1}, "metric": "los"}], "axes: metric names los, which is not"),
+        (("equal_loss",), {"targets": ["deep.zz"], "ratios": []}, r"equal_loss names cell deep\.zz: choose from wide"),
+        (("equal_loss",), {"targets": [], "ratios": [{"of": "deep.ste"}]}, r"equal_loss\.ratios: to is None, but it"),
+        (("equal_loss",), {"ratios": []}, "equal_loss: targets is None, but it must be a list"),
+    ],
+)
+def test_mistaken_experiments_are_refused(path, value, message, experiment):
+    with pytest.raises(ValueError, match=message):
+        parse(broken(experiment, path, value))
 
 
-def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too():
-    cell = Cell("a.noisy_ste", "a", "noisy_ste", "noise", search={"optimizer.lr": [1, 2]}, tuned_as="a.fogzo")
-    assert tune_command("x", cell) == "python scripts/tune.py experiment=x cell=a.fogzo,a.noisy_ste"
-    dropped_in = Cell("a.dropin", "a", "dropin", "dropped in", tuned_as="a.ste")
-    assert tune_command("x", dropped_in) == "python scripts/tune.py experiment=x cell=a.ste"
+def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too(experiment):
+    cells = parse(experiment).cells
+    assert tune_command("x", cells["wide.noisy"]) == "python scripts/tune.py experiment=x cell=wide.fogzo,wide.noisy"
+    experiment["methods"]["fogzo_dropin"] = None
+    dropped_in = parse(experiment).cells["wide.fogzo_dropin"]
+    assert tune_command("x", dropped_in) == "python scripts/tune.py experiment=x cell=wide.ste"

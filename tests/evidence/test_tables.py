@@ -9,17 +9,18 @@ import statistics
 
 import pytest
 import yaml
-from helpers.made_up import change, edit, experiment, sign, write
+from helpers.made_up import change, edit, experiment, gathered, sign, write
 
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, range_text, ratio_of, ratio_table
+from fogzo.evidence.experiment import CostRatio
 from fogzo.evidence.figures.sensitivity import sensitivity
-from fogzo.evidence.frame import METRICS, gather
 from fogzo.evidence.pages import comparison_table, control_table, footer, page
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.summary import published_table
 from fogzo.evidence.tables import Table
 from fogzo.evidence.values import controls_values, equal_loss_values, values_table
-from fogzo.evidence.verdicts import family, verdicts
+from fogzo.evidence.verdicts import verdicts
+from fogzo.runs.schema import METRICS
 
 EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
 
@@ -42,7 +43,7 @@ def rows_of(table):
 def test_a_row_shows_paper_ours_difference_cost_and_status(project):
     made = experiment(also=["train_loss"])
     write(project, made, effect=effect)
-    found = gather(made)
+    found = gathered(made)
     table = comparison_table(found)
     ste, fogzo = table.rows[0], table.rows[1]
     assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
@@ -59,7 +60,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
 def test_the_csv_has_every_number_in_full(project):
     made = experiment(also=["train_loss"])
     write(project, made, effect=effect)
-    found = gather(made)
+    found = gathered(made)
     rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(values_table(found).csv()))}
     assert set(rows) == set(found.cells)
     row, cell = rows["deit.fogzo"], found.cells["deit.fogzo"]
@@ -80,7 +81,7 @@ def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
     folders = write(project, made)
     for seed in made["seeds"]:
         shutil.rmtree(folders["resnet.fogzo", seed])
-    found = gather(made)
+    found = gathered(made)
     row = comparison_table(found).rows[6]
     assert row[3:] == ["–", "–", "–", "–", "–", "not run"]
     command = "`python train.py -m experiment=twin cell=resnet.fogzo seed=11,12,13`"
@@ -94,7 +95,7 @@ def test_diverged_and_refused_runs_are_named_below(project):
         edit(folders["deit.fogzo", seed], status="diverged")
         sign(folders["deit.fogzo", seed])
     edit(folders["deit.ste", 11], accuracy=99)
-    found = gather(made)
+    found = gathered(made)
     notes = "\n".join(comparison_table(found).notes)
     assert "Diverged (deit | a net, 2 bit, FOGZO, n = 1): seed 11, 12, 13" in notes
     assert "Not used: results/runs/twin/deit.ste-seed11-" in notes
@@ -105,14 +106,14 @@ def test_diverged_and_refused_runs_are_named_below(project):
 def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project):
     made = experiment(scale="paper")
     write(project, made)
-    found = gather(made)
+    found = gathered(made)
     found.paper["rows"]["deit_row"]["fogzo"] = published
     assert status(found, found.cells["deit.fogzo"]) == word
-    one = gather(made | {"seeds": [11]})
+    one = gathered(made | {"seeds": [11]})
     assert status(one, one.cells["deit.fogzo"]) == "run once: not judged"
     twin = experiment("other")
     write(project, twin)
-    assert status(gather(twin), gather(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
+    assert status(gathered(twin), gathered(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
 
 
 def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
@@ -122,7 +123,7 @@ def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(pr
             change(path, 20, signed=False, step=7)
             edit(path, steps=7)
             sign(path)
-    found = gather(made)
+    found = gathered(made)
     assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at the paper's steps, not judged"
     found.paper["rows"]["deit_row"]["baseline_steps"] = found.finished(found.cells["deit.ste"])[0].summary["steps"] / 7
     assert "not judged" not in status(found, found.cells["deit.fogzo"])  # it is the paper's comparison then
@@ -131,11 +132,12 @@ def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(pr
 def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
     made = experiment()
     write(project, made, effect=effect)
-    found = gather(made)
+    found = gathered(made)
     cell = found.cells["deit.fogzo"]
     for value, text, state in (
-        ("better than STE", "better than STE", "same direction"),
-        ("much worse than STE", "much worse than STE", "opposite direction"),
+        ({"loss": "better than STE", "direction": "better"}, "loss better than STE", "same direction"),
+        ({"loss": "much worse", "direction": "worse"}, "loss much worse", "opposite direction"),
+        ("better than STE", "better than STE", "better than the baseline; the paper's direction is not known"),
         (None, "unknown", "better than the baseline; the paper's direction is not known"),
         ({"accuracy": 70.0, "train_loss": 2.5}, "accuracy 70.0, train loss 2.5", "same direction"),
     ):
@@ -147,7 +149,7 @@ def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
 def test_verdicts_count_settings_and_say_how_large(project):
     made = experiment()
     write(project, made, effect=effect)
-    found = {(v.method, v.against): v for v in verdicts(gather(made))}
+    found = {(v.method, v.against): v for v in verdicts(gathered(made))}
     of_fogzo = [("fogzo", against) for against in ("ste", "slope", "noisy_ste", "ste_longer")]
     assert list(found) == [*of_fogzo, ("slope", "ste_longer")]
     assert found["fogzo", "ste"].word == "mixed"
@@ -156,15 +158,14 @@ def test_verdicts_count_settings_and_say_how_large(project):
     for factor, word in ((1, "confirmed"), (-1, "opposite"), (0, "not to be told apart")):
         other = experiment(f"other{factor}")
         write(project, other, effect=lambda cell, factor=factor: 3 * factor * (cell.endswith(".fogzo")))
-        assert verdicts(gather(other))[0].word == word
+        assert verdicts(gathered(other))[0].word == word
     assert "confirmed" not in found["fogzo", "noisy_ste"].word  # the paper says nothing about controls
-    assert family("fogzo_10") == "fogzo"
 
 
 def test_fogzo_stands_against_every_control(project):
     made = experiment()
     write(project, made, effect=effect)
-    rows = control_table(gather(made)).rows
+    rows = control_table(gathered(made)).rows
     assert len(rows) == 8
     assert [row[2] for row in rows[:2]] == ["control: β = 1 (measured slope, no noise)"] * 2
     assert rows[2][-1] == "better"
@@ -173,7 +174,7 @@ def test_fogzo_stands_against_every_control(project):
 def test_the_comparisons_with_controls_are_in_a_csv_in_full(project):
     made = experiment()
     write(project, made, effect=effect)
-    found = gather(made)
+    found = gathered(made)
     shown, rows = control_table(found).rows, list(csv.DictReader(io.StringIO(controls_values(found).csv())))
     assert [row["outcome"] for row in rows] == [row[-1] for row in shown]
     assert (rows[2]["setting"], rows[2]["method"], rows[2]["against"]) == ("deit", "fogzo", "noisy_ste")
@@ -185,7 +186,7 @@ def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
     made = experiment(metric="train_loss")
     made["equal_loss"] = {"targets": ["deit.slope"], "ratios": [{"of": "deit.slope", "to": "deit.fogzo"}]}
     write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
-    found = gather(made)
+    found = gathered(made)
     rows = list(csv.DictReader(io.StringIO(equal_loss_values(found).csv())))
     cost = {(r["loss_of"], r["loss_of_seed"], r["cell"], r["seed"]): r["forward_equivalents"] for r in rows}
     assert len(cost) == len(rows) == 3 * 10 + 3 * 2
@@ -199,12 +200,12 @@ def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
 def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
     made = experiment(metric="train_loss")
     write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
-    found = gather(made)
+    found = gathered(made)
     cells = found.cells
     pairs = cost_pairs(found, cells["deit.slope"], cells["deit.fogzo"])
     assert len(pairs) == 3
     assert all(own.before < own.at >= other.at for own, other in pairs)
-    asked = [{"of": "deit.slope", "to": "deit.fogzo", "paper": 796}, {"of": "deit.fogzo", "to": "deit.slope"}]
+    asked = [CostRatio("deit.slope", "deit.fogzo", "796"), CostRatio("deit.fogzo", "deit.slope")]
     better, never = ratio_table(found, asked).rows
     quotients = sorted(own.at / other.at for own, other in pairs)
     assert float(better[3]) == pytest.approx(quotients[1], rel=0.01)
@@ -212,7 +213,7 @@ def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
     assert (never[3], never[5]) == ("not reached", "0 of 3")
     assert never[4].startswith("less than ")
     made["equal_loss"] = {"targets": ["deit.fogzo"], "ratios": []}
-    rows = list(csv.DictReader(io.StringIO(equal_loss_values(gather(made)).csv())))
+    rows = list(csv.DictReader(io.StringIO(equal_loss_values(gathered(made)).csv())))
     assert {row["forward_equivalents"] for row in rows if row["cell"] == "deit.slope"} == {""}  # as the header says
 
 
@@ -232,10 +233,10 @@ def test_a_seed_that_never_gets_there_makes_the_ratio_smaller():
 
 def test_verdicts_compare_with_the_controls_that_match(project):
     made = experiment()
-    for method, label in (("fogzo_4", "FOGZO, n = 4"), ("fogzo_dropin", "FOGZO, dropped in")):
-        made["methods"][method] = made["methods"]["fogzo"] | {"label": label}
+    made["methods"]["fogzo_4"] = None
+    made["methods"]["fogzo_dropin"] = {"search": made["tuning"]["search"], "tuned_as": None}
     write(project, made)
-    found = [(v.method, v.against) for v in verdicts(gather(made))]
+    found = [(v.method, v.against) for v in verdicts(gathered(made))]
     assert ("fogzo_4", "slope") in found
     assert not {("fogzo_4", control) for control in ("noisy_ste", "ste_longer")} & set(found)
     assert [against for method, against in found if method == "fogzo_dropin"] == ["ste", "ste_longer"]
@@ -244,7 +245,7 @@ def test_verdicts_compare_with_the_controls_that_match(project):
 def test_settings_of_which_the_paper_says_nothing_confirm_nothing(project):
     made = experiment()
     write(project, made, effect=lambda cell: 3 * (cell == "deit.fogzo") - 3 * (cell == "resnet.fogzo"))
-    found = gather(made)
+    found = gathered(made)
     assert verdicts(found)[0].word == "mixed"
     found.paper["rows"]["deit_row"]["fogzo"] = None
     first = verdicts(found)[0]
@@ -259,7 +260,7 @@ def test_a_setting_may_be_the_twin_of_several_published_rows(project):
     paper = yaml.safe_load((project / "results/paper/twin.yaml").read_text())
     paper["rows"]["larger_row"] = paper["rows"]["deit_row"]
     (project / "results/paper/twin.yaml").write_text(yaml.safe_dump(paper))
-    rows = [row for row in published_table([gather(made)]).rows if row[2] == "fogzo"]
+    rows = [row for row in published_table([gathered(made)]).rows if row[2] == "fogzo"]
     assert [row[-2:] for row in rows] == [["same direction", "–"]] * 2
 
 
@@ -268,8 +269,8 @@ def test_every_published_cell_that_is_not_run_has_its_command(project):
     for path in write(project, made).values():
         if path.name.startswith("deit.fogzo"):
             shutil.rmtree(path)
-    rows = {row[2]: row for row in published_table([gather(made)]).rows if row[1] == "Net, Images"}
-    commands = [row[-1] for row in published_table([gather(made)]).rows]
+    rows = {row[2]: row for row in published_table([gathered(made)]).rows if row[1] == "Net, Images"}
+    commands = [row[-1] for row in published_table([gathered(made)]).rows]
     assert "`python train.py -m experiment=twin cell=deit.fogzo seed=11,12,13`" in commands
     assert rows["ste"][-1] == "–"
 
@@ -278,7 +279,7 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
     axis = {"label": "β_min", "methods": {"fogzo": 1, "slope": 2}}
     made = experiment(also=["train_loss", "mean_crossings"], axes=[axis, axis | {"metric": "mean_crossings"}])
     write(project, made)
-    found = gather(made)
+    found = gathered(made)
     label = METRICS["mean_crossings"].label
     assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
     sensitivity(project / "drawn", found)
@@ -288,7 +289,7 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
 def test_the_page_names_runs_seeds_commit_and_versions(project):
     made = experiment()
     write(project, made)
-    found = gather(made)
+    found = gathered(made)
     text = page(found, comparison_table(found))
     assert footer(found) in text
     assert (

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import yaml
 
-from fogzo.evidence.experiment import cells_of, points_of
+from fogzo.evidence.frame import gather
+from fogzo.evidence.parse import parse
 from fogzo.runs.identity import digest_of, identity
 
-METHODS = {
-    "ste": {"label": "STE", "overrides": ["estimator=ste"]},
-    "fogzo": {
-        "label": "FOGZO, n = 1",
-        "overrides": ["estimator=fogzo"],
-        "search": {"estimator.beta_min": [0.9, 0.999]},
-    },
-    "slope": {"label": "control: β = 1 (measured slope, no noise)", "overrides": ["estimator=slope"]},
-    "noisy_ste": {"label": "control: STE + noise of FOGZO's size", "overrides": ["estimator=noisy_ste"]},
-    "ste_longer": {"label": "control: STE for 5/3 of the steps", "overrides": ["estimator=ste_longer"]},
+METHODS = {  # those of configs/methods.yaml
+    "ste": None,
+    "fogzo": {"search": {"estimator.beta_min": [0.9, 0.999]}},
+    "slope": None,
+    "noisy_ste": {"tuned_as": None},
+    "ste_longer": None,
 }
 
 GONE = object()  # a value to edit away
@@ -44,13 +41,18 @@ def experiment(
     } | more  # fmt: skip
 
 
+def gathered(made, *args):
+    """What is found of an experiment, given as its file would."""
+    return gather(parse(made), *args)
+
+
 def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[tuple[str, int], Path]:
     """Write experiment, published numbers, tuned values and a record for every cell and seed; returns their folders.
 
     Args:
         effect: from cell name to how far (in accuracy points) the cell lies above its baseline.
     """
-    name, cells = made["name"], cells_of(made)
+    name, cells = made["name"], parse(made).cells
     for folder in ("configs/experiment", "results/paper", "results/tuned"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     dump(root / f"configs/experiment/{name}.yaml", {"experiment": made})
@@ -77,12 +79,14 @@ def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[t
 def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Path:
     """One run's folder, as a finished run leaves it."""
     noise = random.Random(f"{cell.name} {seed}")
-    shared = random.Random(f"{cell.setting} {seed}").gauss(0, 0.5)
+    shared = random.Random(f"{cell.setting.name} {seed}").gauss(0, 0.5)
     about = {
         "seed": seed, "cell": cell.name, "experiment": made["name"], "phase": "confirm", "scale": made["scale"],
     }  # fmt: skip
     config = config_of(cell) | about
-    unit = {"ste": 3, "fogzo": 5, "slope": 5, "noisy_ste": 3, "ste_longer": 5}.get(cell.method.removesuffix("_1"), 4)
+    unit = {"ste": 3, "fogzo": 5, "slope": 5, "noisy_ste": 3, "ste_longer": 5}.get(
+        cell.method.name.removesuffix("_1"), 4
+    )
     lines = []
     for row in range(1, rows + 1):
         part = row / rows
@@ -135,9 +139,9 @@ def tuned_of(cell) -> dict:
 
 def entry_of(made, cell) -> dict:
     """What tuning leaves of a cell that has tried as many points as the experiment asks for; the last one is best."""
-    tried = points_of(cell)[-made["tuning"]["trials"] :]
+    tried = cell.points()[-made["tuning"]["trials"] :]
     entry = {"values": tried[-1], "on_edge_of_grid": [], "trials": 4, "tried": [{"values": point} for point in tried]}
-    model = cells_of(made)[cell.tuned_as] if cell.tuned_as else cell
+    model = parse(made).cells[cell.tuned_as] if cell.tuned_as else cell
     return entry | {"borrowed": {key: value for key, value in tuned_of(model).items() if key not in cell.search}}
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from fogzo.evidence.compare import BETTER, WORSE, Difference
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.figures.style import RC, colour, line, mark
-from fogzo.evidence.frame import METRICS, Evidence, ForestRow, Metric
+from fogzo.evidence.frame import Evidence, ForestRow
 from fogzo.evidence.tables import interval_text, signed
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import Run
+from fogzo.runs.schema import METRICS, Metric
 
 COSTS = {"step": "training steps", "flops": "FLOPs", "seconds": "seconds of training"}
 FEWEST_POINTS = 4
@@ -70,7 +71,7 @@ def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key:
         late = values[:, len(steps) // 3 :]  # the beginning would flatten the rest
         low.append(late.min())
         high.append(late.max())
-        style = line(cell.method, cell.label) | {"markevery": [-1]}
+        style = line(cell.method) | {"markevery": [-1]}
         for axis, cost in zip(axes, COSTS, strict=True):
             (handle,) = axis.plot(costs[cost], values.mean(0), **style)
             if len(values) > 1:
@@ -158,7 +159,7 @@ def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
         shown = [(cell, difference) for cell, difference in found if difference and evidence.metric_of(cell) == key]
         if shown and setting:
             entries.append((evidence.setting_label(setting), None))
-        entries += [(cell.label.removeprefix("control: "), (evidence, cell, found)) for cell, found in shown]
+        entries += [(cell.method.full_label, (evidence, cell, found)) for cell, found in shown]
     return entries
 
 

@@ -12,9 +12,10 @@ from matplotlib.patches import Rectangle
 from fogzo.evidence.compare import BETTER, WORSE
 from fogzo.evidence.figures.curves import remove, save
 from fogzo.evidence.figures.style import RC
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.members import Row, rows_of
 from fogzo.evidence.tables import signed
+from fogzo.runs.schema import METRICS
 
 TINTS = {BETTER: "#9ecae8", WORSE: "#f5b895"}  # blue and orange, which the colour-blind can tell apart
 OPEN = "#eeeeee"

@@ -18,19 +18,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fogzo.evidence.experiment import Cell
+from fogzo.evidence.experiment import Axis, Cell, Method
 from fogzo.evidence.figures.curves import WIDE, plain_ticks, save
 from fogzo.evidence.figures.style import RC, colour, line
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
+from fogzo.runs.schema import METRICS
 
 Points = list[tuple[float, Cell]]
+FOGZO = Method("fogzo", "FOGZO", family="fogzo")  # lends its colour to whatever varies it
 ACROSS = 3  # panels side by side
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
 def sensitivity(stem: Path, evidence: Evidence) -> None:
     """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
-    panels = [(asked, key) for asked in evidence.experiment["axes"] for key in _metrics(evidence, asked)]
+    panels = [(asked, key) for asked in evidence.experiment.axes for key in _metrics(evidence, asked)]
     panels = [panel for panel in panels if _has_points(evidence, *panel)] or panels[:1]
     across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
@@ -45,31 +47,31 @@ def sensitivity(stem: Path, evidence: Evidence) -> None:
         save(figure, stem)
 
 
-def _metrics(evidence: Evidence, asked: Mapping[str, Any]) -> Sequence[str]:
+def _metrics(evidence: Evidence, asked: Axis) -> Sequence[str]:
     """One panel each: what the axis asks for, or all that cells are compared by."""
-    return [asked["metric"]] if "metric" in asked else evidence.metrics()
+    return [asked.metric] if asked.metric else evidence.metrics()
 
 
-def _has_points(evidence: Evidence, asked: Mapping[str, Any], key: str) -> bool:
+def _has_points(evidence: Evidence, asked: Axis, key: str) -> bool:
     """Whether there is anything to draw: a metric may have come after the runs."""
     return any(True for _ in _lines(evidence, asked, _places(asked)[0], key))
 
 
-def _places(asked: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+def _places(asked: Axis) -> tuple[dict[str, float], list[str]]:
     """Where each setting or method stands on an axis, and the words that stand there instead of numbers, in order."""
-    given = asked.get("settings") or asked["methods"]
+    given = asked.settings or asked.methods
     words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))
     return {name: float(words.index(at) if at in words else at) for name, at in given.items()}, words
 
 
-def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, handles: dict[str, Any]) -> None:
+def _panel(axis: Any, evidence: Evidence, asked: Axis, key: str, handles: dict[str, Any]) -> None:
     places, words = _places(asked)
     drawn: list[str] = []
     reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):
-        drawn.append(points[0][1].setting)
+        drawn.append(points[0][1].setting.name)
         values = [list(evidence.values(cell, key).values()) for _, cell in points]
-        style = line(method, points[0][1].label) | {"marker": "o"}
+        style = line(method) | {"marker": "o"}
         if words:  # they have no order that a line could follow
             style["ls"] = ""
         (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
@@ -77,7 +79,7 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
         for (at, _), seeds in zip(points, values, strict=True):
             axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
         handles.setdefault(label, handle)
-    if "methods" in asked:
+    if asked.methods:
         _baselines(axis, evidence, key, drawn, handles)
     if reach and METRICS[key].higher_is_better is False and 0 < FLAT * min(reach) < max(reach):
         axis.set_yscale("log")
@@ -87,18 +89,19 @@ def _panel(axis: Any, evidence: Evidence, asked: Mapping[str, Any], key: str, ha
         axis.set_xscale("log")
     axis.set_xticks(where, words or [f"{value:g}" for value in where])
     axis.minorticks_off()
-    axis.set(xlabel=asked["label"], ylabel=METRICS[key].label)
+    axis.set(xlabel=asked.label, ylabel=METRICS[key].label)
 
 
 def _lines(
-    evidence: Evidence, asked: Mapping[str, Any], places: Mapping[str, float], key: str
-) -> Iterator[tuple[str, str, Points]]:
+    evidence: Evidence, asked: Axis, places: Mapping[str, float], key: str
+) -> Iterator[tuple[str, Method, Points]]:
     """What is drawn as one line: its label, the method that lends its colour, and its points in order."""
-    by_settings = "settings" in asked
+    by_settings = bool(asked.settings)
     found: dict[str, Points] = {}
     for cell in evidence.cells.values():
-        place, line_of = (cell.setting, cell.method) if by_settings else (cell.method, cell.setting)
-        shown = key in (evidence.metric_of(cell), asked.get("metric"))
+        names = (cell.setting.name, cell.method.name)
+        place, line_of = names if by_settings else names[::-1]
+        shown = key in (evidence.metric_of(cell), asked.metric)
         if shown and place in places and evidence.values(cell, key):
             found.setdefault(line_of, []).append((places[place], cell))
     # a setting with one of the methods alone shows nothing of what they vary
@@ -106,10 +109,10 @@ def _lines(
     for line_of, points in found.items():
         points.sort(key=lambda point: point[0])
         if by_settings:
-            yield points[0][1].label, line_of, points
+            yield points[0][1].label, points[0][1].method, points
         else:
             several = len(found) > 1
-            yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), "fogzo", points
+            yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), FOGZO, points
 
 
 def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import math
 import zlib
 from typing import Any
 
-from fogzo.evidence.verdicts import family, samples_of
+from fogzo.evidence.experiment import Method
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale on white
 COLOURS = {
@@ -43,28 +43,29 @@ RC: dict[Any, Any] = {
 }
 
 
-def colour(method: str) -> str:
-    """A method's colour; darker the more samples its name ends with.
+def colour(method: Method) -> str:
+    """A method's colour; darker the more samples it has.
 
-    >>> colour("ste"), colour("nspsa_1")
+    >>> colour(Method("ste", "STE")), colour(Method("nspsa_1", "n-SPSA", family="nspsa"))
     ('#000000', '#56b4e9')
     """
-    base = COLOURS.get(family(method)) or OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
-    light = 1 - 0.6 * min(1.0, math.log10(max(1, samples_of(method))) / 4)
+    by_hash = OTHERS[zlib.crc32(method.name.encode()) % len(OTHERS)]
+    base = COLOURS.get(method.name) or COLOURS.get(method.family) or by_hash
+    light = 1 - 0.6 * min(1.0, math.log10(max(1, method.samples)) / 4)
     return "#" + "".join(f"{round(int(base[at : at + 2], 16) * light):02x}" for at in (1, 3, 5))
 
 
-def mark(method: str) -> str:
+def mark(method: Method) -> str:
     """A method's mark: by its samples, in decades."""
-    return MARKS[math.ceil(math.log10(max(1, samples_of(method)))) % len(MARKS)]
+    return MARKS[math.ceil(math.log10(max(1, method.samples))) % len(MARKS)]
 
 
-def line(method: str, label: str) -> dict[str, Any]:
+def line(method: Method) -> dict[str, Any]:
     """How a curve is drawn: controls dashed, the STE thicker."""
     return {
         "color": colour(method),
-        "lw": 1.8 if method == "ste" else 1.3,
-        "ls": (0, (4, 1.6)) if label.startswith("control") else "-",
+        "lw": 1.8 if method.name == "ste" else 1.3,
+        "ls": (0, (4, 1.6)) if method.is_control else "-",
         "marker": mark(method),
         "ms": 4,
     }

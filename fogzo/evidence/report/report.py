@@ -10,7 +10,7 @@ from pathlib import Path
 from fogzo.evidence.claims import Claim, cases_table, check_commands, claims_of, claims_table
 from fogzo.evidence.compare import METHOD
 from fogzo.evidence.equal_loss import section
-from fogzo.evidence.frame import METRICS, Evidence
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.markup import inline, table, to_html
 from fogzo.evidence.pages import (
     COST_NOTE,
@@ -26,6 +26,7 @@ from fogzo.evidence.published import NOT_RUN, STATUS_RULE
 from fogzo.evidence.summary import published_table, summary_table
 from fogzo.evidence.tables import Table
 from fogzo.evidence.verdicts import verdicts
+from fogzo.runs.schema import METRICS
 
 RESULTS = Path("results")
 FOREST = "Filled: told apart; open: not. Below: single seeds. Arrow: beyond the axis."
@@ -151,7 +152,7 @@ def runs_table(evidence: Evidence) -> Table:
 def _check(evidence: Evidence) -> str:
     name = evidence.name
     return (
-        f"# tune again: the values in {evidence.experiment['tuning']['chosen']}\n"
+        f"# tune again: the values in {evidence.experiment.tuning.chosen}\n"
         f"python scripts/tune.py experiment={name}\n"
         f"# run again: what is done is skipped, so remove a run folder first\n"
         f"python train.py -m experiment={name}\n"
