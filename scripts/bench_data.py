@@ -12,8 +12,8 @@ import numpy as np
 from bench_tools import of_recipe
 from PIL import Image
 
-from fogzo.data.augment import AUGMENTATIONS, read_augmented, training_transform
-from fogzo.data.classes import class_list
+from fogzo.data.imagenet.augment import AUGMENTATIONS, read_augmented, training_transform
+from fogzo.data.imagenet.classes import class_list
 from fogzo.data.shards import TOKENIZER, Manifest, ShardWriter, sha256_of, token_dtype
 from fogzo.runs.files import atomic_write
 from fogzo.training.trainer import Trainer

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from fogzo.data.tokenizing import train_tokenizer
+from fogzo.data.tokenize import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 # A process of its own, as a command begins with the memory of the one that starts it, which here has loaded torch

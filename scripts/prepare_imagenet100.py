@@ -14,10 +14,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fogzo.data.augment import own_cores
 from fogzo.data.base import DataError
-from fogzo.data.classes import class_folders, class_list, class_list_sha256, image_files, tree_files, tree_sha256
-from fogzo.data.verify import check_images, is_marked, mark
+from fogzo.data.imagenet.augment import own_cores
+from fogzo.data.imagenet.classes import (
+    class_folders,
+    class_list,
+    class_list_sha256,
+    image_files,
+    tree_files,
+    tree_sha256,
+)
+from fogzo.data.imagenet.whole import check_images, is_marked, mark
 
 PARTS = ("train", "val")
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+collect_ignore_glob = ["*/conftest.py"]  # no doctests in there, and modules of one name would get into each other's way
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -1,15 +1,12 @@
 """Data sets, and the order in which training sees them."""
 
-from fogzo.data.augment import DECODING_RATES
 from fogzo.data.base import FACTS, Batch, Data, DataError, Facts, Selection, Split
-from fogzo.data.feed import Feed
-from fogzo.data.imagefolder import imagenet1k, imagenet100
-from fogzo.data.images import ImageData, TensorSplit
-from fogzo.data.mnist5k import mnist5k
-from fogzo.data.order import DataOrder
+from fogzo.data.imagenet.augment import DECODING_RATES
+from fogzo.data.imagenet.folder import imagenet1k, imagenet100
+from fogzo.data.order import DataOrder, Feed
 from fogzo.data.pydocs import pydocs
 from fogzo.data.text import TextData, TokenSplit, c4
-from fogzo.data.torchvision_sets import fashion_mnist, mnist
+from fogzo.data.vision import ImageData, TensorSplit, fashion_mnist, mnist, mnist5k
 
 __all__ = [
     "DECODING_RATES",

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fogzo.errors import UserError
+
 Batch = tuple[Tensor, Tensor]  # inputs and targets
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set is missing or damaged; the message says which, where, and what to do."""
 
 
@@ -23,11 +25,14 @@ class Facts(NamedTuple):
     test: int
     image: tuple[int, int, int]  # channels, height, width in pixels, as training takes them if nothing else is said
     classes: int
+    sha256: str | None = None  # that ``describe()`` gives; None: only reading the data tells
 
 
 # ImageNet-100's counts are those of CMC's list of classes
 FACTS = {
-    "mnist5k": Facts(4_000, 1_000, (1, 28, 28), 10),
+    "mnist5k": Facts(
+        *(4_000, 1_000, (1, 28, 28), 10), sha256="1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
+    ),
     "mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
     "fashion_mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
     "imagenet100": Facts(126_689, 5_000, (3, 224, 224), 100),

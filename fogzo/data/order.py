@@ -1,10 +1,13 @@
-"""Which examples a training step sees: a function of (seed, step), so the position in the data is one integer."""
+"""Which examples a training step sees, and their batch: a function of (seed, step), so the position is one integer."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from fogzo.data.base import Batch, Selection, Split
 from fogzo.seeding import derive_seed
 
 
@@ -46,3 +49,37 @@ class DataOrder:
         generator = torch.Generator().manual_seed(derive_seed("epoch", self.seed, epoch))
         permutation = torch.randperm(self.examples, generator=generator)
         return permutation.repeat_interleave(self.repeats)[: self.examples] if self.repeats > 1 else permutation
+
+
+class Feed:
+    """Batch of any step; steps asked for in turn are read ahead by splits that can.
+
+    ``share`` are the offsets within each batch that this process takes: all of them, or a rank's part.
+    """
+
+    def __init__(self, split: Split, order: DataOrder, seed: int, share: range) -> None:
+        self.split, self.order, self.seed, self.share = split, order, seed, share
+        self._stream: Iterator[Batch] | None = None
+        self._next_step = 0
+
+    def batch(self, step: int) -> Batch:
+        """This process's part of the batch of training step ``step`` (from 0), on the split's device."""
+        if self._stream is None or step != self._next_step:
+            self.close()
+            self._stream = self.split.load(self._selections(step), seed=self.seed)
+        self._next_step = step + 1
+        return next(self._stream)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        stop = getattr(self._stream, "close", None)
+        self._stream = None
+        if stop is not None:
+            stop()
+
+    def _selections(self, step: int) -> Iterator[Selection]:
+        own = slice(self.share.start, self.share.stop)
+        offsets = torch.arange(self.share.start, self.share.stop)
+        while True:
+            yield Selection(self.order.batch(step)[own], offsets + step * self.order.batch_size)
+            step += 1

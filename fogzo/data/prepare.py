@@ -31,7 +31,7 @@ from fogzo.data.shards import (
     token_dtype,
 )
 from fogzo.data.sources import TextSource
-from fogzo.data.tokenizing import (
+from fogzo.data.tokenize import (
     Encoder,
     check_vocabulary,
     encoded,

@@ -44,7 +44,7 @@ from fogzo.data.shards import (
     token_dtype,
 )
 from fogzo.data.text import TextData, open_text
-from fogzo.data.tokenizing import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
+from fogzo.data.tokenize import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
 from fogzo.runs.files import atomic_write
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogzo.data.base import Batch, DataError, Split
+from fogzo.data.base import FACTS, Batch, DataError, Split
 from fogzo.data.shards import MANIFEST, SPLITS, Manifest, Tokens, map_shards, read_manifest
 
 # What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
@@ -183,6 +184,30 @@ def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, ver
     manifest, _ = read_manifest(folder, f"remove {folder} and make it again with {command}")
     again = _command(name, made_from(manifest), folder)
     return open_text(folder, sequence, f"remove {folder} and make it again with {again}", name=name, verify=verify)
+
+
+def known_sha256(name: str, root: str | Path) -> str | None:
+    """Return the ``sha256`` that the data set ``name`` in ``root`` would describe itself with, without reading it.
+
+    ``None`` where only reading tells (images, the embedded text), or where the set is not there.
+    """
+    if name in FACTS:
+        return FACTS[name].sha256
+    manifest = Path(root) / name / MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+
+
+def prepared_tokens(name: str, root: str | Path) -> int | None:
+    """Return the training tokens of the prepared text ``name`` in ``root``, by its manifest; ``None`` if there is none.
+
+    Raises:
+        DataError: for a manifest that is damaged.
+    """
+    folder = Path(root) / name
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest, _ = read_manifest(folder, f"remove {folder} and make it again")
+    return manifest.splits["train"].tokens
 
 
 def _command(name: str, source: str, folder: Path) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fogzo.data.augment import check_augmentation
+from fogzo.data.imagenet.augment import check_augmentation
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.inputs import InputQuantizer

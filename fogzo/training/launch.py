@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo.data import TextData
-from fogzo.data.present import present_sha256
+from fogzo.data.text import known_sha256
 from fogzo.quantize import quantized_weights
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
@@ -171,7 +171,7 @@ def _epochs(trainer: Trainer) -> list[str]:
 def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     """What the run of ``record`` ended with, if it was of the data that are there now (as far as that is known)."""
     data, asked = summary.get("data") or {}, record["data"]
-    present = present_sha256(asked["name"], asked.get("root", "data"))
+    present = known_sha256(asked["name"], asked.get("root", "data"))
     if present and data.get("sha256") and present != data["sha256"]:
         raise RunError(
             f"the finished run in {path} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "

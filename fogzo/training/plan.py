@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.data.augment import own_cores
-from fogzo.data.present import present_tokens
+from fogzo.data.imagenet.augment import own_cores
+from fogzo.data.text import prepared_tokens
 from fogzo.estimators.base import check_whole
 from fogzo.quantize import QuantizedWeight, quantized_weights
 from fogzo.quantizers import QuEST
@@ -244,7 +244,7 @@ def examples_of_epoch(cfg: DictConfig) -> int | None:
     """Images or windows of the training set; ``None`` for a text that is not prepared, and for the embedded one."""
     if "sequence" not in cfg.data:
         return EXAMPLES.get(cfg.data.name)
-    tokens = present_tokens(cfg.data.name, cfg.data.get("root", "data"))
+    tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))
     return (tokens - 1) // cfg.data.sequence if tokens else None
 
 

@@ -20,10 +20,10 @@ import yaml
 from helpers.images import CLASSES, ROOT, data, picture, refused_with, write_tree
 from PIL import Image
 
-from fogzo.data.augment import Mixing, evaluation_transform, own_cores, posterize, training_transform
 from fogzo.data.base import Selection
-from fogzo.data.classes import class_list, class_list_sha256
-from fogzo.data.imagefolder import folder_data, imagenet1k, imagenet100
+from fogzo.data.imagenet.augment import Mixing, evaluation_transform, own_cores, posterize, training_transform
+from fogzo.data.imagenet.classes import class_list, class_list_sha256
+from fogzo.data.imagenet.folder import folder_data, imagenet1k, imagenet100
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_missing_sets_name_folder_and_ways_out(tmp_path):
 
 
 def test_the_shipped_list_is_cmc_s_and_in_imagenet():
-    file = files("fogzo.data.classes").joinpath("imagenet100_cmc.txt").read_bytes()
+    file = files("fogzo.data.imagenet").joinpath("imagenet100_cmc.txt").read_bytes()
     ids = file.decode().split()
     assert hashlib.sha256(file).hexdigest() == class_list_sha256(class_list())
     assert class_list_sha256(class_list()) == "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-import text_helpers
 from helpers.text_helpers import CutError, content_of, job_of, jsonl, refused_with, script, words
 
 from fogzo.data import prepare as prepare_module
@@ -15,9 +14,7 @@ from fogzo.data.prepare import Job, prepare
 from fogzo.data.shards import ShardWriter, sha256_of
 from fogzo.data.sources import Files
 from fogzo.data.text import prepared_text
-from fogzo.data.tokenizing import end_of_text, in_test, load_tokenizer
-
-corpus = text_helpers.corpus
+from fogzo.data.tokenize import end_of_text, in_test, load_tokenizer
 
 
 def test_prepared_text_is_the_documents_in_order_split_by_their_hash(corpus, tmp_path):

@@ -5,14 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import text_helpers
 import torch
 from helpers.text_helpers import ROOT, CutError, flip, refused_with
 
 from fogzo.data.pydocs import Source, docstrings, documents, installed_sources, pydocs
 from fogzo.data.shards import Manifest, sha256_of
-
-corpus = text_helpers.corpus
 
 MODULE = '''"""About {name}, at some length: {filler}"""
 

@@ -4,13 +4,10 @@ import gzip
 import json
 
 import pytest
-import text_helpers
 from helpers.text_helpers import job_of, refused_with, words
 
 from fogzo.data.prepare import Job, prepare
 from fogzo.data.sources import Files, Streamed
-
-corpus = text_helpers.corpus
 
 
 def test_text_files_hold_documents_between_separators(tmp_path, monkeypatch):

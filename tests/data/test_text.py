@@ -9,8 +9,7 @@ import torch
 from helpers.text_helpers import ROOT, flip, refused_with, write_set
 from hydra import compose, initialize_config_dir
 
-from fogzo.data.present import present_sha256
-from fogzo.data.text import C4, LONGER, TokenSplit, c4, open_text, prepared_text
+from fogzo.data.text import C4, LONGER, TokenSplit, c4, known_sha256, open_text, prepared_text
 from fogzo.training.launch import train
 
 
@@ -55,8 +54,8 @@ def test_a_sequence_longer_than_a_split_is_refused(tmp_path):
 
 def test_the_hash_of_a_set_is_known_without_opening_it(tmp_path):
     write_set(tmp_path / "mine")
-    assert present_sha256("mine", tmp_path) == prepared_text("mine", tmp_path, 4).describe()["sha256"]
-    assert present_sha256("c4", tmp_path) is None
+    assert known_sha256("mine", tmp_path) == prepared_text("mine", tmp_path, 4).describe()["sha256"]
+    assert known_sha256("c4", tmp_path) is None
 
 
 C4_COMMAND = f"python scripts/prepare_text.py --name c4 {C4} --out"

@@ -5,14 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-import text_helpers
 from helpers.text_helpers import ROOT, TEXTS, job_of, refused_with
 
 from fogzo.data.prepare import prepare
 from fogzo.data.text import prepared_text
-from fogzo.data.tokenizing import encode, end_of_text, in_test, train_tokenizer, vocabulary_of
-
-corpus = text_helpers.corpus
+from fogzo.data.tokenize import encode, end_of_text, in_test, train_tokenizer, vocabulary_of
 
 
 def test_a_trained_tokenizer_is_reproducible_complete_and_takes_no_orders_from_the_text():

@@ -8,9 +8,9 @@ import test_train_cli
 from helpers.cli import assert_refused
 from helpers.images import data, picture, refused_with, write_tree
 
-from fogzo.data import verify
-from fogzo.data.classes import class_list
-from fogzo.data.imagefolder import imagenet100
+from fogzo.data.imagenet import whole as verify
+from fogzo.data.imagenet.classes import class_list
+from fogzo.data.imagenet.folder import imagenet100
 
 hundred, script, small, tree = (getattr(test_imagefolder, name) for name in ("hundred", "script", "small", "tree"))
 digits, train = test_train_cli.digits, test_train_cli.train

