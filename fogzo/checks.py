@@ -11,6 +11,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -125,8 +126,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(value == part and type(value) is type(part) for part in parts)
     if annotation is bool:
         return isinstance(value, bool)
-    if annotation in (int, float):
-        return isinstance(value, int | annotation) and not isinstance(value, bool)
+    if annotation in (int, float):  # numpy's count too
+        return isinstance(value, Integral if annotation is int else Real) and not isinstance(value, bool)
     if annotation is Path:
         return isinstance(value, str | Path)
     if origin is collections.abc.Callable:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fogzo.checks import flag
+from fogzo.errors import UserError
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
@@ -87,6 +89,7 @@ def quantize_model(
             fitted to.  The model is left as it was.
     """
     skip = [skip] if isinstance(skip, str) else list(skip)
+    flag(biases, "biases")
     skipped = _skipped(model, skip)
     found: list[tuple[nn.Module, str, Quantizer]] = []
     owners = _owners_of_parameters(model)
@@ -96,14 +99,14 @@ def quantize_model(
         for tensor_name in ("weight", "bias") if biases else ("weight",):
             name = f"{layer_name}.{tensor_name}".lstrip(".")
             if parametrize.is_parametrized(layer, tensor_name):
-                raise ValueError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
+                raise UserError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
             if activations is not None:
                 check_inputs(layer, layer_name)
             latent = getattr(layer, tensor_name)
             if latent is not None:
                 found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners[id(latent)])))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} (skip={skip})"
         )
     if activations is not None:
@@ -128,9 +131,7 @@ def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
         for tensor_name, chain in _quantized_tensors(layer).items()
     ]
     if not weights:
-        raise ValueError(
-            f"{type(model).__name__} has no quantized weights: call fogzo.quantize_model(model, ...) first"
-        )
+        raise UserError(f"{type(model).__name__} has no quantized weights: call fogzo.quantize_model(model, ...) first")
     return weights
 
 
@@ -166,7 +167,7 @@ def _skipped(model: nn.Module, patterns: list[str]) -> set[str]:
         matched = {layer for layer in layers for name in outer if layer == name or layer.startswith(name + ".")}
         if not matched:
             shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
-            raise ValueError(
+            raise UserError(
                 f"skip pattern {pattern!r} matches no layer: the layers are {shown} (* stands for anything)"
             )
         skipped |= matched
@@ -182,11 +183,11 @@ def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
 
 def _fitted_copy(prototype: Quantizer, latent: Tensor, name: str, owners: list[str]) -> Quantizer:
     if len(owners) > 1:
-        raise ValueError(f"one tensor is shared by {' and '.join(owners)}: untie it, or skip both layers")
+        raise UserError(f"one tensor is shared by {' and '.join(owners)}: untie it, or skip both layers")
     quantizer = copy.deepcopy(prototype)
     try:
         check_latent(latent)
         quantizer.fit(latent.detach())
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     return quantizer

@@ -20,6 +20,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from fogzo.checks import positive
+
 
 class Smoothing(ABC):
     """Distribution of the noise ε̄u; stateless, so one instance can be shared."""
@@ -48,9 +50,7 @@ class Uniform(Smoothing):
     """
 
     def __init__(self, half_width: float) -> None:
-        if not half_width > 0:
-            raise ValueError(f"half_width={half_width!r} must be positive (0.5 for round, 1.0 for sign)")
-        self.half_width = half_width
+        self.half_width = positive(half_width, "half_width", hint=" (0.5 for round, 1.0 for sign)")
         self.std = half_width / math.sqrt(3)
 
     def from_uniform(self, c: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ between neighbouring codes, in weight units), R an orthogonal rotation (the iden
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fogzo.checks import flag, positive
+from fogzo.errors import UserError
 from fogzo.smoothing import Smoothing
 
 
@@ -68,7 +69,7 @@ class Quantizer(nn.Module, ABC):
 
         It is given rows of ``channels`` entries, shape (N, channels), if ``follows_inputs``, else whole inputs.
         """
-        raise ValueError(f"{type(self).__name__} does not quantize activations: use fogzo.LSQ or fogzo.QuEST")
+        raise UserError(f"{type(self).__name__} does not quantize activations: use fogzo.LSQ or fogzo.QuEST")
 
     def rotate(self, w: Tensor) -> Tensor:
         """Into the basis in which codes are decided: orthogonal, within each channel of α."""
@@ -95,7 +96,7 @@ class Quantizer(nn.Module, ABC):
 def check_latent(latent: Tensor) -> None:
     """Refuse latent weights in 16 bits: probes move them by less than those formats resolve (paper.md, section 2)."""
     if latent.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
+        raise UserError(
             f"latent weights are {latent.dtype}, but a probe moves them by about 1e-5 of a quantization step, which "
             "16-bit formats cannot hold: keep the model in torch.float32 and use torch.autocast for speed"
         )
@@ -104,7 +105,7 @@ def check_latent(latent: Tensor) -> None:
 def check_scale(scale: Tensor, *, why: str) -> Tensor:
     """Return ``scale`` if every entry is positive and finite, else raise ``ValueError`` with ``why``."""
     if not bool(((scale > 0) & scale.isfinite()).all()):
-        raise ValueError(f"the scale would be {scale.detach().flatten()[:4].tolist()}, but α must be positive: {why}")
+        raise UserError(f"the scale would be {scale.detach().flatten()[:4].tolist()}, but α must be positive: {why}")
     return scale
 
 
@@ -119,14 +120,10 @@ class FittedScale(Quantizer):
 
     def __init__(self, scale: float | None, per_channel: bool, scale_in_std: float) -> None:
         super().__init__()
-        for name, value in (("scale", 1.0 if scale is None else scale), ("scale_in_std", scale_in_std)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(
-                    f"{name}={value!r} must be a positive number (scale=None: fitted once from the weights)"
-                )
-        self.given_scale = scale
-        self.per_channel = per_channel
-        self.scale_in_std = scale_in_std
+        hint = " (scale=None: fitted once from the weights)"
+        self.given_scale = None if scale is None else positive(scale, "scale", hint=hint)
+        self.per_channel = flag(per_channel, "per_channel")
+        self.scale_in_std = positive(scale_in_std, "scale_in_std")
 
     def fit(self, latent: Tensor) -> None:
         # a bias has one entry a channel, hence no spread within one: it is always fitted as a whole

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
+from fogzo.checks import choice, flag
 from fogzo.quantizers.base import FittedScale
 from fogzo.quantizers.grid import Grid, check_bits
 from fogzo.smoothing import Uniform
@@ -36,16 +39,13 @@ class FixedScale(FittedScale):
         per_channel: bool = False,
         *,
         scale_in_std: float = 1.0,
-        grid: str = "symmetric",
+        grid: Literal["symmetric", "twos_complement"] = "symmetric",
         clip_surrogate: bool = True,
     ) -> None:
         super().__init__(scale, per_channel, scale_in_std)
-        check_bits(bits, who="FixedScale")
-        if grid not in GRIDS:
-            raise ValueError(f"grid={grid!r} is not known: choose one of {', '.join(GRIDS)}")
-        self.bits = bits
-        self.grid = GRIDS[grid](bits)
-        self.clip_surrogate = clip_surrogate
+        self.bits = check_bits(bits)
+        self.grid = GRIDS[choice(grid, "grid", GRIDS)](bits)
+        self.clip_surrogate = flag(clip_surrogate, "clip_surrogate")
         self.smoothing = Uniform(0.5)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fogzo.checks import whole
+
 MAX_BITS = 8
 
 
-def check_bits(bits: int, *, lowest: int = 1, who: str) -> None:
-    """Raise ``ValueError`` unless ``bits`` is a whole number from ``lowest`` to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= MAX_BITS:
-        raise ValueError(f"bits={bits!r} is not possible for {who}: give a whole number from {lowest} to {MAX_BITS}")
+def check_bits(bits: int, *, lowest: int = 1, hint: str = "") -> int:
+    """Return ``bits`` if it is a whole number from ``lowest`` to 8."""
+    return whole(bits, "bits", lowest=lowest, highest=MAX_BITS, hint=hint)
 
 
 @dataclass(frozen=True)

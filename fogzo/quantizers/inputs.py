@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from fogzo.errors import UserError
 from fogzo.quantizers.base import Quantizer
 
 NAME = "input_quantizer"  # of the submodule that a quantized layer gets
@@ -49,12 +50,12 @@ class InputQuantizer(nn.Module):
     def fit(self) -> None:
         """Take the step from the inputs observed: as LSQ fits weights, with their mean |x|."""
         if not self.observed:
-            raise ValueError(
+            raise UserError(
                 "a quantized layer was not reached by the passes that fit activations: run the whole model in forward()"
             )
         mean = torch.stack(self.observed).mean()
         if not bool(mean.isfinite() & (mean > 0)):
-            raise ValueError(
+            raise UserError(
                 f"a quantized layer sees inputs with mean |x| = {float(mean)}, to which no step can be fitted: leave "
                 "it out (skip=), or fit to other batches"
             )
@@ -85,11 +86,9 @@ def check_inputs(layer: nn.Module, name: str) -> None:
         ValueError: naming the layer, and the way out.
     """
     if isinstance(layer, NonDynamicallyQuantizableLinear):
-        raise ValueError(  # noqa: TRY004 -- what is wrong is the choice of layers
-            f"{name} is called by torch without its hooks, so its inputs cannot be quantized: skip it"
-        )
+        raise UserError(f"{name} is called by torch without its hooks, so its inputs cannot be quantized: skip it")
     if hasattr(layer, NAME):
-        raise ValueError(f"{name} quantizes its inputs already: start from a plain model, or skip this layer")
+        raise UserError(f"{name} quantizes its inputs already: start from a plain model, or skip this layer")
 
 
 def _quantize_first(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fogzo.checks import flag
 from fogzo.quantizers.base import Quantizer, check_scale
 from fogzo.quantizers.grid import Grid, check_bits
 from fogzo.smoothing import Uniform
@@ -47,8 +48,8 @@ class LSQ(Quantizer):
 
     def __init__(self, bits: int, *, signed: bool = True) -> None:
         super().__init__()
-        check_bits(bits, lowest=2, who="LSQ (for one bit there is fogzo.Sign)")
-        self.bits, self.signed = bits, signed
+        self.bits = check_bits(bits, lowest=2, hint=" (for one bit there is fogzo.Sign)")
+        self.signed = flag(signed, "signed")
         self.grid = Grid.twos_complement(bits) if signed else Grid.unsigned(bits)
         self.smoothing = Uniform(0.5)
         self.of_inputs = False

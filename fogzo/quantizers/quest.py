@@ -76,8 +76,7 @@ class QuEST(Quantizer):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        check_bits(bits, who="QuEST")
-        self.bits = bits
+        self.bits = check_bits(bits)
         self.grid = Grid.symmetric(bits)
         self.smoothing = Uniform(0.5)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from fogzo.checks import choice
 from fogzo.quantizers.base import FittedScale
 from fogzo.smoothing import Logistic, Smoothing, Triangular, Uniform
 
@@ -26,16 +29,14 @@ class Sign(FittedScale):
 
     def __init__(
         self,
-        surrogate: str = "tanh",
+        surrogate: Literal["tanh", "hardtanh", "approxsign"] = "tanh",
         scale: float | None = None,
         per_channel: bool = False,
         *,
         scale_in_std: float = 1.0,
     ) -> None:
         super().__init__(scale, per_channel, scale_in_std)
-        if surrogate not in SURROGATES:
-            raise ValueError(f"surrogate={surrogate!r} is not known: choose one of {', '.join(SURROGATES)}")
-        self.surrogate = surrogate
+        self.surrogate = choice(surrogate, "surrogate", SURROGATES)
         self.smoothing = SURROGATES[surrogate]
 
     def encode(self, x: Tensor) -> Tensor:

@@ -137,6 +137,7 @@ def tie(model):
         (lambda net: None, {"skip": ["stem", "blocks.9", "head"]}, r"'blocks\.9'"),
         (lambda net: None, {"skip": "head.weight"}, r"'head\.weight'"),
         (lambda net: None, {"skip": ["*"]}, "nothing to quantize"),
+        (lambda net: None, {"biases": "maybe"}, "biases='maybe' .*true or false"),
         (tie, {}, r"blocks\.2\.weight and head\.weight"),
         (lambda net: net.add_module("again", net.head), {}, r"head\.weight and again\.weight"),
         (
@@ -151,7 +152,20 @@ def tie(model):
         # quantized_weights would not list it, and the estimators would not know of it
         (lambda net: weight_norm(net.head), {}, r"head\.weight"),
     ],
-    ids=["pattern", "parameter", "all", "tied", "aliased", "twice", "constant", "bias", "bf16", "fp16", "weight_norm"],
+    ids=[
+        "pattern",
+        "parameter",
+        "all",
+        "biases",
+        "tied",
+        "aliased",
+        "twice",
+        "constant",
+        "bias",
+        "bf16",
+        "fp16",
+        "weight_norm",
+    ],
 )
 def test_a_refusal_names_the_culprit_and_leaves_the_model_as_it_was(change, options, message):
     model = net_with(change)

@@ -68,6 +68,10 @@ def test_a_nan_in_the_latent_weights_is_not_hidden(prototype):
     + [(FixedScale, {"bits": 2, "scale": scale}, "scale") for scale in (0, -0.1, math.nan, math.inf)]
     + [(FixedScale, {"bits": 2, "scale_in_std": scale}, "scale_in_std") for scale in (0, -1.0, math.nan, math.inf)]
     + [(FixedScale, {"bits": 2, "grid": "ternary"}, "ternary")]
+    + [(FixedScale, {"bits": 2, "per_channel": no}, f"per_channel={no!r}.*true or false") for no in ("no", "off", 1)]
+    + [(FixedScale, {"bits": 2, "clip_surrogate": "nein"}, "clip_surrogate='nein'.*true or false")]
+    + [(LSQ, {"bits": 2, "signed": "off"}, "signed='off'.*true or false")]
+    + [(Sign, {"per_channel": None}, "per_channel=None.*true or false")]
     + [(Sign, {"surrogate": "swish"}, "swish"), (Sign, {"scale": 0.0}, "scale"), (Sign, {"scale_in_std": -1}, "std")],
 )
 def test_impossible_arguments_are_refused(make, arguments, named):

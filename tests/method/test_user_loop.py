@@ -239,6 +239,8 @@ def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
         ({"epsilon": math.inf}, "epsilon=inf"),
         ({"probe_batch": -1}, "probe_batch=-1"),
         ({"crossings_every": -1}, "crossings_every=-1"),
+        ({"spread": "no"}, "spread='no' .*true or false"),
+        ({"seed": 0.5}, "seed=0.5"),
         ({"kind": lambda _, **o: fogzo.FOGZO([], **o)}, "quantized_weights"),
         ({"kind": lambda _, **o: fogzo.FOGZO([nn.Parameter(torch.ones(2))], **o)}, "Parameter.*quantized_weights"),
         ({"kind": lambda weights, **o: fogzo.FOGZO(weights[0].model, **o)}, "Net.*quantized_weights"),
