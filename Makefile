@@ -14,7 +14,7 @@ setup: $(SETUP)  ## create .venv with the exact versions of constraints.txt
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'
 	@touch $@
 
 demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (10 to 20 seconds)

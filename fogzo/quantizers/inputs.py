@@ -71,11 +71,21 @@ class InputQuantizer(nn.Module):
 
 
 def quantize_inputs(layer: nn.Module, prototype: Quantizer) -> None:
-    """Put an :class:`InputQuantizer` in front of ``layer``, an ``nn.Linear`` or convolution, by a forward pre-hook."""
+    """Put an :class:`InputQuantizer` in front of ``layer``, an ``nn.Linear`` or convolution."""
+    put_in_front(layer, input_quantizer(layer, prototype))
+
+
+def input_quantizer(layer: nn.Module, prototype: Quantizer) -> InputQuantizer:
+    """Return a quantizer that fits the inputs of ``layer``, on its device and in its dtype."""
     channels, dim = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
     weight = next(layer.parameters())
     quantizer = InputQuantizer(prototype, int(channels), dim)  # type: ignore[arg-type]
-    layer.add_module(NAME, quantizer.to(device=weight.device, dtype=weight.dtype))
+    return quantizer.to(device=weight.device, dtype=weight.dtype)
+
+
+def put_in_front(layer: nn.Module, quantizer: InputQuantizer) -> None:
+    """Let ``quantizer`` round the inputs of ``layer``, by a forward pre-hook."""
+    layer.add_module(NAME, quantizer)
     layer.register_forward_pre_hook(_quantize_first, with_kwargs=True)
 
 

@@ -38,7 +38,8 @@ def hadamard(size: int) -> Tensor:
     return matrix / math.sqrt(size)
 
 
-def _rotated(w: Tensor, block: Tensor) -> Tensor:
+def rotated(w: Tensor, block: Tensor) -> Tensor:
+    """Return ``w`` times the orthogonal ``block`` along its input dimension, in full precision; same shape."""
     # autocast would decide the codes from a bf16 product, which makes the flips of a small probe random
     with nullcontext() if w.is_meta else torch.autocast(w.device.type, enabled=False):
         return torch.matmul(w.reshape(-1, block.shape[0]), block).view(w.shape)
@@ -50,11 +51,11 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, block: Tensor) -> Tensor:
         ctx.save_for_backward(block)
-        return _rotated(w, block)
+        return rotated(w, block)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return _rotated(grad_outputs[0], *ctx.saved_tensors), None
+        return rotated(grad_outputs[0], *ctx.saved_tensors), None
 
 
 class QuEST(Quantizer):
@@ -103,8 +104,8 @@ class QuEST(Quantizer):
         return torch.maximum(rms, self.floor).mul(step)
 
     def rotate(self, w: Tensor) -> Tensor:
-        rotated: Tensor = _Rotation.apply(w, self.block) if torch.is_grad_enabled() else _rotated(w, self.block)
-        return rotated
+        result: Tensor = _Rotation.apply(w, self.block) if torch.is_grad_enabled() else rotated(w, self.block)
+        return result
 
     def unrotate(self, w: Tensor) -> Tensor:
         return self.rotate(w)  # a Sylvester-Hadamard matrix is its own inverse
