@@ -1,64 +1,75 @@
-"""What tuning chose for an experiment's cells, and whether that is still what the experiment asks for."""
+"""The file of chosen values: what tuning found best for each cell, and whether the experiment still asks for that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fogzo.evidence.experiment import Cell, Experiment, last_of_each
+import yaml
+
+from fogzo.errors import UserError
+from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
 from fogzo.evidence.parse import KINDS
+from fogzo.runs.files import atomic_write
 from fogzo.runs.records import parse_yaml
 
 OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 
-def tuned_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """The values that tuning chose for ``cell``, with those that it borrows.
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for one cell.
 
-    Raises:
-        ValueError: if the cell, or the one that it borrows from, was not tuned yet.
+    Attributes:
+        values: the best ones, by key.
+        tried: the values of every trial; ``None`` if a person wrote the entry, without that list.
+        borrowed: values of another cell that the trials were run with.
+        overrides: what else they were run with; ``None`` if that was not written down.
+        given: what was changed on the command line.
+        on_edge: keys whose best value was the least or the greatest that was tried.
+        trials: how many there were.
+        entry: all that the file says of the cell.
     """
-    return borrowed_values(experiment, cell) | _chosen(experiment, cell)
+
+    values: Mapping[str, Any]
+    tried: Sequence[Mapping[str, Any]] | None
+    borrowed: Mapping[str, Any]
+    overrides: Sequence[str] | None
+    given: Sequence[str]
+    on_edge: Sequence[str]
+    trials: int
+    entry: Mapping[str, Any]
 
 
-def borrowed_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """What ``cell`` takes over from the tuned cell ``tuned_as``: the keys that it does not search itself."""
-    if cell.tuned_as is None:
-        return {}
-    model = experiment.cells[cell.tuned_as]
-    values = _chosen(experiment, model)
-    return {key: value for key, value in values.items() if key not in cell.search}
-
-
-def read_tuned(experiment: Experiment) -> dict[str, Any]:
-    """All of the experiment's data file of tuned values, by cell; empty if there is none yet.  Not to be changed.
+def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:
+    """Return what the experiment's file of chosen values holds, by cell; nothing if there is none yet.
 
     Raises:
-        RunError: if it cannot be read.
-        ValueError: if an entry in it is not as tuning leaves one.
+        UserError: if the file cannot be read, or an entry in it is not as tuning leaves one.
     """
     path = Path(experiment.tuning.chosen)
-    return _entries(path, path.read_bytes()) if path.exists() else {}
+    return _choices(path, path.read_bytes()) if path.exists() else {}
 
 
 @lru_cache(maxsize=16)  # it is asked for cell by cell, and long
-def _entries(path: Path, data: bytes) -> dict[str, Any]:
+def _choices(path: Path, data: bytes) -> Mapping[str, Choice]:
     entries = parse_yaml(path, data) or {}
     for name, entry in entries.items():
         if (damage := _damage(entry)) is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: the entry of {name} {damage}: remove it and tune that cell again, or put back the version "
                 "that was committed"
             )
-    return entries
+    return {name: _choice(entry) for name, entry in entries.items()}
 
 
 def _damage(entry: Any) -> str | None:
-    """In what an entry of tuned values is not as tuning leaves one."""
+    """Return in what an entry of the file is not as tuning leaves one, or ``None``."""
     if not isinstance(entry, Mapping) or "values" not in entry:
         return "has no values"
     for key, kind in OF_ENTRY.items():
@@ -71,86 +82,130 @@ def _damage(entry: Any) -> str | None:
     return None
 
 
-def _chosen(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def _choice(entry: Mapping[str, Any]) -> Choice:
+    tried = [trial["values"] for trial in entry["tried"]] if "tried" in entry else None
+    return Choice(
+        values=entry["values"],
+        tried=tried,
+        borrowed=entry.get("borrowed", {}),
+        overrides=entry.get("overrides"),
+        given=entry.get("given", []),
+        on_edge=entry.get("on_edge_of_grid", []),
+        trials=entry.get("trials") or len(tried or []),
+        entry=entry,
+    )
+
+
+def write_chosen(experiment: Experiment, cell: Cell, entry: Mapping[str, Any]) -> None:
+    """Put what tuning leaves of a cell into the file of chosen values, in the order of the experiment's table."""
+    tuning, path = experiment.tuning, Path(experiment.tuning.chosen)
+    entries = {name: choice.entry for name, choice in read_chosen(experiment).items()} | {cell.name: entry}
+    order = {name: place for place, name in enumerate(experiment.cells)}
+    entries = dict(sorted(entries.items(), key=lambda item: order.get(item[0], len(order))))
+    best = "highest" if tuning.metric == "accuracy" else "lowest"
+    text = (
+        f"# Written by `python scripts/tune.py experiment={experiment.name}`: the values of each cell\n"
+        f"# with the {best} {tuning.metric} on seed {tuning.seed}, and all that was tried.\n"
+        + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text.encode())
+
+
+def tuned_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return the values that tuning chose for ``cell``, with those that it borrows.
+
+    Raises:
+        UserError: if the cell, or the one that it borrows from, was not tuned yet, or under other overrides.
+    """
+    return borrowed_values(experiment, cell) | _best_values(experiment, cell)
+
+
+def borrowed_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return what ``cell`` takes over from the cell ``tuned_as``: the values of keys that it does not search itself."""
+    if cell.tuned_as is None:
+        return {}
+    values = _best_values(experiment, experiment.cells[cell.tuned_as])
+    return {key: value for key, value in values.items() if key not in cell.search}
+
+
+def _best_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     if not cell.search:
         return {}
-    chosen = read_tuned(experiment)
     file, way_out = experiment.tuning.chosen, f"first run `{tune_command(experiment.name, cell)}`"
-    if cell.name not in chosen:
-        raise ValueError(f"{file} holds no tuned values for {cell.name}: {way_out}")
-    if changed := changed_since_tuning(experiment, cell):
-        raise ValueError(f"{file} holds values of {cell.name} that were tuned with {changed}: {way_out}")
-    values: dict[str, Any] = chosen[cell.name]["values"]
-    return values
+    choice = read_chosen(experiment).get(cell.name)
+    if choice is None:
+        raise UserError(f"{file} holds no tuned values for {cell.name}: {way_out}")
+    if (change := _change_since(choice, experiment, cell)) is not None:
+        raise UserError(f"{file} holds values of {cell.name} that were tuned with {change}: {way_out}")
+    return dict(choice.values)
 
 
 def tuned_under(experiment: Experiment, cell: Cell) -> list[str]:
-    """``KEY=VALUE`` of all that a trial of ``cell`` is run with, but for what is searched or borrowed."""
+    """Return ``KEY=VALUE`` of all that a trial of ``cell`` is run with, but for what is searched or borrowed."""
     return list(last_of_each([*cell.overrides, *experiment.tuning.overrides, f"seed={experiment.tuning.seed}"]))
 
 
-def changed_since_tuning(experiment: Experiment, cell: Cell) -> str:
-    """In what the experiment has changed since ``cell`` was tuned: "" for nothing."""
+def _change_since(choice: Choice, experiment: Experiment, cell: Cell) -> str | None:
+    """Return the overrides that the experiment has changed since ``cell`` was tuned, or ``None``."""
     now = tuned_under(experiment, cell)
-    old = read_tuned(experiment)[cell.name].get("overrides", now)  # a file that others wrote need not have them
-    gone, come = ([one for one in these if one not in those] for these, those in ((old, now), (now, old)))
-    if not gone and not come:
-        return ""
-    return f"{', '.join(gone) or 'less'}, where the experiment now has {', '.join(come) or 'nothing'}"
+    then = now if choice.overrides is None else choice.overrides
+    gone, new = [one for one in then if one not in now], [one for one in now if one not in then]
+    if not gone and not new:
+        return None
+    return f"{', '.join(gone) or 'less'}, where the experiment now has {', '.join(new) or 'nothing'}"
 
 
 def tuning_fault(experiment: Experiment, cell: Cell) -> str | None:
-    """Why the tuned values of ``cell`` itself are not those that the experiment's file asks for; ``None``: they are."""
+    """Return why the values of ``cell`` itself are not what the experiment's file asks for, or ``None``."""
     if not cell.search:
         return None
-    entry = read_tuned(experiment).get(cell.name)
-    if entry is None:
+    choice = read_chosen(experiment).get(cell.name)
+    if choice is None:
         return "untuned"
-    if "tried" not in entry:
+    if choice.tried is None:
         return UNLISTED
-    tried, trials = [one["values"] for one in entry["tried"]], min(experiment.tuning.trials, len(cell.points()))
-    if len(tried) != trials:
-        return f"tuned with {len(tried)} trials instead of {trials}"
-    if entry.get("given"):
-        return f"tuned with {', '.join(entry['given'])}"
-    if changed := changed_since_tuning(experiment, cell):
-        return f"tuned with {changed}"
+    trials = min(experiment.tuning.trials, len(cell.points()))
+    if len(choice.tried) != trials:
+        return f"tuned with {len(choice.tried)} trials instead of {trials}"
+    if choice.given:
+        return f"tuned with {', '.join(choice.given)}"
+    if (change := _change_since(choice, experiment, cell)) is not None:
+        return f"tuned with {change}"
     for key, values in cell.search.items():
-        if any(point.get(key) not in values for point in tried):
+        if any(point.get(key) not in values for point in choice.tried):
             return f"tuned with other values of {key} than the experiment now searches"
-    if entry["values"] not in tried:
-        return f"tuned to {_words(entry['values'])}, which is none of what was tried"
-    with suppress(ValueError):  # what it borrows from is not tuned, which is that one's fault
-        then, now = entry.get("borrowed", {}), borrowed_values(experiment, cell)
-        if then != now:
-            return f"tuned with {_words(then)} from another cell, where the experiment now has {_words(now)}"
+    if choice.values not in choice.tried:
+        return f"tuned to {_words(choice.values)}, which is none of what was tried"
+    with suppress(UserError):  # what it borrows from is not tuned, which is that one's fault
+        now = borrowed_values(experiment, cell)
+        if choice.borrowed != now:
+            then = _words(choice.borrowed)
+            return f"tuned with {then} from another cell, where the experiment now has {_words(now)}"
     return None
 
 
 def _words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items()) or "nothing"
+    return ", ".join(as_overrides(values)) or "nothing"
 
 
 def tuning_faults(experiment: Experiment, cell: Cell) -> dict[str, str]:
-    """The faults (``tuning_fault``) of all tuned values of ``cell``, by the cell that they were tuned for.
-
-    Those are its own, and those that it borrows.
-    """
+    """Return the faults (``tuning_fault``) of the values of ``cell`` and of the cell that it borrows from, by cell."""
     asked = [experiment.cells[cell.tuned_as], cell] if cell.tuned_as else [cell]
-    found = {one.name: tuning_fault(experiment, one) for one in asked}
-    return {name: fault for name, fault in found.items() if fault is not None}
+    faults = {one.name: tuning_fault(experiment, one) for one in asked}
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
+def tune_command(experiment: str, cell: Cell) -> str:
+    """Return what tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done."""
+    cells = [name for name in (cell.tuned_as, cell.name if cell.search else None) if name]
+    return f"python scripts/tune.py experiment={experiment} cell={','.join(cells)}"
 
 
 def whole_commands(experiment: Experiment) -> list[str]:
-    """What runs the whole experiment: tuning first, of the cells that still need it."""
+    """Return what runs the whole experiment: tuning first, of the cells that still need it."""
     searched = [cell for cell in experiment.cells.values() if cell.search]
     faulty = [cell.name for cell in searched if tuning_faults(experiment, cell)]
     part = f" cell={','.join(faulty)}" if len(faulty) < len(searched) else ""
     tune = [f"python scripts/tune.py experiment={experiment.name}{part}"] if faulty else []
     return [*tune, f"python train.py -m experiment={experiment.name}"]
-
-
-def tune_command(experiment: str, cell: Cell) -> str:
-    """What tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done."""
-    cells = [name for name in (cell.tuned_as, cell.name if cell.search else None) if name]
-    return f"python scripts/tune.py experiment={experiment} cell={','.join(cells)}"

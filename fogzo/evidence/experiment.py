@@ -11,6 +11,9 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+
+from fogzo.errors import UserError
 
 Number = int | float
 
@@ -211,7 +214,7 @@ class Experiment:
         """Return all cells, or the one of a name, or those of a setting.
 
         Raises:
-            ValueError: if the experiment has no such cell or setting.
+            UserError: if the experiment has no such cell or setting.
         """
         known = {
             "cell": (cell, list(self.cells)),
@@ -219,7 +222,7 @@ class Experiment:
         }
         for what, (name, names) in known.items():
             if name is not None and name not in names:
-                raise ValueError(
+                raise UserError(
                     f"{what}={name} is not in experiment {self.name}: choose one of {', '.join(names) or 'none'}"
                 )
         return [one for one in self.cells.values() if cell in (None, one.name) and setting in (None, one.setting.name)]
@@ -232,6 +235,11 @@ def _name(setting: Setting, method: str) -> str:
 def key_of(override: str) -> str:
     """Return the key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return ``KEY=VALUE`` for each of the ``values``."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def last_of_each(overrides: Iterable[str]) -> tuple[str, ...]:

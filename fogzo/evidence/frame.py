@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fogzo.evidence.chosen import read_tuned, tune_command, tuning_faults
+from fogzo.evidence.chosen import read_chosen, tune_command, tuning_faults
 from fogzo.evidence.compare import BETTER, FEWEST_PAIRS, TOO_FEW, WORSE, Difference, paired_difference
 from fogzo.evidence.experiment import Cell, Experiment
 from fogzo.evidence.records import gaps_of, records_of
@@ -151,7 +151,7 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
     evidence = Evidence(
         experiment=experiment,
         runs=records.runs,
-        tuned=read_tuned(experiment),
+        tuned={name: choice.entry for name, choice in read_chosen(experiment).items()},
         paper=_published(experiment, results / "paper"),
         problems=problems,
     )

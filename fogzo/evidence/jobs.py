@@ -1,57 +1,63 @@
-"""An experiment's grid as lists of command-line overrides: each job is a command that can also be typed."""
+"""An experiment's cells as lists of command-line overrides: each job is a command that can also be typed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fogzo.evidence.chosen import UNLISTED, borrowed_values, read_tuned, tune_command, tuned_values, tuning_faults
-from fogzo.evidence.experiment import Cell, Experiment, key_of, last_of_each
+from fogzo.errors import UserError
+from fogzo.evidence.chosen import UNLISTED, borrowed_values, read_chosen, tune_command, tuned_values, tuning_faults
+from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of, last_of_each
 
 
 def expand(experiment: Experiment, phase: str, given: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over the experiment.
+    """Return the overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over them.
 
     ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point
-    of its search on the tuning seed, which the other seeds exclude.  ``cell=`` or ``setting=`` in ``given`` chooses.
+    of its search on the tuning seed.  ``cell=`` or ``setting=`` in ``given`` chooses.
 
     Raises:
-        ValueError: for an unknown phase, cell or setting, and cells that were not tuned yet, or not as the experiment
+        UserError: for an unknown phase, cell or setting, and cells that were not tuned yet, or not as the experiment
             asks.
     """
     if phase not in ("confirm", "tune"):
-        raise ValueError(f"phase={phase} is not known: choose confirm or tune")
-    keys = {key_of(override): override.partition("=")[2] for override in given}
+        raise UserError(f"phase={phase} is not known: choose confirm or tune")
+    values_given = {key_of(override): override.partition("=")[2] for override in given}
     jobs = []
-    for cell in experiment.choose(cell=keys.get("cell"), setting=keys.get("setting")):
-        for point, seed in _runs_of(experiment, cell, phase, keys):
-            own = [*cell.overrides, *(f"{key}={value}" for key, value in point.items())]
-            if phase == "tune":
-                own += experiment.tuning.overrides
-            own = [override for override in [*own, f"seed={seed}"] if key_of(override) not in keys]
-            jobs.append([f"cell={cell.name}", *last_of_each(own)])
-    return [list(job) for job in dict.fromkeys(map(tuple, jobs))]  # once each, where `given` made some alike
+    for cell in experiment.choose(cell=values_given.get("cell"), setting=values_given.get("setting")):
+        for values, seed in _runs_of(experiment, cell, phase, values_given):
+            overrides = [*cell.overrides, *as_overrides(values)]
+            overrides += [*(experiment.tuning.overrides if phase == "tune" else ()), f"seed={seed}"]
+            left = [override for override in last_of_each(overrides) if key_of(override) not in values_given]
+            jobs.append((f"cell={cell.name}", *left))
+    return [list(job) for job in dict.fromkeys(jobs)]  # once each, where `given` made some alike
 
 
 def _runs_of(
-    experiment: Experiment, cell: Cell, phase: str, given: Iterable[str]
+    experiment: Experiment, cell: Cell, phase: str, keys_given: Collection[str]
 ) -> Iterable[tuple[dict[str, Any], int]]:
-    """Values of the tuned keys and the seed, of every run of ``cell``."""
-    tuning = experiment.tuning
+    """Return the values of the tuned keys, and the seed, of every run of ``cell``."""
     if phase == "tune":
         borrowed = borrowed_values(experiment, cell)
-        return [(borrowed | point, tuning.seed) for point in cell.points()]
-    keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
-    if keys <= set(given):  # on the command line they take the place of tuning
-        return [({}, seed) for seed in experiment.seeds]
+        return [(borrowed | point, experiment.tuning.seed) for point in cell.points()]
+    tuned_keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
+    # on the command line they take the place of tuning
+    values = {} if tuned_keys <= set(keys_given) else _values_for_runs(experiment, cell)
+    return [(values, seed) for seed in experiment.seeds]
+
+
+def _values_for_runs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return the tuned values of ``cell``, if they are what the experiment asks for."""
     values = tuned_values(experiment, cell)
     faults = {name: fault for name, fault in tuning_faults(experiment, cell).items() if fault != UNLISTED}
-    if faults:
-        said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
-        way_out = f"first run `{tune_command(experiment.name, cell)}`"
-        spent = max(len(read_tuned(experiment)[name].get("tried", [])) for name in faults)
-        if not tuning_faults(replace(experiment, tuning=replace(tuning, trials=spent)), cell):
-            way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
-        raise ValueError(f"{tuning.chosen}: {said}: {way_out}")
-    return [(values, seed) for seed in experiment.seeds]
+    if not faults:
+        return values
+    way_out = f"first run `{tune_command(experiment.name, cell)}`"
+    choices = read_chosen(experiment)
+    spent = max(len(choices[name].tried or ()) for name in faults)
+    with_less = replace(experiment, tuning=replace(experiment.tuning, trials=spent))
+    if not tuning_faults(with_less, cell):
+        way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
+    said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
+    raise UserError(f"{experiment.tuning.chosen}: {said}: {way_out}")

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fogzo.errors import UserError
 from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Number, Setting, Tuning
-from fogzo.runs.folder import RunError
 from fogzo.runs.records import is_finite, read_yaml
 from fogzo.runs.schema import COMPARED, METRICS
 
@@ -26,7 +26,7 @@ def read_experiment(path: Path) -> Experiment:
     """Return the experiment of a file, without Hydra.
 
     Raises:
-        RunError: if the file cannot be read, or holds no experiment, or one that does not fit together.
+        UserError: if the file cannot be read, or holds no experiment, or one that does not fit together.
     """
     return parse((read_yaml(path) or {}).get("experiment"), f"{path}: experiment")
 
@@ -39,7 +39,7 @@ def parse(given: Any, source: str = "experiment") -> Experiment:
         source: what ``given`` is called where it has no name.
 
     Raises:
-        RunError: for an unknown key, a missing or mistaken value, and for parts that do not fit together.
+        UserError: for an unknown key, a missing or mistaken value, and for parts that do not fit together.
     """
     where = f"experiment {given['name']}" if isinstance(given, Mapping) and given.get("name") else source
     keys = _Keys(given, where, Experiment)
@@ -83,7 +83,7 @@ def standard_methods() -> Mapping[str, Method]:
 
 def _methods(given: Mapping[str, Any], where: str) -> dict[str, Method]:
     if not given:
-        raise RunError(f"{where} has no methods: give it some")
+        raise UserError(f"{where} has no methods: give it some")
     return {name: _method(name, own, standard_methods().get(name), where) for name, own in given.items()}
 
 
@@ -96,7 +96,7 @@ def _method(name: str, given: Any, standard: Method | None, where: str) -> Metho
     for key, value in (("label", label), ("overrides", overrides)):
         if not value and key not in keys.given:
             known = ", ".join(standard_methods())
-            raise RunError(f"{where} has no {key}: give it one, or take one of the standard methods {known}")
+            raise UserError(f"{where} has no {key}: give it one, or take one of the standard methods {known}")
     return Method(
         name=name,
         label=label,
@@ -118,7 +118,7 @@ def _setting(name: str, given: Any, methods: Mapping[str, Method], tuning: Tunin
     searched = set(tuning.search).union(*(methods[method].search for method in chosen))
     for key in search:
         if key not in searched:
-            raise RunError(f"{where}: {key} is searched by none of its methods: add it to tuning.search or a method")
+            raise UserError(f"{where}: {key} is searched by none of its methods: add it to tuning.search or a method")
     paper = keys.given.get("paper")
     return Setting(
         name=name,
@@ -135,7 +135,7 @@ def _tuning(given: Any, where: str) -> Tuning:
     keys = _Keys(given, f"{where}, tuning", Tuning)
     trials = keys.take("trials", int)
     if trials < 1:
-        raise RunError(f"{keys.where}: trials={trials} is not possible: give each cell at least 1")
+        raise UserError(f"{keys.where}: trials={trials} is not possible: give each cell at least 1")
     return Tuning(
         seed=keys.take("seed", int),
         trials=trials,
@@ -151,7 +151,7 @@ def _axis(given: Any, settings: Mapping[str, Setting], methods: Mapping[str, Met
     places = {"settings": keys.take("settings", dict, {}), "methods": keys.take("methods", dict, {})}
     fit = set(places["settings"]) <= set(settings) and set(places["methods"]) <= set(methods)
     if not keys.has("label") or not fit or bool(places["settings"]) == bool(places["methods"]):
-        raise RunError(
+        raise UserError(
             f"{where}: axes holds {dict(given)}: give a label, and numbers or words for some of its settings or of its "
             "methods"
         )
@@ -173,13 +173,13 @@ def _cost_ratio(given: Any, where: str) -> CostRatio:
 def _check(experiment: Experiment, where: str) -> None:
     """Refuse parts that do not fit together."""
     if experiment.tuning.seed in experiment.seeds:
-        raise RunError(f"{where} tunes on seed {experiment.tuning.seed}, which its table reports too: choose another")
+        raise UserError(f"{where} tunes on seed {experiment.tuning.seed}, which its table reports too: choose another")
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell, where)
     asked = experiment.equal_loss or EqualLoss((), ())
     for name in [*asked.targets, *(name for ratio in asked.ratios for name in (ratio.of, ratio.to))]:
         if name not in experiment.cells:
-            raise RunError(f"{where}: equal_loss names cell {name}: choose from {', '.join(experiment.cells)}")
+            raise UserError(f"{where}: equal_loss names cell {name}: choose from {', '.join(experiment.cells)}")
 
 
 def _check_borrowed(experiment: Experiment, cell: Cell, where: str) -> None:
@@ -188,11 +188,11 @@ def _check_borrowed(experiment: Experiment, cell: Cell, where: str) -> None:
         return
     if model not in cell.setting.methods:
         lacks = f"its setting {cell.setting.name} lacks" if cell.setting.name else "is no method"
-        raise RunError(
+        raise UserError(
             f"{where}: {cell.name} is tuned as {model}, which {lacks}: choose from {', '.join(cell.setting.methods)}"
         )
     if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
-        raise RunError(f"{where}: {cell.name} is tuned as {model}, which is tuned as another itself: name that one")
+        raise UserError(f"{where}: {cell.name} is tuned as {model}, which is tuned as another itself: name that one")
 
 
 class _Keys:
@@ -201,12 +201,12 @@ class _Keys:
     def __init__(self, given: Any, where: str, of: type) -> None:
         self.where = where
         if not isinstance(given, Mapping):
-            raise RunError(f"{where} is {given}, but it must be {KINDS[dict]}: give it in that file")
+            raise UserError(f"{where} is {given}, but it must be {KINDS[dict]}: give it in that file")
         self.given = given
         known = [one.name for one in fields(of) if one.name != "name" or of is Experiment]
         for key in given:
             if key not in known:
-                raise RunError(f"{where}: {key} is not known: choose from {', '.join(known)}")
+                raise UserError(f"{where}: {key} is not known: choose from {', '.join(known)}")
 
     def has(self, key: str) -> bool:
         return self.given.get(key) is not None
@@ -215,24 +215,24 @@ class _Keys:
         """Return the value of ``key``; null is as if it were not given."""
         value = self.given[key] if self.has(key) else default
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise RunError(f"{self.where}: {key} is {value}, but it must be {KINDS[kind]}: give it in that file")
+            raise UserError(f"{self.where}: {key} is {value}, but it must be {KINDS[kind]}: give it in that file")
         return value
 
     def words(self, key: str, *, needed: bool = False) -> tuple[str, ...]:
         values = self.take(key, list, None if needed else [])
         for value in values:
             if not isinstance(value, str):
-                raise RunError(f"{self.where}: {key} holds {value}, which is no word: mend it")
+                raise UserError(f"{self.where}: {key} holds {value}, which is no word: mend it")
         return tuple(values)
 
     def whole(self, value: Any, key: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise RunError(f"{self.where}: {key} holds {value}, which is no whole number: mend it")
+            raise UserError(f"{self.where}: {key} holds {value}, which is no whole number: mend it")
         return value
 
     def one_of(self, value: Any, known: Iterable[str], what: str) -> str:
         if value not in (names := list(known)):
-            raise RunError(f"{self.where}: {what} names {value}, which is not known: choose from {', '.join(names)}")
+            raise UserError(f"{self.where}: {what} names {value}, which is not known: choose from {', '.join(names)}")
         return str(value)
 
     def choice(self, key: str, known: Sequence[str], default: str | None = None) -> str:
@@ -247,9 +247,9 @@ class _Keys:
         found: dict[str, tuple[Number, ...] | None] = {}
         for key, values in self.take("search", dict, {}).items():
             if values is not None and not isinstance(values, list | tuple):
-                raise RunError(f"{self.where}: the search of {key} is {values}: give it a list")
+                raise UserError(f"{self.where}: the search of {key} is {values}: give it a list")
             numbers = values is None or all(map(is_finite, values))
             if values is not None and (not numbers or not values or list(values) != sorted(set(values))):
-                raise RunError(f"{self.where}: the search of {key} is {list(values)}: give it numbers that rise")
+                raise UserError(f"{self.where}: the search of {key} is {list(values)}: give it numbers that rise")
             found[key] = None if values is None else tuple(values)
         return found

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from fogzo.errors import UserError
 from fogzo.evidence.parse import CONFIGS
 from fogzo.runs.folder import InUseError
 
@@ -20,10 +21,10 @@ PATIENCE = 60.0  # seconds for another process to leave a run's folder, such as 
 
 
 def pool(jobs: int) -> ProcessPoolExecutor:
-    """``jobs`` workers for ``run``; they stop, with a checkpoint, when this process is gone."""
+    """Return ``jobs`` workers for ``run``; they stop, with a checkpoint, when this process is gone."""
     if jobs < 1:
-        raise ValueError(f"jobs={jobs} is not possible: give at least 1 process")
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+        raise UserError(f"jobs={jobs} is not possible: give at least 1 process")
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_watch_parent)
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -32,7 +33,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any] | None:
     Returns the summary, or ``None`` if the run diverged.
 
     Raises:
-        ValueError: for a config that will not do.
+        UserError: for a config that will not do.
         RuntimeError: if the run was stopped by a signal.
     """
     from hydra import compose, initialize_config_dir
@@ -48,7 +49,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any] | None:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose("train", list(overrides))
     except HydraException as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         started = time.monotonic()
@@ -67,7 +68,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any] | None:
                 raise RuntimeError(str(stop)) from None
 
 
-def _begin() -> None:
+def _watch_parent() -> None:
     threading.Thread(target=_follow_the_parent, daemon=True).start()
 
 

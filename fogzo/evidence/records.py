@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fogzo.evidence.chosen import read_tuned, tune_command, tuned_values, tuning_faults
+from fogzo.evidence.chosen import read_chosen, tune_command, tuned_values, tuning_faults
 from fogzo.evidence.experiment import Cell, Experiment, key_of
 from fogzo.runs.folder import FIRST_FILES, RunError, one_line, parse_config
 from fogzo.runs.identity import differences, identity
@@ -118,7 +118,7 @@ def staleness(run: Run, experiment: Experiment, values: Mapping[str, Mapping[str
 
 def known_values(experiment: Experiment, cell: Cell) -> dict[str, Any] | None:
     """The tuned values of a cell; ``None`` if it was not tuned yet."""
-    read_tuned(experiment)  # where that file is damaged, no cell counts as untuned
+    read_chosen(experiment)  # where that file is damaged, no cell counts as untuned
     try:
         return tuned_values(experiment, cell)
     except ValueError:

@@ -1,141 +1,210 @@
-"""The search of one cell's tuned values: which point comes next, what came of each, which was best.
+"""Tuning: the searches of an experiment's cells, each with as many trials, by workers that train one run after another.
 
-Every cell has the same number of trials.  Where its space has no more points than that, all of them are tried; else a
-tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's) chooses, after a random first half.  A
-proposal is a function of the trials before it, so a search that was killed goes on as if it had not been.
-No torch here.
+A cell's trials follow one another, each proposed from those before it: what comes out does not depend on the number of
+workers.  When a cell is done, its best values and all that was tried go into the experiment's file of chosen values.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from fogzo.errors import UserError
+from fogzo.evidence import pool as workers
+from fogzo.evidence.chosen import borrowed_values, tune_command, tuned_under, write_chosen
+from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
+from fogzo.evidence.jobs import expand
+from fogzo.evidence.search import CellSearch, open_journal
+from fogzo.runs.identity import PRESENTATION
 
-from fogzo.evidence.experiment import Cell
-
-MAXIMISED = ("accuracy",)
-REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
-
-
-class _HeldByUs(JournalFileOpenLock):
-    """No lock: one process alone writes the journal, and scripts/tune.py sees to that."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
+# what is given on the command line and changes no trial's outcome
+CHOSEN = "experiment.tuning.chosen"
+ELSEWHERE = (CHOSEN, "experiment.tuning.trials", "results_dir", "setting", "device", *PRESENTATION)
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """The journal of an experiment's tuning, without a last line that a kill has cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        whole = path.read_bytes()
-        os.truncate(path, whole.rfind(b"\n") + 1)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldByUs(str(path))))
-
-
-class CellSearch:
-    """The trials of one cell, kept in ``storage``.
+def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: int, trials: int | None = None) -> None:
+    """Run all trials that are missing, and write the chosen values of each cell.
 
     Args:
-        cell: what is searched.
-        trials: how many points are tried, or all points of the space if it has fewer.
-        metric: minimised, except for ``accuracy``.
-        given: what else the trials' outcome depends on; another search starts where it differs.
+        results: below which the trials' runs go.
+        given: ``KEY=VALUE`` of the command line; ``cell=NAME,NAME`` and ``setting=NAME`` choose cells.
+        jobs: how many workers train at a time.
+        trials: of each cell, instead of as many as the experiment asks for.
+
+    Raises:
+        UserError: if no cell is to be tuned, or what is given does not fit the experiment's file of chosen values.
+        RuntimeError: if a trial was stopped.
     """
+    trials = experiment.tuning.trials if trials is None else trials
+    if trials < 1:
+        raise UserError(f"trials={trials} is not possible: give each cell at least 1")
+    cells = _cells_to_tune(experiment, given)
+    overrides = [override for override in given if key_of(override) not in ("cell", "setting")]
+    if CHOSEN not in map(key_of, given):
+        check_own_file(experiment, overrides, trials)
+    folder = results / "runs" / f"{experiment.name}_tuning"
+    with _alone(folder):
+        _Searches(experiment, cells, folder, overrides, trials).run(jobs)
 
-    def __init__(self, cell: Cell, *, trials: int, metric: str, storage: JournalStorage, given: Sequence[str]) -> None:
-        if trials < 1:
-            raise ValueError(f"trials={trials} is not possible: give each cell at least 1")
-        self.cell, self.metric = cell, metric
-        self.points = cell.points()
-        self.trials = min(trials, len(self.points))
-        self.sign = -1 if metric in MAXIMISED else 1  # optuna is told what it minimises
-        self.space: dict[str, BaseDistribution] = {
-            key: IntDistribution(0, len(values) - 1) for key, values in cell.search.items()
-        }
-        what = [cell.overrides, {key: list(values) for key, values in cell.search.items()}, trials, metric, list(given)]
-        self.name = f"{cell.name}-{_digest(what)[:8]}"
-        self.study = optuna.create_study(storage=storage, study_name=self.name, load_if_exists=True)
 
-    def next_trial(self) -> tuple[int, dict[str, Any]] | None:
-        """Number and point of a trial that was begun and not ended, or of a new one; ``None``: all are done."""
-        trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:  # whoever had it is gone
-                return trial.number, self._point(trial)
-        if len(trials) >= self.trials:
-            return None
-        indices = self._propose(trials)
-        self.study.add_trial(create_trial(params=indices, distributions=self.space, state=TrialState.RUNNING))
-        return len(trials), self._point(self.study.get_trials(deepcopy=False)[-1])
+def _cells_to_tune(experiment: Experiment, given: Sequence[str]) -> list[Cell]:
+    values = {key_of(override): override.partition("=")[2] for override in given}
+    names = values["cell"].split(",") if "cell" in values else [None]
+    asked = [cell for name in names for cell in experiment.choose(cell=name, setting=values.get("setting"))]
+    if not asked:
+        raise UserError(f"setting={values['setting']} has no cell={values['cell']}: give one of the two")
+    searched = [cell for cell in asked if cell.search]
+    idle = [cell for cell in asked if not cell.search]
+    if idle and ("cell" in values or not searched):  # named, or all that there is: it must not look as if it were tuned
+        raise UserError(_nothing_to_tune(experiment, idle[0]))
+    return searched
 
-    def tell(self, number: int, summary: Mapping[str, Any] | None) -> float:
-        """Keep the outcome of a trial; ``None``, or a metric that is not finite, is a run that diverged.
 
-        Returns the metric, infinitely bad for such a run.
-        """
-        value = None if summary is None else summary.get(self.metric)
-        if summary is not None and self.metric not in summary:
-            raise ValueError(f"tuning.metric={self.metric} is not in the summary of {self.cell.name}'s runs")
-        loss = math.inf if value is None or not math.isfinite(value) else self.sign * value
-        self.study.tell(number, loss)
-        return self.sign * loss
+def _nothing_to_tune(experiment: Experiment, cell: Cell) -> str:
+    if cell.tuned_as is None:
+        return f"{cell.name} searches nothing, so that there is nothing to tune: train it, or give it a search"
+    command = tune_command(experiment.name, cell)
+    return f"{cell.name} searches nothing, it takes the values of {cell.tuned_as}: run `{command}`"
 
-    def outcome(self) -> dict[str, Any] | None:
-        """What the file of tuned values keeps of the cell; ``None`` if all its runs have diverged.
 
-        Where points are equally good, the first in the order of the grid counts.
-        """
-        tried = [(trial.value, self._point(trial)) for trial in self.study.get_trials(deepcopy=False)]
-        order = {json.dumps(point): place for place, point in enumerate(self.points)}
-        tried.sort(key=lambda pair: order[json.dumps(pair[1])])
-        loss, best = min(tried, key=lambda pair: math.inf if pair[0] is None else pair[0])
-        if loss is None or loss == math.inf:
-            return None
-        edges = [
-            key for key, values in self.cell.search.items() if len(values) > 1 and best[key] in (values[0], values[-1])
-        ]
-        record = [{"values": point, self.metric: self.sign * value} for value, point in tried if value is not None]
-        return {"values": dict(best), "on_edge_of_grid": edges, "trials": len(tried), "tried": record}
-
-    def _propose(self, trials: Sequence[FrozenTrial]) -> dict[str, int]:
-        if self.trials == len(self.points):  # all of them, in order
-            return self._indices(self.points[len(trials)])
-        seen = {json.dumps(trial.params, sort_keys=True) for trial in trials}
-        history = optuna.create_study()  # in memory: what is proposed again and not taken leaves no trace
-        history.add_trials(trials)
-        for draw in range(REDRAWS):
-            seed = int(_digest([self.name, len(trials), draw])[:8], 16)
-            history.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=(self.trials + 1) // 2)
-            trial = history.ask(self.space)
-            history.tell(trial, state=TrialState.FAIL)  # the sampler counts finished trials only
-            if json.dumps(trial.params, sort_keys=True) not in seen:
-                return dict(trial.params)
-        return next(
-            indices for indices in map(self._indices, self.points) if json.dumps(indices, sort_keys=True) not in seen
+def check_own_file(experiment: Experiment, given: Sequence[str], trials: int) -> None:
+    """Refuse to write values that were tuned under something else over those that the experiment's tables rest on."""
+    tuning = experiment.tuning
+    if changed := _changes_outcome(given):
+        raise UserError(
+            f"{', '.join(changed)} would leave values in {tuning.chosen} that are not as experiment "
+            f"{experiment.name} asks: say where they go with {CHOSEN}=FILE"
+        )
+    if trials != tuning.trials:
+        print(
+            f"note: {tuning.chosen} will hold values of {trials} trials, where the experiment asks for "
+            f"{tuning.trials}: `python train.py -m` uses them with experiment.tuning.trials={trials} only "
+            f"({CHOSEN}=FILE leaves that file as it is)",
+            file=sys.stderr,
         )
 
-    def _indices(self, point: Mapping[str, Any]) -> dict[str, int]:
-        return {key: list(self.cell.search[key]).index(value) for key, value in point.items()}
 
-    def _point(self, trial: FrozenTrial) -> dict[str, Any]:
-        return {key: values[trial.params[key]] for key, values in self.cell.search.items()}
+def _changes_outcome(given: Sequence[str]) -> list[str]:
+    return [override for override in given if key_of(override) not in ELSEWHERE]
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the experiment's tuning, which one process at a time may carry on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tuning.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is tuning in {folder}: wait for it, or stop it and use --jobs") from None
+        yield
+
+
+class _Trial(NamedTuple):
+    """A trial that a worker is at."""
+
+    search: CellSearch
+    number: int
+    point: Mapping[str, Any]
+    started: float
+
+
+class _Searches:
+    """The searches of many cells, with as many trials at a time as there are workers.
+
+    A cell that borrows values waits for the one that it borrows from.
+    """
+
+    def __init__(
+        self, experiment: Experiment, cells: Sequence[Cell], folder: Path, given: Sequence[str], trials: int
+    ) -> None:
+        self.experiment, self.given, self.trials = experiment, list(given), trials
+        self.changed = _changes_outcome(given)
+        self.storage = open_journal(folder / "journal.log")
+        self.total = sum(min(trials, len(cell.points())) for cell in cells)
+        self.done, self.started = 0, time.monotonic()
+        self.waiting = list(cells)
+        self.unfinished = {cell.name for cell in cells}
+        self.running: dict[Future[Any], _Trial] = {}
+
+    def run(self, jobs: int) -> None:
+        """Carry all searches to their ends."""
+        with workers.pool(jobs) as pool:
+            try:
+                while self.waiting or self.running:
+                    self._start_searches(pool, jobs)
+                    ready, _ = wait(self.running, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        self._end_trial(future, pool)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _start_searches(self, pool: ProcessPoolExecutor, jobs: int) -> None:
+        for cell in list(self.waiting):
+            if len(self.running) >= jobs:
+                return
+            if cell.tuned_as in self.unfinished:
+                continue
+            self.waiting.remove(cell)
+            search = self._search(cell)
+            if finished := search.finished():
+                self.done += finished
+                print(f"{cell.name}: {finished} of {search.trials} trials were done before", flush=True)
+            self._next_trial(search, pool)
+
+    def _search(self, cell: Cell) -> CellSearch:
+        borrowed = as_overrides(borrowed_values(self.experiment, cell))
+        depends_on = [*tuned_under(self.experiment, cell), *borrowed, *self.changed]
+        metric = self.experiment.tuning.metric
+        return CellSearch(cell, trials=self.trials, metric=metric, storage=self.storage, depends_on=depends_on)
+
+    def _next_trial(self, search: CellSearch, pool: ProcessPoolExecutor) -> None:
+        trial = search.next_trial()
+        if trial is None:
+            self._end_search(search)
+            return
+        number, point = trial
+        future = pool.submit(workers.run, self._job(search.cell, point))
+        self.running[future] = _Trial(search, number, point, time.monotonic())
+
+    def _job(self, cell: Cell, point: Mapping[str, Any]) -> list[str]:
+        """Return what `python train.py -m phase=tune experiment=NAME cell=...` with the point's values would run."""
+        overrides = [*self.given, "phase=tune", f"cell={cell.name}", *as_overrides(point)]
+        (job,) = expand(self.experiment, "tune", overrides)
+        return [*job, *(override for override in overrides if key_of(override) != "cell")]
+
+    def _end_trial(self, future: Future[Any], pool: ProcessPoolExecutor) -> None:
+        search, number, point, started = self.running.pop(future)
+        value = search.tell(number, future.result())
+        self.done += 1
+        now = time.monotonic()
+        print(
+            f"[{self.done}/{self.total}] {search.cell.name}  {' '.join(as_overrides(point))}  {search.metric} "
+            f"{value:.5g}  {now - started:.0f} s  (all: {(now - self.started) / 60:.1f} min)",
+            flush=True,
+        )
+        self._next_trial(search, pool)
+
+    def _end_search(self, search: CellSearch) -> None:
+        cell = search.cell
+        self.unfinished.discard(cell.name)
+        entry = search.outcome()
+        if entry is None:
+            keys = ", ".join(cell.search)
+            raise UserError(f"every trial of {cell.name} has diverged: give tuning.search smaller values of {keys}")
+        entry["overrides"] = tuned_under(self.experiment, cell)
+        if borrowed := borrowed_values(self.experiment, cell):
+            entry["borrowed"] = borrowed
+        if self.changed:
+            entry["given"] = self.changed
+        write_chosen(self.experiment, cell, entry)
+        edges = entry["on_edge_of_grid"]
+        note = f"  (on the edge of the values: {', '.join(edges)})" if edges else ""
+        print(f"{cell.name}: {' '.join(as_overrides(entry['values']))}{note}", flush=True)

@@ -3,20 +3,19 @@
 import json
 import math
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from fogzo.evidence.experiment import Cell, Method, Setting
 from fogzo.evidence.parse import parse
-from fogzo.evidence.tuning import CellSearch, open_journal
+from fogzo.evidence.search import CellSearch, open_journal
+from fogzo.evidence.tuning import check_own_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LR = [0.001, 0.01, 0.1, 1.0]
@@ -32,7 +31,7 @@ LARGE = cell_of("large", {"optimizer.lr": LR, "estimator.beta_min": BETA})
 
 
 def search_of(cell, folder, **changes):
-    options = {"trials": 8, "metric": "train_loss", "given": ["seed=0"]} | changes
+    options = {"trials": 8, "metric": "train_loss", "depends_on": ["seed=0"]} | changes
     return CellSearch(cell, storage=open_journal(folder / "journal.log"), **options)
 
 
@@ -89,7 +88,7 @@ def test_the_same_points_come_in_the_same_order_whatever_happens_between(tmp_pat
 def test_what_the_outcome_depends_on_starts_another_search(tmp_path):
     assert len(carry_on(search_of(SMALL, tmp_path))) == 4
     assert carry_on(search_of(SMALL, tmp_path)) == []
-    assert len(carry_on(search_of(SMALL, tmp_path, given=["seed=0", "steps=9"]))) == 4
+    assert len(carry_on(search_of(SMALL, tmp_path, depends_on=["seed=0", "steps=9"]))) == 4
 
 
 def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named(tmp_path):
@@ -113,31 +112,23 @@ def test_accuracy_is_maximised(tmp_path):
 
 
 def test_mistakes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="trials=0"):
-        search_of(SMALL, tmp_path, trials=0)
     search = search_of(SMALL, tmp_path)
     with pytest.raises(ValueError, match=r"tuning\.metric=train_loss is not in the summary"):
         search.tell(search.next_trial()[0], {"accuracy": 1.0})
 
 
-@pytest.fixture(scope="module")
-def script():
-    """What scripts/tune.py defines."""
-    return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/tune.py")))
-
-
-def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_changed_config_not_at_all(script, capsys):
+def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_changed_config_not_at_all(capsys):
     tuning = {"seed": 0, "trials": 12, "chosen": "x.yaml"}
     experiment = parse({"name": "x", "seeds": [1], "methods": {"ste": None}, "tuning": tuning})
     for quiet in ([], 12), (["experiment=x", "progress=false", "device=cpu"], 12):
-        script.check_own_file(experiment, *quiet)
+        check_own_file(experiment, *quiet)
     assert capsys.readouterr().err == ""
-    script.check_own_file(experiment, [], 3)
+    check_own_file(experiment, [], 3)
     assert "note: x.yaml will hold values of 3 trials, where the experiment asks for 12" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"steps=5 would leave values in x\.yaml .* with experiment\.tuning\.chosen=FILE"
     ):
-        script.check_own_file(experiment, ["experiment=x", "steps=5"], 12)
+        check_own_file(experiment, ["experiment=x", "steps=5"], 12)
 
 
 def command(folder, jobs):
