@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from fogzo.errors import UserError
 from fogzo.runs.files import atomic_write
 from fogzo.runs.identity import differences, digest_of
 
@@ -29,7 +30,7 @@ Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 5
 FIRST_FILES = (".lock", ".writable", ".writable.tmp", "config.yaml.tmp")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run folder can't be used; the message names it, says why, and what to do."""
 
 

@@ -82,6 +82,7 @@ def build(cfg: DictConfig) -> Trainer:
         schedule=instantiate(cfg.schedule, steps=settings.steps),
         ledger=measure_ledger(model, task, settings.batch_size // parts),
         settings=settings,
+        weights=weights,
         compiled=compiled,
         reduced=average_gradients(model, cfg) if world()[1] > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),

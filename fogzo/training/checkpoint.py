@@ -127,7 +127,7 @@ def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_o
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
     # the first checkpoints did not name all of these: nothing to compare, and no reason to lose the run
-    if set(own) - {"data", "device", "threads", "begun_from"} - set(kept) or kept["run"] != own["run"]:
+    if set(own) - {"data", "device", "threads", "begun_from", "codes"} - set(kept) or kept["run"] != own["run"]:
         raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
+from fogzo.checks import whole
+from fogzo.errors import UserError
 from fogzo.ranks import announced
 
 WAIT = 1.0  # seconds between looks for a free GPU
 THREADS = torch.get_num_threads()  # torch's choice, before any run asked for another number
+MOST_THREADS = 1024  # beyond what a machine may start, OpenMP ends the process
 
 
 def use_threads(count: int) -> None:
-    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before it had."""
+    """Compute with ``count`` CPU threads; 0: with as many as torch chose, whatever the run before it had.
+
+    Raises:
+        UserError: for more than :data:`MOST_THREADS`.
+    """
+    whole(count, "threads", lowest=0, highest=MOST_THREADS)
     if count or torch.get_num_threads() != THREADS:
         torch.set_num_threads(count or THREADS)
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is torch's current CUDA GPU (the first, unless :func:`own_gpu` says otherwise), else the CPU.
+    """Return the device that ``name`` stands for.
+
+    ``auto`` is torch's current CUDA GPU (the first, unless :func:`exclusive_gpu` says otherwise), else the CPU.
 
     Apple's GPUs (``mps``) have to be asked for: they have no fp64, and no result of theirs was ever checked.
 
     Raises:
-        ValueError: for a device that is not there, or one GPU for several processes.
+        UserError: for a device that is not there, or one GPU for several processes.
     """
     if name.startswith(("cuda:", "mps")) and announced()[2] > 1:
         kind = "cuda, one GPU for each" if name.startswith("cuda") else "cpu"
-        raise ValueError(f"device={name} is one GPU for {announced()[2]} processes: choose device={kind}")
+        raise UserError(f"device={name} is one GPU for {announced()[2]} processes: choose device={kind}")
     if name in ("auto", "cuda") and torch.cuda.is_available() and announced()[2] > 1:
         if announced()[1] >= (count := torch.cuda.device_count()):
-            raise ValueError(f"there are more processes on this machine than its {count} GPUs: start fewer")
+            raise UserError(f"there are more processes on this machine than its {count} GPUs: start fewer")
         torch.cuda.set_device(announced()[1])  # one GPU a rank
         return torch.device("cuda", announced()[1])
     if name == "auto":
@@ -45,14 +57,14 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"device={name} cannot be used here ({str(error).splitlines()[0]}): choose auto or cpu"
         ) from error
     return device
 
 
 def settle(device: torch.device, *, deterministic: bool) -> None:
-    """On CUDA: kernels that give the same bits each time, or the fastest.  Elsewhere they always give the same bits.
+    """Choose CUDA's kernels: those that give the same bits each time, or the fastest.  Others always give the same.
 
     torch warns of an operation that has no deterministic kernel, once, and goes on.  Call it before the first product.
     """
@@ -66,43 +78,42 @@ def settle(device: torch.device, *, deterministic: bool) -> None:
 
 
 @contextmanager
-def own_gpu() -> Iterator[None]:
-    """Within: torch's current GPU is one that no other run within ``own_gpu`` has, on this machine and of this user.
+def exclusive_gpu() -> Iterator[None]:
+    """Within: torch's current GPU is one that no other run within ``exclusive_gpu`` has, of this machine and user.
 
     Runs of a sweep that a launcher starts together thus have a GPU each; if there are more runs, they wait.  The locks
     are the operating system's, and end with the process in any case.  Without GPUs nothing happens.
     """
     names = gpus()
-    if not names or os.name != "posix":
+    if not names:
         yield
         return
-    import fcntl
-
-    folder = Path(tempfile.gettempdir()) / f"fogzo-gpus-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"fogzo-gpus-{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
-    files = [(folder / name).open("w") for name in names]
+    index, lock = _free_gpu([FileLock(folder / name, blocking=False) for name in names])
     try:
-        told = False
-        while True:
-            for index, file in enumerate(files):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:  # somebody has it
-                    continue
-                torch.cuda.set_device(index)
-                yield
-                return
-            if not told:
-                print(f"waiting for one of {len(files)} GPUs: other runs of a sweep have them", flush=True)
-                told = True
-            time.sleep(WAIT)
+        torch.cuda.set_device(index)
+        yield
     finally:
-        for file in files:
-            file.close()  # ends the lock
+        lock.release()
+
+
+def _free_gpu(locks: list[FileLock]) -> tuple[int, FileLock]:
+    """Wait until one of ``locks`` is free.  Returns its place and the lock, held."""
+    told = False
+    while True:
+        for index, lock in enumerate(locks):
+            with suppress(Timeout):  # somebody has it
+                lock.acquire()
+                return index, lock
+        if not told:
+            print(f"waiting for one of {len(locks)} GPUs: other runs of a sweep have them", flush=True)
+            told = True
+        time.sleep(WAIT)
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that this process sees, the same in every process whatever CUDA_VISIBLE_DEVICES says."""
+    """Return names of the GPUs that this process sees, the same in every process whatever CUDA_VISIBLE_DEVICES says."""
     if not torch.cuda.is_available():
         return []
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]

@@ -1,43 +1,38 @@
-"""One run, from its config to its summary: fresh, resumed, or found finished."""
+"""Carry out one run, from its config to its summary: from the start, from a checkpoint, or not at all if it is over."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fogzo.data import TextData
 from fogzo.data.text import known_sha256
-from fogzo.quantize import quantized_weights
+from fogzo.errors import UserError
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
-from fogzo.runs.identity import identity
+from fogzo.runs.identity import digest_of, identity
 from fogzo.runs.provenance import provenance
 from fogzo.training import checkpoint
-from fogzo.training.build import build, departures, reporters
-from fogzo.training.devices import choose_device, own_gpu
+from fogzo.training.build import build, reporters
+from fogzo.training.console import advice_on_divergence, announcement, headline, say
+from fogzo.training.devices import choose_device, exclusive_gpu
 from fogzo.training.distributed import process_group
-from fogzo.training.memory import PEAK
+from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.trainer import Trainer
-from fogzo.training.warm_start import begin
+from fogzo.training.warm_start import warm_start
 from fogzo.training.watch import Diverged
-
-SCALES = {
-    "mini": "embedded data and a short run, not the paper's setting",
-    "paper": "the paper's setting as far as it is known",
-}
 
 
 def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
-    """Carry out the run that ``cfg`` describes, from the start, from its checkpoint, or not at all if it is finished.
+    """Carry out the run that ``cfg`` describes, as far as it is not done, and return its summary.
 
-    With ``sweeping`` there may be other runs at the same time: ``device=auto`` is then a GPU for this run alone.
-    Returns the summary.
+    With ``sweeping`` there may be other runs at the same time: ``device=auto`` is then a GPU for this run alone.  With
+    ``plan`` the plan is printed, and the summary is empty.
 
     Raises:
         ValueError: for anything in the config, the data or the run folder that will not do, before training starts.
@@ -45,56 +40,82 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
         Diverged: when a loss is not finite.
     """
     if cfg.plan:
-        print(plan(cfg), flush=True)
+        say(plan(cfg))
         return {}
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
-        return _finished(path, record, summary)
-    alone = own_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
+        return finished_before(record, summary, path)
+    alone = exclusive_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
     with alone, process_group(choose_device(cfg.device)):
-        return _train(cfg, record, path)
+        return _carry_out(cfg, record, path)
 
 
-def _train(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
-    PEAK.begin(choose_device(cfg.device))
+def _carry_out(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
+    PEAK.next_run()
     trainer = build(cfg)
-    if trainer.rank > 0:  # rank 0 alone writes; the others read its checkpoint, once it has checked the folder
-        barrier()
-        if not trainer.resume(RunFolder.view(path, record)):
-            begin(trainer, record)
-        same_start(trainer)
-        try:
-            return _summary(record, trainer, trainer.fit())
-        except Diverged:
-            barrier()  # until rank 0 has written so: torchrun ends the others when one leaves
-            raise
+    return _lead(cfg, record, trainer, path) if trainer.rank == 0 else _follow(record, trainer, path)
+
+
+def _lead(cfg: DictConfig, record: dict[str, Any], trainer: Trainer, path: Path) -> dict[str, Any]:
+    """Train as rank 0, which alone holds the folder, writes and speaks.  Returns the summary."""
     code = provenance(trainer.device)  # before training: the files may change while it goes on
+    new = not (path / "config.yaml").exists()
     folder = RunFolder(path, record)
     try:
         if (summary := folder.summary()) is not None:  # another process was faster
-            return _finished(path, record, summary)
+            return finished_before(record, summary, path)
         barrier()
         trainer.folder = folder
-        if not (resumed := trainer.resume()):
-            begin(trainer, record)
-        same_start(trainer)
+        with _not_kept_if_refused(folder, new):
+            resumed = _start(trainer, folder, record)
         trainer.reporters = reporters(cfg, path, record)
-        _announce(cfg, record, trainer, path, resumed)
+        say(announcement(cfg, record, trainer, path, resumed))
         try:
             metrics = trainer.fit()
         except Diverged as error:
-            folder.finish(_summary(record, trainer, {}) | code | {"status": "diverged", "message": str(error)})
+            folder.finish(summary_of(record, trainer, {}) | code | {"status": "diverged", "message": str(error)})
             barrier()
-            raise Diverged(f"{error}: lower optimizer.lr or change the config; {_last_good(path)}") from None
+            raise Diverged(f"{error}: {advice_on_divergence(path)}") from None
         folder.keep("model.pt", checkpoint.weights(trainer.model))
-        summary = _summary(record, trainer, metrics) | code
+        summary = summary_of(record, trainer, metrics) | code
         folder.finish(summary)  # last: from here on the run is over
         folder.checkpoint_file.unlink(missing_ok=True)
-        print(f"finished: {_headline(summary)}\nresult:   {path}", flush=True)
+        say(f"finished: {headline(summary)}", f"result:   {path}")
         return summary
     finally:
         folder.close()
+
+
+@contextmanager
+def _not_kept_if_refused(folder: RunFolder, new: bool) -> Iterator[None]:
+    """Within: what is refused leaves no ``config.yaml`` in a ``new`` folder, which would refuse the mended command."""
+    try:
+        yield
+    except UserError:
+        if new:
+            folder.config_file.unlink()
+        raise
+
+
+def _follow(record: dict[str, Any], trainer: Trainer, path: Path) -> dict[str, Any]:
+    """Train as any other rank: read rank 0's checkpoint, once it has checked the folder, and write nothing."""
+    barrier()
+    _start(trainer, RunFolder.view(path, record), record)
+    try:
+        return summary_of(record, trainer, trainer.fit())
+    except Diverged:
+        barrier()  # until rank 0 has written so: torchrun ends the others when one leaves
+        raise
+
+
+def _start(trainer: Trainer, folder: RunFolder, record: Mapping[str, Any]) -> bool:
+    """Bring ``trainer`` to where it begins: to ``folder``'s checkpoint (returns ``True``), another run's, or step 0."""
+    resumed = trainer.resume(folder)
+    if not resumed:
+        warm_start(trainer, record)
+    same_start(trainer)
+    return resumed
 
 
 def same_start(trainer: Trainer) -> None:
@@ -109,7 +130,7 @@ def same_start(trainer: Trainer) -> None:
 
 
 def plain_record(cfg: DictConfig) -> dict[str, Any]:
-    """The config as ``config.yaml`` keeps it: plain values, no code or folder names, and of an experiment its name."""
+    """Return the config as ``config.yaml`` keeps it: plain values, no code or places, and of an experiment its name."""
     record: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record["experiment"] = (record.get("experiment") or {}).get("name")
     dropped = ("results_dir", "run_dir", "plan", "sustained_flops", "setting", "beta_min")  # estimator.beta_min counts
@@ -120,7 +141,7 @@ def plain_record(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
-    """The run folder of a config: readable first, then the hash of all that changes the result."""
+    """Return the run folder of a config: readable first, then the hash of all that changes the result."""
     if cfg.run_dir:
         return Path(cfg.run_dir)
     parts = (
@@ -133,79 +154,47 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     return folder / name
 
 
-def _announce(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, path: Path, resumed: bool) -> None:
-    quantized = quantized_weights(trainer.model) if record["quantizer"]["name"] != "none" else []
-    latent = sum(weight.latent.numel() for weight in quantized)
-    total = sum(p.numel() for p in trainer.model.parameters())
-    state = f"going on from step {trainer.step}" if resumed else "from the beginning"
-    names = {group: record[group]["name"] for group in ("model", "quantizer", "estimator", "activations")}
-    how = names["quantizer"] + ("" if names["activations"] == "none" else f", activations {names['activations']}")
-    settings = trainer.settings
-    ranks = f", {trainer.ranks} processes that share the {settings.parallel}" if trainer.ranks > 1 else ""
-    other = departures(cfg) if record["scale"] == "paper" else []
-    but = f", but for {', '.join(other)}" if other else ""
-    skip = record["quantize"]["skip"]
-    left_out = f"all linear and convolution layers but {', '.join([skip] if isinstance(skip, str) else skip)}"
-    lines = (
-        f"scale:    {record['scale']} ({SCALES[record['scale']]}{but})",
-        f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
-        f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
-        f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
-        f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
-        *_epochs(trainer),
-        f"folder:   {path} ({state})",
-        *(f"note:     {note}" for note in trainer.notes),
-    )
-    print("\n".join(lines), flush=True)
+def finished_before(record: Mapping[str, Any], summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Say what the run of ``record`` ended with, and return its summary.
 
-
-def _epochs(trainer: Trainer) -> list[str]:
-    """Of text, which may be shorter than the run that a recipe asks for: how often training goes through it."""
-    data, settings = trainer.task.data, trainer.settings
-    if not isinstance(data, TextData):
-        return []
-    asked, there = settings.steps * settings.batch_size * data.sequence, len(data.train) * data.sequence
-    return [f"tokens:   {asked:,} = {asked / there:.4g} epochs of the {there:,} of {data.name}"]
-
-
-def _finished(path: Path, record: Mapping[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """What the run of ``record`` ended with, if it was of the data that are there now (as far as that is known)."""
-    data, asked = summary.get("data") or {}, record["data"]
-    present = known_sha256(asked["name"], asked.get("root", "data"))
-    if present and data.get("sha256") and present != data["sha256"]:
+    Raises:
+        RunError: if the summary was edited, or the run was of other data than those that are there now.
+        Diverged: if it had diverged.
+    """
+    if summary.get("digest", (digest := digest_of(summary, folder / "metrics.jsonl"))) != digest:
         raise RunError(
-            f"the finished run in {path} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "
-            f"{present[:12]}): give back the old data, or choose another results_dir or run_dir"
+            f"{folder}/summary.json or metrics.jsonl was changed after the run had ended (its digest differs): give "
+            "back the old file, or remove summary.json to carry out the run again"
+        )
+    data, asked = summary.get("data") or {}, record["data"]
+    here = known_sha256(asked["name"], asked.get("root", "data"))
+    if here and data.get("sha256") and here != data["sha256"]:
+        raise RunError(
+            f"the finished run in {folder} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "
+            f"{here[:12]}): give back the old data, or choose another results_dir or run_dir"
         )
     if summary.get("status") == "diverged":
-        reason = summary.get("message")
-        raise Diverged(f"this run has diverged ({reason}): lower optimizer.lr or change the config; {_last_good(path)}")
-    of = f"{data.get('name', asked['name'])} (sha256 {str(data.get('sha256', 'unknown'))[:12]})"
-    print(f"finished already: {_headline(summary)}\ndata:     {of}\nresult:   {path}", flush=True)
+        raise Diverged(f"this run has diverged ({summary.get('message')}): {advice_on_divergence(folder)}")
+    say(
+        f"finished already: {headline(summary)}",
+        f"data:     {data.get('name', asked['name'])} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
+        f"result:   {folder}",
+        *(f"note:     {note}" for note in _missing_weights(record, folder)),
+    )
     return summary
 
 
-def _last_good(path: Path) -> str:
-    kept = checkpoint.existing(path / "checkpoint.pt")
-    if not kept:
-        return "it had saved no checkpoint yet"
-    return f"the last good checkpoint is {kept[0]}, from which another config goes on with begin_from={kept[0]}"
+def _missing_weights(record: Mapping[str, Any], folder: Path) -> list[str]:
+    """Say how to get weights that are asked for and not there."""
+    wanted = ["model.pt", *(["best.pt"] if record.get("keep_best") else [])]
+    missing = [name for name in wanted if not (folder / name).exists()]
+    if not missing:
+        return []
+    return [f"{' and '.join(missing)} not kept here: with {folder}/summary.json removed, the same command trains again"]
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
-    metric = (
-        f"test accuracy {summary['accuracy']:.2f} %"
-        if "accuracy" in summary
-        else f"test perplexity {summary['perplexity']:.2f}"
-    )
-    return (
-        f"{metric}, training loss {summary['train_loss']:.4f}, "
-        f"{summary['forward_equivalents']:,} forward equivalents, {summary['seconds']:.1f} s"
-    )
-
-
-def _summary(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-    trainer.ledger.note_memory(trainer.device)
+def summary_of(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+    """Return what ``summary.json`` holds of a run that is over, but for the versions of the code."""
     means = {f"mean_{name}": value for name, value in trainer.whole_run.row().items() if name != "beta"}
     return {
         "status": "finished",

@@ -1,10 +1,12 @@
-"""What training costs, counted where it happens."""
+"""What training costs, counted where it happens: passes, FLOPs, time and memory."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +14,53 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fogzo.training.memory import PEAK
-
+PROC = Path("/proc/self")  # Linux: writing 5 to clear_refs makes the present memory the largest so far (VmHWM)
 TIMES = ("seconds", "cpu_seconds", "data_seconds")
+
+
+class PeakMemory:
+    """The most memory that a run's training steps took, also where one process carries out many runs.
+
+    Of CUDA: the most that tensors took.  Of the CPU: the process's largest resident set, libraries included.  It counts
+    from the last :meth:`forget` on.  Where the system cannot forget what was before (not Linux), only the first run of
+    a process is known, with its evaluations.
+    """
+
+    def __init__(self) -> None:
+        self.runs, self.forgot = 0, False
+
+    def next_run(self) -> None:
+        """Note that another run begins in this process."""
+        self.runs += 1
+
+    def forget(self, device: torch.device) -> None:
+        """Leave out what was taken until now, if the system can."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            (PROC / "clear_refs").write_text("5")
+            self.forgot = True
+        except OSError:
+            self.forgot = False
+
+    def read(self, device: torch.device) -> int | None:
+        """Return bytes; ``None``: not known."""
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        if self.forgot:
+            lines = (PROC / "status").read_text().splitlines()
+            return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+        if self.runs > 1:
+            return None
+        try:
+            import resource
+        except ImportError:  # not on Windows
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+PEAK = PeakMemory()  # of this process
 
 
 @dataclass
@@ -57,7 +103,7 @@ class ComputeLedger:
         return self.forwards + 2 * self.backwards
 
     def row(self) -> dict[str, float | None]:
-        """The totals as they stand in a logged row."""
+        """Return the totals as they stand in a logged row."""
         counted = ("forwards", "backwards", "flops", "forward_equivalents", "examples")
         return {name: getattr(self, name) for name in (*counted, *TIMES, "peak_memory_bytes")}
 
@@ -70,12 +116,15 @@ class ComputeLedger:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """``bf16``: bf16 for the network's products; weights and their quantization stay in fp32.  ``fp32``: nothing."""
+    """Return the context of a precision: with ``bf16`` the network's products are in bf16, with ``fp32`` nothing is.
+
+    Weights and their quantization stay in fp32.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def measure_flops(loss: Callable[[], Tensor]) -> tuple[float, float]:
-    """FLOPs of one forward and of one backward pass of ``loss``, by ``torch.utils.flop_counter``.  Fills ``.grad``."""
+    """Return the FLOPs of one forward and one backward pass of ``loss``, by torch's flop counter.  Fills ``.grad``."""
     # the counter has no formula for the CPU's fused attention, and sees plain products in its place
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward, torch.enable_grad():

@@ -16,23 +16,27 @@ from torch import Tensor, nn
 from fogzo.data import Batch, DataOrder, Feed
 from fogzo.estimators import Estimate, Estimator, evaluations_per_call
 from fogzo.estimators.replay import tracking_norms
+from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import as_rank_0, barrier, gather, share, world
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
 from fogzo.seeding import seed_step
 from fogzo.training import checkpoint
 from fogzo.training.config import Settings
-from fogzo.training.ledger import ComputeLedger, autocast
+from fogzo.training.ledger import PEAK, ComputeLedger, autocast
 from fogzo.training.reporters import Reporter
 from fogzo.training.signals import Interrupted, StopRequest
 from fogzo.training.tasks import Task
-from fogzo.training.watch import Diverged, LossWatch, Means, numbers
+from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, numbers
+
+SEEN = ("loss", "beta", "agreement", "zero_probes", "guide_norm", "crossings")  # columns of what an estimate saw
 
 
 class Trainer:
     """Trains ``model`` with ``estimator``'s gradients; its state is model, optimizer, ledger, means and one integer.
 
     Args:
+        weights: the model's quantized weights, whose codes are watched.
         compiled: the same model through ``torch.compile``, if asked for.
         reduced: the same model through ``DistributedDataParallel``, where several ranks share the batch: it averages
             the gradients of backward passes.
@@ -49,6 +53,7 @@ class Trainer:
         schedule: Callable[[int], float],
         ledger: ComputeLedger,
         settings: Settings,
+        weights: Sequence[QuantizedWeight] = (),
         folder: RunFolder | None = None,
         reporters: Sequence[Reporter] = (),
         compiled: Callable[..., Any] | None = None,
@@ -61,19 +66,20 @@ class Trainer:
         self.folder, self.reporters = folder, reporters
         self.device = next(model.parameters()).device
         self.rank, self.ranks = world()
-        own = share(settings.batch_size, self.rank, self.ranks) if settings.parallel == "data" else None
+        part = share(settings.batch_size, self.rank, self.ranks) if settings.parallel == "data" else None
         self.order = DataOrder(len(task.data.train), settings.batch_size, settings.seed, repeats)
-        self.feed = Feed(task.data.train, self.order, settings.seed, own or range(settings.batch_size))
+        self.feed = Feed(task.data.train, self.order, settings.seed, part or range(settings.batch_size))
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step = 0  # finished steps
         self.since_row, self.whole_run = Means(), Means()
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
+        self.codes = CodeWatch(weights)
         self.best: float | None = None  # of the task's metric
         self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
         self.notes: list[str] = []  # what a resumed run has to say
 
     def fit(self) -> dict[str, float]:
-        """Train from ``self.step`` to the end.  Returns the final metrics.
+        """Train from ``self.step`` to the end, and return the final metrics.
 
         Raises:
             Interrupted: after a stop signal, with a checkpoint saved.
@@ -81,6 +87,9 @@ class Trainer:
         """
         for reporter in self.reporters:
             reporter.start(self.step, self.settings.steps)
+        PEAK.forget(self.device)  # what building took is not training's
+        if self.step == 0:
+            self.codes.row()
         evaluation: dict[str, float] = {}
         try:
             with StopRequest() as stop:
@@ -108,9 +117,11 @@ class Trainer:
         return evaluation or self.evaluate()
 
     def evaluate(self) -> dict[str, float]:
-        """The task's metrics at the current weights; the best weights so far are kept if the settings say so."""
+        """Return the task's metrics at the current weights; the best weights so far are kept if the settings say so."""
+        self.ledger.note_memory(self.device)
         with autocast(self.settings.precision, self.device):
             metrics = self.task.evaluate(self.model)
+        PEAK.forget(self.device)  # the ledger's is of training
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after step {self.step}")
@@ -122,7 +133,7 @@ class Trainer:
         return metrics
 
     def train_step(self, step: int) -> Estimate:
-        """One step: batch, learning rate, estimate, clip, update."""
+        """Take one step: batch, learning rate, estimate, clip, update."""
         seed_step(self.settings.seed, step, self.rank if self.settings.parallel == "data" else 0)
         begun = time.perf_counter()
         batch = self.feed.batch(step)
@@ -145,7 +156,7 @@ class Trainer:
         return bool(gather(total).isfinite().all())
 
     def closure(self, batch: Batch, *, backward: bool) -> Tensor:
-        """The loss of one batch at the current weights, in micro-batches; charges the ledger for what it does.
+        """Return the loss of one batch at the current weights, in micro-batches; charge the ledger for it.
 
         With several ranks it is the loss of this rank's part: gradients are averaged here, losses by the estimator.
         """
@@ -166,7 +177,7 @@ class Trainer:
 
     @contextmanager
     def _network(self, *, backward: bool, last: bool) -> Iterator[Callable[..., Any]]:
-        """What runs the model: gradients are averaged over ranks once, with the last micro-batch."""
+        """Yield what runs the model: gradients are averaged over ranks once, with the last micro-batch."""
         if self.reduced is None or not backward:
             yield self.forward
         else:
@@ -174,7 +185,7 @@ class Trainer:
                 yield self.reduced
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
+        """Return all that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
         return {
             "run": identity(self.folder.config) if self.folder else "",
             "ranks": self.ranks,
@@ -187,6 +198,7 @@ class Trainer:
             "ledger": self.ledger.state_dict(),
             "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
             "watch": self.watch.state_dict(),
+            "codes": self.codes.state_dict(),
             "best": self.best,
             "begun_from": self.begun_from,
             "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
@@ -218,11 +230,12 @@ class Trainer:
         folder = folder or self.folder
         if folder is None:
             return False
-        if (found := checkpoint.newest(folder.checkpoint_file)) is None:
+        newest = checkpoint.newest(folder.checkpoint_file)
+        if newest is None:
             if self.folder is not None:
                 self.folder.truncate_metrics(0)
             return False
-        path, state, damaged = found
+        path, state, damaged = newest
         checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
         self._use_threads(state.get("threads"))
         self.begun_from = state.get("begun_from")
@@ -242,30 +255,31 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
         self.watch.load_state_dict(state["watch"])
+        self.codes.load_state_dict(state.get("codes"))
         self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
         self.step, self.best = state["step"], state["best"]
 
-    def _use_threads(self, kept: int | None) -> None:
+    def _use_threads(self, before: int | None) -> None:
         """On the CPU: compute with as many threads as before, since sums are split by their number."""
-        own = torch.get_num_threads()
-        if self.device.type == "cpu" and kept and kept != own:  # the first checkpoints did not name it
-            torch.set_num_threads(kept)
-            self.notes.append(f"computing with {kept} CPU threads, as before, not with {own}: the bits would differ")
+        now = torch.get_num_threads()
+        if self.device.type == "cpu" and before and before != now:  # the first checkpoints did not name it
+            torch.set_num_threads(before)
+            self.notes.append(f"computing with {before} CPU threads, as before, not with {now}: the bits would differ")
 
     def _due(self, interval: str) -> bool:
         every = getattr(self.settings, interval)
         return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
 
     def _over_ranks(self, value: float) -> tuple[float, int]:
-        """Mean over the ranks, and (of whole numbers) the largest: what all of them go by."""
+        """Return the mean over the ranks, and (of whole numbers) the largest: what all of them go by."""
         if self.ranks == 1:
             return value, int(value) if math.isfinite(value) else 0
         values = gather(torch.tensor(value, dtype=torch.float64, device=self.device))
         return float(values.mean()), int(values.nan_to_num(0.0).max())
 
     def _observe(self, estimate: Estimate) -> float:
-        """Note what the step saw.  Returns the loss over all ranks."""
-        seen = numbers(**vars(estimate))
+        """Note what the step saw, and return the loss over all ranks."""
+        seen = numbers({name: getattr(estimate, name) for name in SEEN})
         loss, _ = self._over_ranks(seen["loss"])
         event, stop = self.watch.event(loss, self.step)
         if event is not None:
@@ -277,7 +291,7 @@ class Trainer:
         return loss
 
     def _log(self, evaluation: dict[str, float]) -> None:
-        self._write({"step": self.step, **self.since_row.row(), **evaluation})
+        self._write({"step": self.step, **self.since_row.row(), **self.codes.row(), **evaluation})
         self.since_row = Means()
 
     def _write(self, row: dict[str, Any]) -> None:

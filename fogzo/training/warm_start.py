@@ -1,4 +1,4 @@
-"""Beginning where another run stands: under a changed config, from its checkpoint."""
+"""Begin where another run stands: under a changed config, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from fogzo.data.shards import sha256_of
-from fogzo.runs.folder import RunError
+from fogzo.errors import UserError
 from fogzo.training import checkpoint
 from fogzo.training.trainer import Trainer
 
 OTHER = "name another checkpoint, or begin_from=null to start from the beginning"
 
 
-def begin(trainer: Trainer, config: Mapping[str, Any]) -> None:
+def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     """Take over weights, optimizer state, costs and step of the checkpoint ``begin_from``, if ``config`` names one.
 
     A run is a function of its config, so one that diverged would do so again: this is how to go on from its last good
     checkpoint with, say, a lower rate or another seed.  What the config says holds from there on.
 
     Raises:
-        RunError: if the checkpoint is missing, damaged, made with another optimizer, model, data, number of ranks or
+        UserError: if the checkpoint is missing, damaged, made with another optimizer, model, data, number of ranks or
             kind of device, or stands behind this run's end.
     """
     if config.get("begin_from") is None:
         return
     path = Path(config["begin_from"])
+    if path.is_dir():
+        kept = checkpoint.existing(path / "checkpoint.pt")
+        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={kept[0]}" if kept else OTHER))
     if not path.is_file():
-        raise RunError(f"begin_from={path} is not there: {OTHER}")
+        raise UserError(f"begin_from={path} is not there: {OTHER}")
     state = checkpoint.load(path, OTHER)
     own = trainer.state_dict()
     checkpoint.check_run(own | {"run": state.get("run")}, state, path, OTHER)
     if state["step"] >= trainer.settings.steps:
-        raise RunError(f"begin_from={path} stands at step {state['step']} of {trainer.settings.steps}: raise steps")
+        raise UserError(f"begin_from={path} stands at step {state['step']} of {trainer.settings.steps}: raise steps")
     groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
     if [set(group) for group in state["optimizer"]["param_groups"]] != [{*group, "params"} for group in groups]:
-        raise RunError(f"begin_from={path} was made with another optimizer: give back the old one, or {OTHER}")
+        raise UserError(f"begin_from={path} was made with another optimizer: give back the old one, or {OTHER}")
     trainer.restore(state, path, OTHER)
     for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
         group.update(values)  # of this config: load_state_dict has put the old ones there

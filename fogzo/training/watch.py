@@ -1,15 +1,17 @@
-"""What a run keeps an eye on: running means for the log, and losses that jump or are no numbers."""
+"""What a run keeps an eye on: running means for the log, losses that jump or are no numbers, and codes that flip."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fogzo.quantize import QuantizedWeight
 
 STOP_ON = ("nonfinite", "spike", "never")
 
@@ -18,8 +20,8 @@ class Diverged(RuntimeError):
     """The loss is no longer finite, or has jumped where ``stop_on`` forbids it."""
 
 
-def numbers(**values: float | Tensor | None) -> dict[str, Any]:
-    """``values`` as Python floats, to the last bit; the tensors come in one copy, for which the CPU waits once."""
+def numbers(values: Mapping[str, float | Tensor | None]) -> dict[str, Any]:
+    """Return ``values`` as Python floats, to the last bit; tensors come in one copy, for which the CPU waits once."""
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     copied = {}
     if tensors:
@@ -50,7 +52,7 @@ class Means:
 
 @dataclass
 class LossWatch:
-    """Names steps whose loss is not finite, or jumps: above ``factor`` times its running mean (0: no such watch).
+    """Name steps whose loss is not finite, or jumps: above ``factor`` times its running mean (0: no such watch).
 
     Losses are cross-entropies in nats, so a jump by ``factor`` nats counts too: a language model's loss of 3.5 cannot
     triple, as chance is at 10.8.  What is within 6 running deviations of the mean, or half a nat, is noise of small
@@ -68,7 +70,7 @@ class LossWatch:
     warm_up, memory, deviations, least = 20, 0.98, 6.0, 0.5
 
     def event(self, loss: float, step: int) -> tuple[str | None, Diverged | None]:
-        """``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1), and what ends the run, if any.
+        """Return ``"spike"``, ``"nonfinite"`` or ``None`` for the loss of ``step`` (from 1), and what ends the run.
 
         The error is handed back instead of raised, so that the step is logged first.
         """
@@ -95,7 +97,7 @@ class LossWatch:
         return "spike", stop
 
     def row(self) -> dict[str, float]:
-        """Counts for a logged row, where there is anything to count."""
+        """Return counts for a logged row, where there is anything to count."""
         return {name: count for name, count in (("spikes", self.spikes), ("nonfinite", self.nonfinite)) if count}
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,3 +106,41 @@ class LossWatch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+class CodeWatch:
+    """Count the codes that change from one logged row to the next: the steps that the quantized network takes.
+
+    It costs one quantization of ``weights`` a row, no pass over data, and a byte a weight.
+    """
+
+    def __init__(self, weights: Sequence[QuantizedWeight]) -> None:
+        self.weights = weights
+        self.codes: list[Tensor] | None = None  # at the last row, int8; None: not known
+
+    @torch.no_grad()
+    def row(self) -> dict[str, float]:
+        """Return ``flips``, the codes that changed since the last call, and ``flip_share``, theirs of all codes.
+
+        It is empty at the first call, with which counting begins, and where no weight has codes.
+        """
+        before, self.codes = self.codes, []
+        changed = []
+        for place, weight in enumerate(self.weights):
+            # codes of 8 bits are -128..127, or half-integers that floor to these
+            self.codes.append(weight.quantizer.codes(weight.latent.detach()).floor_().to(torch.int8))
+            if before:
+                changed.append((self.codes[-1] != before[place]).sum())
+        if not changed:
+            return {}
+        flips = int(torch.stack(changed).sum())
+        return {"flips": flips, "flip_share": flips / sum(codes.numel() for codes in self.codes)}
+
+    def state_dict(self) -> list[Tensor] | None:
+        return self.codes
+
+    def load_state_dict(self, state: Sequence[Tensor] | None) -> None:
+        """Take over ``state``; ``None``, of a checkpoint that has none: the next row counts nothing."""
+        self.codes = (
+            None if state is None else [c.to(w.latent.device) for c, w in zip(state, self.weights, strict=True)]
+        )

@@ -1,6 +1,7 @@
 """Every config composes, builds and does a step; what a step costs; and values that are refused where they stand."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -200,7 +201,13 @@ def test_a_finished_run_names_its_data_and_is_not_taken_for_one_of_other_data(tr
     train()
     assert "data:     mnist5k (sha256 1b845fda5282)" in capsys.readouterr().out
     (file,) = tmp_path.rglob("summary.json")
-    file.write_text(file.read_text().replace("1b845fda5282", "f00f00f00f00"))
+    edited = file.read_text().replace("1b845fda5282", "f00f00f00f00")
+    file.write_text(edited)
+    with pytest.raises(
+        RunError, match=r"changed after the run had ended \(its digest differs\): give back the old file"
+    ):
+        train()
+    file.write_text(json.dumps({key: value for key, value in json.loads(edited).items() if key != "digest"}))
     with pytest.raises(RunError, match=r"other data called mnist5k \(sha256: f00f00f00f00 → 1b845fda5282\): give back"):
         train()
 

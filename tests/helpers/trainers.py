@@ -68,6 +68,7 @@ def make(
         schedule=LearningRate(settings.steps, warmup=0.2),
         ledger=ComputeLedger(forward_flops=10.0, backward_flops=7.0),
         settings=settings,
+        weights=fogzo.quantized_weights(model),
         folder=folder,
         reporters=reporters,
     )

@@ -9,9 +9,14 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from helpers.configs import composed
+from helpers.trainers import make
 
-from fogzo.training import devices
-from fogzo.training.devices import choose_device, own_gpu, settle
+from fogzo.errors import UserError
+from fogzo.runs.identity import identity
+from fogzo.training import devices, launch
+from fogzo.training.devices import choose_device, exclusive_gpu, settle
+from fogzo.training.launch import same_start, train
 
 
 @pytest.fixture
@@ -26,26 +31,26 @@ def taken(tmp_path, monkeypatch):
 
 
 def test_runs_at_the_same_time_have_different_gpus_and_give_them_back(taken):
-    with own_gpu(), own_gpu():
+    with exclusive_gpu(), exclusive_gpu():
         assert taken == [0, 1]
-    with own_gpu():
-        with own_gpu():
+    with exclusive_gpu():
+        with exclusive_gpu():
             pass
-        with own_gpu():
+        with exclusive_gpu():
             pass
     assert taken == [0, 1, 0, 1, 1]
-    with pytest.raises(ZeroDivisionError), own_gpu():
+    with pytest.raises(ZeroDivisionError), exclusive_gpu():
         print(1 / 0)
-    with own_gpu():
+    with exclusive_gpu():
         assert taken[5:] == [0, 0]
 
 
 def test_a_run_that_finds_no_free_gpu_waits_for_one(taken, capsys):
     first, second = ExitStack(), ExitStack()
-    first.enter_context(own_gpu()), second.enter_context(own_gpu())
+    first.enter_context(exclusive_gpu()), second.enter_context(exclusive_gpu())
 
     def run():
-        with own_gpu():
+        with exclusive_gpu():
             pass
 
     late = threading.Thread(target=run)
@@ -61,7 +66,9 @@ def test_a_run_that_finds_no_free_gpu_waits_for_one(taken, capsys):
 
 def test_another_process_that_dies_leaves_its_gpu(taken, tmp_path):
     text = "import os; from fogzo.training import devices as d; d.gpus = lambda: ['GPU-a', 'GPU-b']; "
-    text += "d.torch.cuda.set_device = print; c = d.own_gpu(); c.__enter__(); print(flush=True); input(); os._exit(9)"
+    text += (
+        "d.torch.cuda.set_device = print; c = d.exclusive_gpu(); c.__enter__(); print(flush=True); input(); os._exit(9)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", text],
         env=os.environ | {"TMPDIR": str(tmp_path)},
@@ -70,18 +77,18 @@ def test_another_process_that_dies_leaves_its_gpu(taken, tmp_path):
         text=True,
     )
     assert process.stdout.readline() == "0\n"
-    with own_gpu():
+    with exclusive_gpu():
         assert taken == [1]
     process.communicate("\n", timeout=60)
     assert process.returncode == 9
-    with own_gpu():
+    with exclusive_gpu():
         assert taken == [1, 0]
 
 
 def test_without_gpus_there_is_nothing_to_share(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with own_gpu():
+    with exclusive_gpu():
         assert choose_device("auto").type == "cpu"
     assert not list(tmp_path.iterdir())
 
@@ -107,11 +114,13 @@ def test_a_run_without_a_number_of_threads_has_not_that_of_the_run_before(monkey
     assert found == [3, 2, 2, 1, 2]
 
 
+@pytest.mark.parametrize("count", [-1, 1025, 100_000, 2.5, True])
+def test_a_number_of_threads_that_no_machine_starts_is_refused(count):
+    with pytest.raises(UserError, match=rf"threads={count} is not possible: give a whole number from 0 to 1024"):
+        devices.use_threads(count)
+
+
 def test_one_process_begins_without_a_sum_in_fp64_which_apple_gpus_lack():
-    from helpers.trainers import make
-
-    from fogzo.training.launch import same_start
-
     trainer = make()
     trainer.model.to("meta")  # nothing can be read there
     same_start(trainer)
@@ -140,21 +149,15 @@ def test_on_cuda_kernels_give_the_same_bits_unless_told_otherwise(deterministic,
 
 
 def test_a_run_that_is_deterministic_keeps_the_name_that_it_had_before_there_was_the_key():
-    from fogzo.runs.identity import identity
-
     record = {"seed": 0}
     assert identity(record | {"deterministic": True}) == identity(record)
     assert identity(record | {"deterministic": False}) != identity(record)
 
 
 def test_an_explicit_device_and_a_single_run_take_no_lock(monkeypatch):
-    from helpers.configs import composed
-
-    import fogzo.training.launch
-
     entered = []
-    monkeypatch.setattr(fogzo.training.launch, "own_gpu", lambda: entered.append(True) or ExitStack())
-    monkeypatch.setattr(fogzo.training.launch, "_train", lambda *arguments: {})
+    monkeypatch.setattr(launch, "exclusive_gpu", lambda: entered.append(True) or ExitStack())
+    monkeypatch.setattr(launch, "_carry_out", lambda *arguments: {})
     for overrides, sweeping in ((("device=cpu",), True), ((), False), ((), True)):
-        fogzo.training.launch.train(composed("results_dir=nowhere", *overrides), sweeping=sweeping)
+        train(composed("results_dir=nowhere", *overrides), sweeping=sweeping)
     assert entered == [True]

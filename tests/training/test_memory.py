@@ -7,9 +7,8 @@ import pytest
 import torch
 from helpers.trainers import Tell, make
 
-from fogzo.training import memory
-from fogzo.training.ledger import ComputeLedger
-from fogzo.training.memory import PeakMemory
+from fogzo.training import ledger
+from fogzo.training.ledger import ComputeLedger, PeakMemory
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -22,23 +21,38 @@ def fill(mebibytes):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
 def test_a_run_does_not_inherit_the_peak_of_the_run_before():
     peak = PeakMemory()
-    peak.begin(CPU)
+    peak.forget(CPU)
     at_rest = peak.read(CPU)
     fill(200)
     large = peak.read(CPU)
-    peak.begin(CPU)
+    peak.forget(CPU)
     fill(20)
     small = peak.read(CPU)
     assert large - at_rest > 190 * MIB
     assert large - small > 150 * MIB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
+@pytest.mark.parametrize("place", ["step", "evaluation"])
+def test_the_peak_of_a_run_is_that_of_its_training_steps_and_not_of_its_evaluations(place):
+    trainer = make(steps=4, evaluate_every=2)
+    hungry, name = (trainer.task, "evaluate") if place == "evaluation" else (trainer.estimator, "estimate")
+    inner = getattr(hungry, name)
+    setattr(hungry, name, lambda *given, **named: (fill(300), inner(*given, **named))[1])
+    ledger.PEAK.forget(CPU)
+    at_rest = ledger.PEAK.read(CPU)
+    trainer.fit()
+    grown = trainer.ledger.row()["peak_memory_bytes"] - at_rest
+    assert (grown > 290 * MIB) == (place == "step"), grown / MIB
+
+
 def test_where_the_system_cannot_forget_only_the_first_run_of_a_process_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "PROC", tmp_path / "none")
+    monkeypatch.setattr(ledger, "PROC", tmp_path / "none")
     peak = PeakMemory()
-    peak.begin(CPU)
+    peak.next_run()
+    peak.forget(CPU)
     assert peak.read(CPU) > 10 * MIB
-    peak.begin(CPU)
+    peak.next_run()
     assert peak.read(CPU) is None
 
 
@@ -47,7 +61,7 @@ def test_on_cuda_the_counter_of_tensors_begins_anew(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * (device == gpu))
     peak = PeakMemory()
-    peak.begin(gpu)
+    peak.forget(gpu)
     assert (reset, peak.read(gpu)) == ([gpu], 7)
 
 
@@ -65,11 +79,8 @@ def test_a_resumed_run_keeps_the_larger_peak_in_rows_and_state(open_run, monkeyp
 
 
 def test_a_ledger_from_before_there_was_a_peak_in_it_is_read():
-    ledger = ComputeLedger(1.0, 2.0)
-    old = {
-        name: value
-        for name, value in ledger.state_dict().items()
-        if name not in ("cpu_seconds", "data_seconds", "peak_memory_bytes")
-    }
-    ledger.load_state_dict(old | {"forwards": 3})
-    assert (ledger.forwards, ledger.data_seconds, ledger.peak_memory_bytes) == (3, 0.0, None)
+    now = ComputeLedger(1.0, 2.0)
+    added = ("cpu_seconds", "data_seconds", "peak_memory_bytes")
+    old = {name: value for name, value in now.state_dict().items() if name not in added}
+    now.load_state_dict(old | {"forwards": 3})
+    assert (now.forwards, now.data_seconds, now.peak_memory_bytes) == (3, 0.0, None)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 import time
 from dataclasses import replace
 
@@ -23,9 +22,7 @@ from torch import nn
 
 from fogzo.data import TensorSplit, mnist5k
 from fogzo.models import mlp
-from fogzo.runs.folder import RunError
 from fogzo.training import checkpoint
-from fogzo.training.signals import Interrupted
 from fogzo.training.tasks import Classification, task_of
 from fogzo.training.watch import Diverged
 
@@ -48,38 +45,6 @@ def test_a_killed_run_ends_bit_for_bit_where_the_unkilled_one_ends(estimator, qu
         assert again.step == saved
         assert again.fit() == metrics
         assert_same_end(again, whole)
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_stop_signal_saves_first_and_the_run_goes_on_from_there(at, name, code, open_run):
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    whole = make("fogzo", "lsq", folder=open_run("whole"))
-    whole.fit()
-    stop = Tell(at, lambda: signal.raise_signal(signal.Signals[name]))
-    stopped = make("fogzo", "lsq", folder=open_run(), reporters=[stop])
-    with pytest.raises(Interrupted, match=f"{name} after step {at}; the same command goes on") as caught:
-        stopped.fit()
-    assert caught.value.code == code
-    assert stop.closed == 1
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    again = make("fogzo", "lsq", folder=open_run())
-    assert again.resume()
-    assert again.step == at
-    again.fit()
-    assert_same_end(again, whole)
-
-
-def test_a_second_ctrl_c_stops_at_once_and_a_signal_at_the_last_step_ends_the_run(open_run):
-    def twice():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        make(folder=open_run(), reporters=[Tell(2, twice)]).fit()
-    trainer = make(folder=open_run("last"), reporters=[Tell(6, lambda: signal.raise_signal(signal.SIGTERM))])
-    assert trainer.fit().keys() == {"train_loss", "test_loss", "accuracy"}
-    assert trainer.step == 6
 
 
 def test_a_run_without_a_checkpoint_begins_anew_and_drops_old_rows(open_run):
@@ -121,37 +86,6 @@ def test_the_time_that_a_process_computes_is_recorded_and_goes_on_with_the_run(o
     assert json.loads(again.folder.metrics_file.read_text().splitlines()[-1])["cpu_seconds"] == 6
 
 
-OTHERS = {"run": {"seed": 6}, "model": {"quantizer": "lsq"}, "optimizer": {"optimizer": "adamw"}}
-PARTS = ["model", "optimizer", "ledger", "step", "means", "metrics_bytes"]
-
-
-@pytest.mark.parametrize("kind", [*(f"another {what}" for what in OTHERS), *(f"no {part}" for part in PARTS)])
-def test_a_foreign_checkpoint_is_refused_and_the_rows_are_kept(kind, open_run):
-    trainer = make(folder=open_run(), steps=2)
-    trainer.fit()
-    rows = trainer.folder.metrics_file.read_bytes()
-    own, what = trainer.folder.checkpoint_file, kind.split()[1]
-    if kind.startswith("another"):
-        other = make(folder=open_run("other", {"seed": 5} | OTHERS[what]), **OTHERS[what])
-        other.save()
-        own.write_bytes(other.folder.checkpoint_file.read_bytes())
-    else:
-        trainer.save()
-        checkpoint.save(own, {key: value for key, value in checkpoint.load(own).items() if key != what})
-    with pytest.raises(RunError, match=r"checkpoint\.pt .*move it away"):
-        make(folder=open_run(), steps=2).resume()
-    assert trainer.folder.metrics_file.read_bytes() == rows
-
-
-def test_lost_rows_are_noticed(open_run):
-    trainer = make(folder=open_run(), steps=2)
-    trainer.fit()
-    trainer.save()
-    trainer.folder.metrics_file.unlink()
-    with pytest.raises(RunError, match="rows are missing"):
-        make(folder=open_run(), steps=2).resume()
-
-
 @pytest.mark.parametrize("place", ["loss", "evaluation"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(place, open_run):
     trainer = make(folder=open_run(), checkpoint_every=1, evaluate_every=3)
@@ -162,15 +96,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         trainer.fit()
     assert [row["step"] for row in outcome(trainer)[0]][:2] == [1, 2]
     assert checkpoint.load(trainer.folder.checkpoint_file)["step"] == 2
-
-
-def test_weights_that_a_step_made_infinite_are_no_good_checkpoint(open_run):
-    trainer = make(folder=open_run(), checkpoint_every=1)
-    trainer.reporters = [Tell(3, lambda: trainer.model[3].weight.data.fill_(torch.inf))]
-    with pytest.raises(Diverged):
-        trainer.fit()
-    state = checkpoint.load(trainer.folder.checkpoint_file)
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

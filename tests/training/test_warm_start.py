@@ -9,11 +9,11 @@ from helpers.text_helpers import ROOT
 from helpers.trainers import TIMES, Tell, assert_same_end, assert_same_state, make
 from hydra import compose, initialize_config_dir
 
-from fogzo.runs.folder import RunError
+from fogzo.errors import UserError
 from fogzo.runs.identity import identity
 from fogzo.training import checkpoint
 from fogzo.training.launch import train
-from fogzo.training.warm_start import begin
+from fogzo.training.warm_start import warm_start
 from fogzo.training.watch import Diverged, LossWatch
 
 OPTIONS = {"estimator": "fogzo", "quantizer": "lsq", "checkpoint_every": 2}
@@ -31,7 +31,7 @@ def good(open_run):
 def begun(open_run, good, name="begun", **options):
     trainer = make(folder=open_run(name, {"seed": 5, "begin_from": str(good)}), **OPTIONS | options)
     if not trainer.resume():
-        begin(trainer, trainer.folder.config)
+        warm_start(trainer, trainer.folder.config)
     return trainer
 
 
@@ -70,7 +70,7 @@ def test_from_there_on_its_own_config_holds(open_run, good):
     own = [{"lr": 0.01, "weight_decay": 0.5}, {"momentum": 0.3}]
     for group, values in zip(trainer.optimizer.param_groups, own, strict=False):
         group.update(values)
-    begin(trainer, {"begin_from": str(good)})
+    warm_start(trainer, {"begin_from": str(good)})
     for group, values in zip(trainer.optimizer.param_groups, own, strict=False):
         assert group.items() >= values.items()
     assert (trainer.watch.factor, trainer.watch.stop_on, trainer.watch.seen) == (2.0, "never", 4)
@@ -80,7 +80,7 @@ def test_from_there_on_its_own_config_holds(open_run, good):
 def test_a_config_that_names_no_checkpoint_begins_at_the_beginning_and_keeps_its_identity():
     trainer = make()
     for config in ({}, {"begin_from": None}):
-        begin(trainer, config)
+        warm_start(trainer, config)
         assert (trainer.step, trainer.begun_from, trainer.notes) == (0, None, [])
         assert identity({"seed": 5} | config) == identity({"seed": 5})
     assert identity({"seed": 5, "begin_from": "x"}) != identity({"seed": 5})
@@ -104,9 +104,19 @@ REFUSED = {
 def test_a_checkpoint_that_will_not_do_is_refused(kind, good):
     act, options, message = REFUSED[kind]
     act(good)
-    with pytest.raises(RunError, match=message) as caught:
-        begin(make(**OPTIONS | options), {"begin_from": str(good)})
+    with pytest.raises(UserError, match=message) as caught:
+        warm_start(make(**OPTIONS | options), {"begin_from": str(good)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_told_of_its_checkpoint_and_that_is_gone_on_from(open_run, good):
+    with pytest.raises(UserError, match=rf"begin_from={good.parent} is a folder: name its begin_from={good}") as caught:
+        begun(open_run, good.parent, "refused")
+    trainer = begun(open_run, str(caught.value).partition("its begin_from=")[2])
+    assert trainer.step == 4
+    good.unlink()
+    with pytest.raises(UserError, match=r"is a folder: name another checkpoint, or begin_from=null"):
+        begun(open_run, good.parent, "empty")
 
 
 def test_what_a_diverged_run_advises_goes_on_and_its_summary_says_from_where(tmp_path, capsys, monkeypatch):
