@@ -9,12 +9,12 @@ SETUP := $(VENV)/.ready
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
-setup: $(SETUP)  ## create .venv with the exact versions of constraints.txt
+setup: $(SETUP)  ## create .venv with all extras, in the exact versions of constraints.txt
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (10 to 20 seconds)
