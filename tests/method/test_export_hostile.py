@@ -240,7 +240,7 @@ SPOILT = {
     "inputs of no layer": (activation(layer="1"), "it quantizes the inputs of 1, which is no such layer"),
     "inputs twice": (repeated_layer, "it quantizes the inputs of 0, which is no such layer, or twice"),
     "inputs by a stranger": (activation(quantizer="os.system"), "inputs of a layer is|must have the fields"),
-    "inputs with too many bits": (activation(bits=40), "bits=40 is not possible for LSQ"),
+    "inputs with too many bits": (activation(bits=40), "bits=40 is not possible"),
     "inputs no list of layers": (document(activations=["0"]), "a layer's inputs must have the fields"),
 }
 
