@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import hydra
 from omegaconf import DictConfig
+
+
+def complain(text: str) -> None:
+    """Print ``text`` as an error, named after its process unless that is torchrun's first or the only one."""
+    rank = os.environ.get("RANK", "0")  # the data, GPU and disk of each are its own, so that each speaks
+    with suppress(OSError):  # the terminal may be closed
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -21,10 +29,12 @@ def main(cfg: DictConfig) -> None:
     from hydra.errors import CompactHydraException
     from hydra.types import RunMode
 
+    from fogzo.training.console import spell_out
     from fogzo.training.launch import train
     from fogzo.training.signals import Interrupted
     from fogzo.training.watch import Diverged
 
+    spell_out()
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if cfg.cell and not sweeping:
@@ -36,21 +46,19 @@ def main(cfg: DictConfig) -> None:
             return
         train(cfg, sweeping=sweeping)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        complain(str(stop))
         sys.exit(stop.code)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        complain("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
     except Diverged as error:
-        print(f"diverged: {error}", file=sys.stderr)
+        complain(f"diverged: {error}")
         if not sweeping:  # in a sweep it is one of the results
             sys.exit(1)
     except ValueError as error:
         if sweeping:  # the other jobs go on; Hydra reports this one at the end
             raise CompactHydraException(f"error: {error}") from None
-        # every process of torchrun speaks: its share of the data, its GPU and its node's disk are its own
-        rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: " * (rank != "0") + f"error: {error}", file=sys.stderr, flush=True)
+        complain(f"error: {error}")
         sys.exit(1)
 
 

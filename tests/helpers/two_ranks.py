@@ -1,7 +1,12 @@
-"""Run by torchrun in test_distributed.py: trains a small model for some steps and saves what each step left."""
+"""Small trainings for one process or two: ``torchrun two_ranks.py FOLDER CASE|NORM ...`` saves what each left.
+
+One start of torchrun serves all cases: it takes longer than any of them.
+"""
 
 import sys
 import warnings
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +15,45 @@ from torch import nn
 import fogzo
 from fogzo.data import ImageData, TensorSplit
 from fogzo.estimators import Phased, RescaledStraightThrough
-from fogzo.ranks import barrier, world
+from fogzo.ranks import RanksDiffer, barrier, world
 from fogzo.training.config import Settings
 from fogzo.training.distributed import process_group, synchronise_norms
 from fogzo.training.ledger import ComputeLedger
 from fogzo.training.tasks import Classification
 from fogzo.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, what ranks share (``parallel``), and in what rank 1 is made to differ from rank 0."""
+
+    estimator: str
+    quantizer: str = "fixed"
+    norm: bool = False
+    micro_batches: int = 1
+    parallel: str = "data"
+    rank_1_differs_in: str = ""
+
+
+CASES = {
+    "ste": Case("ste"),
+    "ste in micro-batches": Case("ste", micro_batches=2),
+    "ste with batch norm": Case("ste", norm=True),
+    "fogzo": Case("fogzo"),
+    "fogzo with lsq in micro-batches": Case("fogzo", "lsq", micro_batches=2),
+    "fogzo with lsq and batch norm": Case("fogzo", "lsq", norm=True),
+    "fogzo in batched probes": Case("fogzo_batched"),
+    "nspsa": Case("nspsa"),
+    "nspsa with batch norm, sharing probes": Case("nspsa", norm=True, parallel="probes"),
+    "fogzo sharing probes": Case("fogzo", parallel="probes"),
+    "fogzo in batched probes with lsq, sharing probes": Case("fogzo_batched", "lsq", parallel="probes"),
+    **{
+        f"{estimator} sharing probes, other last bits": Case(estimator, "fixed", True, 2, "probes", "last bits")
+        for estimator in ("rescaled", "phased", "nspsa")
+    },
+    "other weights": Case("fogzo", rank_1_differs_in="weights"),
+    "other noise": Case("fogzo", rank_1_differs_in="noise"),
+}
 
 ESTIMATORS = {
     "ste": lambda weights, spread: fogzo.StraightThrough(),
@@ -55,63 +93,103 @@ class Network(nn.Sequential):
         )
 
 
-def make(estimator, quantizer, *, norm, micro_batches, parallel, seed):
+def make(case, *, seed):
     generator = torch.Generator().manual_seed(7)
     inputs, targets = torch.randn(65, 1, 8, 8, generator=generator), torch.randint(3, (65,), generator=generator)
     data = ImageData(
         "noise", TensorSplit(inputs[:48], targets[:48]), TensorSplit(inputs[48:], targets[48:]), classes=3, sha256=""
     )
     torch.manual_seed(seed)
-    model = Network(norm)
-    ranks = world()[1]
-    if ranks > 1 and parallel == "data":
+    model = Network(case.norm)
+    shares_batch = world()[1] > 1 and case.parallel == "data"
+    if shares_batch:
         synchronise_norms(model, torch.device("cpu"))
-    fogzo.quantize_model(model, quantizer)
-    reduced = None
-    if ranks > 1 and parallel == "data":
-        reduced = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    fogzo.quantize_model(model, {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[case.quantizer])
     return Trainer(
         model=model,
         task=Classification(data, evaluation_batch=5),
-        estimator=ESTIMATORS[estimator](fogzo.quantized_weights(model), parallel == "probes"),
+        estimator=ESTIMATORS[case.estimator](fogzo.quantized_weights(model), case.parallel == "probes"),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         schedule=lambda step: 1.0,
         ledger=ComputeLedger(1.0, 2.0),
-        settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=micro_batches, parallel=parallel),
-        reduced=reduced,
+        settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=case.micro_batches, parallel=case.parallel),
+        reduced=nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if shares_batch else None,
     )
 
 
-def main():
-    torch.set_num_threads(1)
-    with process_group(torch.device("cpu")):
-        train(
-            *sys.argv[1:]
-        )  # in a function of its own, as in training/launch.py: what it holds is gone before the group
-        barrier()  # a rank that tears gloo down while the other still talks to it may abort
-
-
-def train(estimator, quantizer, norm, micro_batches, parallel, disagree, out):
-    rank = world()[0]
-    prototype = {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[quantizer]
-    trainer = make(
-        estimator, prototype, norm=norm == "norm", micro_batches=int(micro_batches), parallel=parallel,
-        seed=0 if disagree != "weights" else rank,
-    )  # fmt: skip
-    if disagree == "weights" and rank:  # DistributedDataParallel has made them the same
+def train(case):
+    """What each step left and what the run ended with; or the ``error`` with which the ranks found that they differ."""
+    rank, differs_in = world()[0], case.rank_1_differs_in
+    trainer = make(case, seed=rank if differs_in == "weights" else 0)
+    if rank and differs_in == "weights":  # DistributedDataParallel has made them the same
         trainer.estimator.weights[0].latent.data.view(-1)[0] += 0.25
-    if disagree == "noise":
+    if differs_in == "noise":
         trainer.estimator.seed = rank
-    if disagree == "rounding" and rank:
+    if rank and differs_in == "last bits":
         trainer.model[0].register_forward_hook(lambda module, inputs, output: Rounded.apply(output))
     rows = []
-    for step in range(trainer.settings.steps):
-        estimate = trainer.train_step(step)
-        state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        rows.append({"loss": trainer._over_ranks(float(estimate.loss))[0], "state": state})
-    torch.save({"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}, Path(out) / f"{rank}.pt")
+    try:
+        for step in range(trainer.settings.steps):
+            estimate = trainer.train_step(step)
+            state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+            rows.append({"loss": trainer._over_ranks(float(estimate.loss))[0], "state": state})
+    except RanksDiffer as error:
+        return {"error": str(error)}
+    return {"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's: a subclass whose forward does more."""
+
+    def forward(self, x):
+        return nn.functional.gelu(super().forward(x))
+
+
+NORMS = {  # what makes a layer, and an input's shape
+    "1d": (nn.BatchNorm1d, (8, 3)),
+    "1d of sequences": (nn.BatchNorm1d, (8, 3, 5)),
+    "2d": (nn.BatchNorm2d, (8, 3, 4, 4)),
+    "3d": (nn.BatchNorm3d, (8, 3, 2, 4, 4)),
+    "a subclass": (NormAct, (8, 3, 4, 4)),
+    "cumulative": (partial(nn.BatchNorm2d, momentum=None), (8, 3, 4, 4)),
+    "momentum 0": (partial(nn.BatchNorm2d, momentum=0.0), (8, 3, 4, 4)),
+    "plain": (partial(nn.BatchNorm2d, affine=False), (8, 3, 4, 4)),
+    "untracked": (partial(nn.BatchNorm1d, track_running_stats=False), (8, 3)),
+}
+
+
+def normalise(name):
+    """What this rank's part of three batches becomes, its gradients, and the layer's buffers and output afterwards."""
+    make_norm, shape = NORMS[name]
+    generator = torch.Generator().manual_seed(1)
+    inputs, weights = (torch.randn(3, *shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    layer = synchronise_norms(nn.Sequential(make_norm(3)).double(), torch.device("cpu"))
+    if layer[0].weight is not None:
+        with torch.no_grad():
+            layer[0].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    rank, ranks = world()
+    part = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+    x = inputs[:, part].clone().requires_grad_()
+    outputs = torch.stack([layer(batch) for batch in x])
+    (outputs * weights[:, part]).sum().backward()
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    after = layer.eval()(inputs[0]).detach()
+    return {
+        "shared": {"outputs": outputs.detach(), "gradients": x.grad},
+        "summed": {name: parameter.grad for name, parameter in layer.named_parameters()},
+        "same": buffers | ({"after": after} if layer[0].track_running_stats else {}),
+    }
+
+
+def main(out, *names):
+    torch.set_num_threads(1)
+    with process_group(torch.device("cpu")):
+        for name in names:
+            result = train(CASES[name]) if name in CASES else normalise(name)
+            torch.save(result, Path(out) / f"{name} {world()[0]}.pt")
+        barrier()  # a rank that tears gloo down while the other still talks to it may abort
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error", RuntimeWarning)
-    main()
+    main(*sys.argv[1:])

@@ -11,42 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.text_helpers import write_set
+from helpers.two_ranks import CASES, NORMS, normalise, train
+from torch import nn
 
+import fogzo
 from fogzo.ranks import share
 
-SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "two_ranks.py"
-# estimator, quantizer, model, micro-batches, what ranks share
-CASES = [
-    ("ste", "fixed", "plain", 1, "data"),
-    ("fogzo", "fixed", "plain", 1, "data"),
-    ("nspsa", "fixed", "plain", 1, "data"),
-    ("fogzo", "lsq", "plain", 2, "data"),
-    ("fogzo", "lsq", "norm", 1, "data"),
-    ("nspsa", "fixed", "norm", 1, "probes"),
-    *(
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in (
-            ("ste", "fixed", "plain", 2, "data"),
-            ("ste", "fixed", "norm", 1, "data"),
-            ("fogzo_batched", "fixed", "plain", 1, "data"),
-            ("fogzo", "fixed", "plain", 1, "probes"),
-            ("fogzo_batched", "lsq", "plain", 1, "probes"),
-        )
-    ),
-]
-
-
-def start(ranks, out, estimator, quantizer, model, micro_batches, parallel, disagree="no"):
-    out.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    arguments = [estimator, quantizer, model, str(micro_batches), parallel, disagree, str(out)]
-    return subprocess.run(
-        [*(launcher if ranks > 1 else [sys.executable]), str(SCRIPT), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+ROOT = Path(__file__).resolve().parents[2]
+EQUAL = [name for name, case in CASES.items() if not case.rank_1_differs_in]
+# what the ranks share makes up for a difference; or they notice it
+MENDED = [name for name, case in CASES.items() if case.rank_1_differs_in == "last bits"]
+NOTICED = [name for name, case in CASES.items() if case.rank_1_differs_in in ("weights", "noise")]
 
 
 def torchrun(ranks, script, *words):
@@ -54,12 +29,19 @@ def torchrun(ranks, script, *words):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
         [*launcher, script, *words],
-        cwd=SCRIPT.parents[2],
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def trained_by_two(folder, names):
+    """What either rank had of each case; the ranks start once for all of them."""
+    done = torchrun(2, "tests/helpers/two_ranks.py", str(folder), *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: [torch.load(folder / f"{name} {rank}.pt") for rank in (0, 1)] for name in names}
 
 
 def differences(one, other):
@@ -75,55 +57,70 @@ def differences(one, other):
         yield weights, abs(mine["loss"] - its["loss"]) / abs(its["loss"])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_two_processes_equal_one(case, tmp_path):
-    for ranks in (1, 2):
-        done = start(ranks, tmp_path / str(ranks), *case)
-        assert done.returncode == 0, done.stderr[-3000:]
-    whole = torch.load(tmp_path / "1" / "0.pt")
-    first, second = (torch.load(tmp_path / "2" / f"{rank}.pt") for rank in (0, 1))
-    for mine, its in zip(first["rows"], second["rows"], strict=True):  # to the last bit
-        assert all(torch.equal(value, its["state"][name]) for name, value in mine["state"].items())
+def other_tensors(one, other):
+    """Steps and names of the tensors of which the two don't hold the same bits."""
+    for step, (mine, its) in enumerate(zip(one["rows"], other["rows"], strict=True)):
+        yield from ((step, name) for name, value in mine["state"].items() if not torch.equal(value, its["state"][name]))
+
+
+def assert_equal_one_process(name, first, second):
+    whole = train(CASES[name])
+    assert list(other_tensors(first, second)) == []
     worst = [max(values) for values in zip(*differences(first, whole), strict=True)]
-    print(f"{'-'.join(map(str, case))}: weights {worst[0]:.1e}, loss {worst[1]:.1e}")
+    print(f"{name}: weights {worst[0]:.1e}, loss {worst[1]:.1e}")
     assert max(worst) < 2e-5
     assert first["ledger"]["forwards"] == whole["ledger"]["forwards"]
     assert first["ledger"]["backwards"] == whole["ledger"]["backwards"]
     assert first["metrics"] == second["metrics"]
-    for name, value in whole["metrics"].items():
-        assert first["metrics"][name] == pytest.approx(value, rel=1e-5)
+    for metric, value in whole["metrics"].items():
+        assert first["metrics"][metric] == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["rescaled", "phased", pytest.param("nspsa", marks=pytest.mark.slow)])
-def test_processes_that_share_probes_stay_the_same_where_their_last_bits_differ(estimator, tmp_path):
-    done = start(2, tmp_path / "out", estimator, "fixed", "norm", 2, "probes", "rounding")
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / "out" / f"{rank}.pt") for rank in (0, 1))
-    for mine, its in zip(first["rows"], second["rows"], strict=True):
-        assert [name for name, value in mine["state"].items() if not torch.equal(value, its["state"][name])] == []
+def assert_norm_of_one_process(name, *parts):
+    whole = normalise(name)
+    for key, value in whole["shared"].items():
+        torch.testing.assert_close(torch.cat([part["shared"][key] for part in parts], dim=1), value)
+    for key, value in whole["summed"].items():
+        torch.testing.assert_close(sum(part["summed"][key] for part in parts), value)
+    for part in parts:
+        assert part["same"].keys() == whole["same"].keys()
+        for key, value in whole["same"].items():
+            torch.testing.assert_close(part["same"][key], value)
 
 
-@pytest.mark.parametrize("what", ["weights", "noise"])
-def test_ranks_that_no_longer_agree_stop_with_a_message(what, tmp_path):
-    done = start(2, tmp_path / "out", "fogzo", "fixed", "plain", 1, "data", what)
-    assert done.returncode != 0
-    assert "rank 1 differs from rank 0 in the weights, guides or noise of the probes" in done.stderr
+def test_two_processes_equal_one_and_mend_or_notice_what_differs(tmp_path, subtests):
+    ranks = trained_by_two(tmp_path, [*EQUAL, *MENDED, *NOTICED, *NORMS])
+    for name in NORMS:
+        with subtests.test("batch norm", kind=name):
+            assert_norm_of_one_process(name, *ranks[name])
+    for name in EQUAL:
+        with subtests.test(name):
+            assert_equal_one_process(name, *ranks[name])
+    for name in MENDED:
+        with subtests.test(name):
+            assert list(other_tensors(*ranks[name])) == []
+    for name in NOTICED:
+        for rank in (0, 1):
+            with subtests.test(name, rank=rank):
+                error = ranks[name][rank]["error"]
+                assert "rank 1 differs from rank 0 in the weights, guides or noise of the probes" in error
 
 
-def test_more_ranks_than_samples_are_refused(tmp_path):
-    done = start(5, tmp_path / "out", "nspsa", "fixed", "plain", 1, "probes")
-    assert done.returncode != 0
-    assert "samples=4 cannot be spread over 5 ranks: raise samples" in done.stderr
+def test_more_ranks_than_samples_are_refused(monkeypatch):
+    monkeypatch.setattr("fogzo.estimators.fogzo.world", lambda: (0, 5))
+    weights = fogzo.quantized_weights(fogzo.quantize_model(nn.Sequential(nn.Linear(4, 4)), fogzo.FixedScale(2)))
+    with pytest.raises(ValueError, match=r"samples=4 cannot be spread over 5 ranks: raise samples"):
+        fogzo.NSPSA(weights, samples=4, spread=True)
 
 
 def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_read(tmp_path):
-    chosen = ["estimator=nspsa", "estimator.samples=2", "parallel=probes", "device=cpu"]
+    chosen = ["estimator=nspsa", "estimator.samples=1", "parallel=probes", "device=cpu"]
     nowhere = ["data=imagenet1k", f"data.root={tmp_path / 'missing'}", f"results_dir={tmp_path / 'results'}"]
-    done = torchrun(3, "train.py", *chosen, *nowhere)
+    done = torchrun(2, "train.py", *chosen, *nowhere)
     assert done.returncode == 1
     complaints = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(complaints) == 1
-    assert "samples=2 cannot be spread over 3 ranks: raise samples" in complaints[0]
+    assert "samples=1 cannot be spread over 2 ranks: raise samples" in complaints[0]
     assert not list(tmp_path.iterdir())
 
 
@@ -145,13 +142,13 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
 
 
 def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_path):
-    page = (SCRIPT.parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (option,) = re.findall(r"torchrun .*(--signals-to-handle=\S+)", page)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", option]
     length = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0", f"run_dir={tmp_path}"]
     run = subprocess.Popen(
         [*launcher, "train.py", *length],
-        cwd=SCRIPT.parents[2],
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
