@@ -90,7 +90,7 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     """Refuse ``arguments`` that ``make`` does not have, or that are not of the kinds that its annotations name.
 
     Known are ``bool``, ``int``, ``float`` (whole numbers too), ``None``, ``Literal``, lists, tuples, classes,
-    callables and their unions; anything else passes, for ``make`` to judge.  Ranges are ``make``'s own.
+    mappings, callables and their unions; anything else passes, for ``make`` to judge.  Ranges are ``make``'s own.
 
     Raises:
         ArgumentError: for a value of another kind.
@@ -134,6 +134,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return callable(value)
     if origin in SEQUENCES:
         return isinstance(value, list | tuple) and _all_fit(value, parts, fixed=origin is tuple and ... not in parts)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, collections.abc.Mapping)
     if annotation is None or _is_class(annotation):
         return isinstance(value, annotation or types.NoneType)
     return True
@@ -168,6 +170,8 @@ def _words(annotation: Any) -> str:
         return " or ".join(map(str, get_args(annotation)))
     if origin is collections.abc.Callable:
         return "a function"
+    if origin is collections.abc.Mapping:
+        return "keys with values"
     if origin in SEQUENCES:
         length = len(get_args(annotation)) if origin is tuple and ... not in get_args(annotation) else None
         return f"a list of {length}" if length else "a list"

@@ -13,11 +13,11 @@ import yaml
 
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
-from fogzo.evidence.parse import KINDS
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import parse_yaml
 
 OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
+KINDS = {dict: "keys with values", list: "a list"}
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 

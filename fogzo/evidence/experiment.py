@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from fogzo.errors import UserError
 
@@ -24,7 +24,7 @@ class Method:
 
     Attributes:
         label: what a reader knows it by; ``detail`` is added where there is room.
-        role: "method", or "control" for what only serves to explain another one's result.
+        role: a control only serves to explain another one's result.
         family: methods of one family differ in their samples, or in their steps, alone.
         overrides: ``KEY=VALUE``.
         search: the values that tuning may try, by key, besides those of ``Tuning.search``; ``None``: the key is not
@@ -36,7 +36,7 @@ class Method:
     name: str
     label: str
     detail: str = ""
-    role: str = "method"
+    role: Literal["method", "control"] = "method"
     family: str = ""
     samples: int = 1
     overrides: tuple[str, ...] = ()
@@ -173,9 +173,9 @@ class Experiment:
     settings: Mapping[str, Setting]
     methods: Mapping[str, Method]
     tuning: Tuning
-    scale: str = "mini"
+    scale: Literal["mini", "paper"] = "mini"
     table: str | None = None
-    stage: str = "confirm"
+    stage: Literal["confirm", "explore"] = "confirm"
     metric: str = "train_loss"
     also: tuple[str, ...] = ()
     baseline: str = "ste"

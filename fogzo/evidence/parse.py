@@ -6,20 +6,21 @@ refines them: overrides and values to search are added to the standard ones, oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fogzo.errors import UserError
-from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Number, Setting, Tuning
+from fogzo.checks import check_arguments, choice, whole
+from fogzo.errors import ArgumentError, UserError
+from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning
 from fogzo.runs.records import is_finite, read_yaml
 from fogzo.runs.schema import COMPARED, METRICS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-KINDS = {dict: "keys with values", list: "a list", int: "a whole number", str: "a word"}
-Kind = TypeVar("Kind", dict[Any, Any], list[Any], int, str)
+OF_EXPERIMENT = ("label", "methods", "metric")  # what a setting has of its experiment, where it has none of its own
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -41,215 +42,168 @@ def parse(given: Any, source: str = "experiment") -> Experiment:
     Raises:
         UserError: for an unknown key, a missing or mistaken value, and for parts that do not fit together.
     """
-    where = f"experiment {given['name']}" if isinstance(given, Mapping) and given.get("name") else source
-    keys = _Keys(given, where, Experiment)
-    name = keys.take("name", str)
-    metric = keys.metric("metric", COMPARED, "train_loss")
-    methods = _methods(keys.take("methods", dict), where)
-    tuning = _tuning(keys.take("tuning", dict), where)
-    title = keys.take("title", str, name)
-    unnamed = {"": Setting("", title, tuple(methods), metric)}
-    settings = {
-        one: _setting(one, of_setting, methods, tuning, metric, where)
-        for one, of_setting in keys.take("settings", dict, {}).items()
-    }
-    experiment = Experiment(
-        name=name,
-        title=title,
-        seeds=tuple(keys.whole(seed, "seeds") for seed in keys.take("seeds", list)),
-        settings=settings or unnamed,
-        methods=methods,
-        tuning=tuning,
-        scale=keys.choice("scale", ("mini", "paper")),
-        table=keys.take("table", str) if keys.has("table") else None,
-        stage=keys.choice("stage", ("confirm", "explore")),
-        metric=metric,
-        also=tuple(keys.one_of(key, METRICS, "also") for key in keys.take("also", list, [])),
-        baseline=keys.one_of(keys.take("baseline", str, "ste"), methods, "baseline"),
-        overrides=keys.words("overrides"),
-        axes=tuple(_axis(axis, settings, methods, where) for axis in keys.take("axes", list, [])),
-        equal_loss=_equal_loss(keys.take("equal_loss", dict), where) if keys.has("equal_loss") else None,
-    )
-    _check(experiment, where)
+    named = isinstance(given, Mapping) and "name" in given
+    with _within(f"experiment {given['name']}" if named else source):
+        experiment = _experiment(_checked(given, Experiment, {"title", "settings"}, {"tuning", "axes", "equal_loss"}))
+        _check(experiment)
     return experiment
+
+
+def _experiment(keys: Mapping[str, Any]) -> Experiment:
+    title = keys.get("title", keys["name"])
+    metric = choice(keys.get("metric", "train_loss"), "metric", COMPARED)
+    methods = _methods(keys["methods"])
+    tuning = _tuning(keys["tuning"])
+    settings = {name: _setting(name, of, methods, tuning, metric) for name, of in keys.get("settings", {}).items()}
+    parts = {
+        "title": title,
+        "methods": methods,
+        "tuning": tuning,
+        "settings": settings or {"": Setting("", title, tuple(methods), metric)},
+        "also": tuple(choice(key, "also", METRICS) for key in keys.get("also", ())),
+        "baseline": choice(keys.get("baseline", "ste"), "baseline", methods),
+        "axes": tuple(_axis(axis, settings, methods) for axis in _listed(keys, "axes")),
+        "equal_loss": _equal_loss(keys["equal_loss"]) if keys.get("equal_loss") else None,
+    }
+    return Experiment(**{**keys, **parts})
 
 
 @cache
 def standard_methods() -> Mapping[str, Method]:
     """Return the methods of ``configs/methods.yaml`` by name."""
     file = CONFIGS / "methods.yaml"
-    return {name: _method(name, given, None, str(file)) for name, given in (read_yaml(file) or {}).items()}
+    with _within(str(file)):
+        return {name: _method(name, given, None) for name, given in (read_yaml(file) or {}).items()}
 
 
-def _methods(given: Mapping[str, Any], where: str) -> dict[str, Method]:
+def _methods(given: Mapping[str, Any]) -> dict[str, Method]:
     if not given:
-        raise UserError(f"{where} has no methods: give it some")
-    return {name: _method(name, own, standard_methods().get(name), where) for name, own in given.items()}
+        raise UserError("it has no methods: give it some")
+    return {name: _method(name, own, standard_methods().get(name)) for name, own in given.items()}
 
 
-def _method(name: str, given: Any, standard: Method | None, where: str) -> Method:
-    where = f"{where}, method {name}"
-    keys = _Keys({} if given is None else given, where, Method)
-    base = standard or Method(name, label="", family=name)
-    label = keys.take("label", str, base.label)
-    overrides = base.overrides + keys.words("overrides")
-    for key, value in (("label", label), ("overrides", overrides)):
-        if not value and key not in keys.given:
-            known = ", ".join(standard_methods())
-            raise UserError(f"{where} has no {key}: give it one, or take one of the standard methods {known}")
-    return Method(
-        name=name,
-        label=label,
-        detail=keys.take("detail", str, base.detail),
-        role=keys.choice("role", ("method", "control"), base.role),
-        family=keys.take("family", str, base.family),
-        samples=keys.take("samples", int, base.samples),
-        overrides=overrides,
-        search={**base.search, **keys.search()},
-        tuned_as=keys.given.get("tuned_as", base.tuned_as),
-    )
+def _method(name: str, given: Any, standard: Method | None) -> Method:
+    with _within(f"method {name}"):
+        keys = _checked({} if given is None else given, Method, optional={"label"})
+        for key in ("label", "overrides"):
+            if standard is None and key not in keys:
+                known = f", or take one of the standard methods {', '.join(standard_methods())}" if not keys else ""
+                raise UserError(f"it has no {key}: give it one{known}")
+        base = standard or Method(name, label="", family=name)
+        overrides = base.overrides + keys.get("overrides", ())
+        return replace(base, **{**keys, "overrides": overrides, "search": {**base.search, **_search(keys)}})
 
 
-def _setting(name: str, given: Any, methods: Mapping[str, Method], tuning: Tuning, metric: str, where: str) -> Setting:
-    where = f"{where}, setting {name}"
-    keys = _Keys(given, where, Setting)
-    chosen = [keys.one_of(method, methods, "methods") for method in keys.take("methods", list, list(methods))]
-    search = {key: values for key, values in keys.search().items() if values is not None}
-    searched = set(tuning.search).union(*(methods[method].search for method in chosen))
-    for key in search:
-        if key not in searched:
-            raise UserError(f"{where}: {key} is searched by none of its methods: add it to tuning.search or a method")
-    paper = keys.given.get("paper")
-    return Setting(
-        name=name,
-        label=keys.take("label", str, name),
-        methods=tuple(chosen),
-        metric=keys.metric("metric", COMPARED, metric),
-        overrides=keys.words("overrides"),
-        search=search,
-        paper=(paper,) if isinstance(paper, str) else keys.words("paper"),
-    )
+def _setting(name: str, given: Any, methods: Mapping[str, Method], tuning: Tuning, metric: str) -> Setting:
+    with _within(f"setting {name}"):
+        if isinstance(given, Mapping) and isinstance(given.get("paper"), str):
+            given = {**given, "paper": [given["paper"]]}
+        keys = {
+            "label": name,
+            "methods": tuple(methods),
+            "metric": metric,
+            **_checked(given, Setting, optional=OF_EXPERIMENT),
+        }
+        choice(keys["metric"], "metric", COMPARED)
+        for method in keys["methods"]:
+            choice(method, "methods", methods)
+        searched = set(tuning.search).union(*(methods[method].search for method in keys["methods"]))
+        for key in _search(keys):
+            if key not in searched:
+                raise UserError(f"{key} is searched by none of its methods: add it to tuning.search or a method")
+        return Setting(name, **{**keys, "search": _search(keys)})
 
 
-def _tuning(given: Any, where: str) -> Tuning:
-    keys = _Keys(given, f"{where}, tuning", Tuning)
-    trials = keys.take("trials", int)
-    if trials < 1:
-        raise UserError(f"{keys.where}: trials={trials} is not possible: give each cell at least 1")
-    return Tuning(
-        seed=keys.take("seed", int),
-        trials=trials,
-        chosen=keys.take("chosen", str),
-        metric=keys.take("metric", str, "train_loss"),
-        search={key: values for key, values in keys.search().items() if values is not None},
-        overrides=keys.words("overrides"),
-    )
+def _tuning(given: Any) -> Tuning:
+    with _within("tuning"):
+        keys = _checked(given, Tuning)
+        whole(keys["trials"], "trials", lowest=1)
+        return Tuning(**{**keys, "search": _search(keys)})
 
 
-def _axis(given: Any, settings: Mapping[str, Setting], methods: Mapping[str, Method], where: str) -> Axis:
-    keys = _Keys(given, f"{where}, axes", Axis)
-    places = {"settings": keys.take("settings", dict, {}), "methods": keys.take("methods", dict, {})}
-    fit = set(places["settings"]) <= set(settings) and set(places["methods"]) <= set(methods)
-    if not keys.has("label") or not fit or bool(places["settings"]) == bool(places["methods"]):
-        raise UserError(
-            f"{where}: axes holds {dict(given)}: give a label, and numbers or words for some of its settings or of its "
-            "methods"
-        )
-    metric = keys.metric("metric", METRICS) if keys.has("metric") else None
-    return Axis(keys.take("label", str), places["settings"], places["methods"], metric)
+def _search(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values to search, by key; of a method also ``None``, for a key that is not to be searched."""
+    found = keys.get("search", {})
+    for key, values in found.items():
+        listed = isinstance(values, list | tuple) and all(map(is_finite, values))
+        if values is not None and (not listed or not values or list(values) != sorted(set(values))):
+            raise ArgumentError(f"search.{key}", values, "is not possible: give a list of numbers that rise")
+    return {key: None if values is None else tuple(values) for key, values in found.items()}
 
 
-def _equal_loss(given: Any, where: str) -> EqualLoss:
-    keys = _Keys(given, f"{where}, equal_loss", EqualLoss)
-    ratios = [_cost_ratio(ratio, f"{keys.where}.ratios") for ratio in keys.take("ratios", list)]
-    return EqualLoss(keys.words("targets", needed=True), tuple(ratios))
+def _axis(given: Any, settings: Mapping[str, Setting], methods: Mapping[str, Method]) -> Axis:
+    with _within("axes"):
+        axis = Axis(**_checked(given, Axis))
+        fit = set(axis.settings) <= set(settings) and set(axis.methods) <= set(methods)
+        if not fit or bool(axis.settings) == bool(axis.methods):
+            raise UserError(f"{axis.label} needs numbers or words for some of the settings or of the methods")
+        if axis.metric is not None:
+            choice(axis.metric, "metric", METRICS)
+        return axis
 
 
-def _cost_ratio(given: Any, where: str) -> CostRatio:
-    keys = _Keys(given, where, CostRatio)
-    return CostRatio(keys.take("of", str), keys.take("to", str), keys.take("paper", str) if keys.has("paper") else None)
+def _equal_loss(given: Any) -> EqualLoss:
+    with _within("equal_loss"):
+        keys = _checked(given, EqualLoss, parts={"ratios"})
+        ratios = tuple(CostRatio(**_checked(ratio, CostRatio)) for ratio in _listed(keys, "ratios"))
+        return EqualLoss(keys["targets"], ratios)
 
 
-def _check(experiment: Experiment, where: str) -> None:
+def _check(experiment: Experiment) -> None:
     """Refuse parts that do not fit together."""
     if experiment.tuning.seed in experiment.seeds:
-        raise UserError(f"{where} tunes on seed {experiment.tuning.seed}, which its table reports too: choose another")
+        raise UserError(f"it tunes on seed {experiment.tuning.seed}, which its table reports too: choose another")
     for cell in experiment.cells.values():
-        _check_borrowed(experiment, cell, where)
+        _check_borrowed(experiment, cell)
     asked = experiment.equal_loss or EqualLoss((), ())
     for name in [*asked.targets, *(name for ratio in asked.ratios for name in (ratio.of, ratio.to))]:
-        if name not in experiment.cells:
-            raise UserError(f"{where}: equal_loss names cell {name}: choose from {', '.join(experiment.cells)}")
+        choice(name, "equal_loss", experiment.cells)
 
 
-def _check_borrowed(experiment: Experiment, cell: Cell, where: str) -> None:
+def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
     model = cell.method.tuned_as
     if model is None:
         return
     if model not in cell.setting.methods:
         lacks = f"its setting {cell.setting.name} lacks" if cell.setting.name else "is no method"
         raise UserError(
-            f"{where}: {cell.name} is tuned as {model}, which {lacks}: choose from {', '.join(cell.setting.methods)}"
+            f"{cell.name} is tuned as {model}, which {lacks}: choose from {', '.join(cell.setting.methods)}"
         )
     if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
-        raise UserError(f"{where}: {cell.name} is tuned as {model}, which is tuned as another itself: name that one")
+        raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
 
 
-class _Keys:
-    """The keys of one part of an experiment's file, which are those of the dataclass that it becomes."""
+def _checked(given: Any, of: type, optional: Collection[str] = (), parts: Collection[str] = ()) -> dict[str, Any]:
+    """Return the keys of one part of the file, which are those of the dataclass ``of``, with lists as tuples.
 
-    def __init__(self, given: Any, where: str, of: type) -> None:
-        self.where = where
-        if not isinstance(given, Mapping):
-            raise UserError(f"{where} is {given}, but it must be {KINDS[dict]}: give it in that file")
-        self.given = given
-        known = [one.name for one in fields(of) if one.name != "name" or of is Experiment]
-        for key in given:
-            if key not in known:
-                raise UserError(f"{where}: {key} is not known: choose from {', '.join(known)}")
+    Args:
+        optional: keys that need not stand there though the dataclass has no default for them.
+        parts: keys whose values are checked as parts of their own.
+    """
+    known: dict[str, Field[Any]] = {one.name: one for one in fields(of) if one.name != "name" or of is Experiment}
+    if not isinstance(given, Mapping):
+        raise UserError(f"it is {given}, but it must be keys with values: choose from {', '.join(known)}")
+    for key in given:
+        choice(key, "key", known)
+    check_arguments(of, {key: value for key, value in given.items() if key not in parts})
+    for name, one in known.items():
+        needed = one.default is MISSING and one.default_factory is MISSING and name not in optional
+        if needed and name not in given:
+            raise UserError(f"it has no {name}: give it one")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
-    def has(self, key: str) -> bool:
-        return self.given.get(key) is not None
 
-    def take(self, key: str, kind: type[Kind], default: Kind | None = None) -> Kind:
-        """Return the value of ``key``; null is as if it were not given."""
-        value = self.given[key] if self.has(key) else default
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{self.where}: {key} is {value}, but it must be {KINDS[kind]}: give it in that file")
-        return value
+def _listed(keys: Mapping[str, Any], key: str) -> Sequence[Any]:
+    values = keys.get(key, ())
+    if not isinstance(values, tuple):
+        raise ArgumentError(key, values, "is not possible: give a list")
+    return values
 
-    def words(self, key: str, *, needed: bool = False) -> tuple[str, ...]:
-        values = self.take(key, list, None if needed else [])
-        for value in values:
-            if not isinstance(value, str):
-                raise UserError(f"{self.where}: {key} holds {value}, which is no word: mend it")
-        return tuple(values)
 
-    def whole(self, value: Any, key: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{self.where}: {key} holds {value}, which is no whole number: mend it")
-        return value
-
-    def one_of(self, value: Any, known: Iterable[str], what: str) -> str:
-        if value not in (names := list(known)):
-            raise UserError(f"{self.where}: {what} names {value}, which is not known: choose from {', '.join(names)}")
-        return str(value)
-
-    def choice(self, key: str, known: Sequence[str], default: str | None = None) -> str:
-        """Return one of the ``known`` words, the first if none is given."""
-        return self.one_of(self.take(key, str, default or known[0]), known, key)
-
-    def metric(self, key: str, known: Iterable[str], default: str | None = None) -> str:
-        return self.one_of(self.take(key, str, default), known, key)
-
-    def search(self) -> dict[str, tuple[Number, ...] | None]:
-        """Return the values to search by key; ``None`` for a key that is not to be searched."""
-        found: dict[str, tuple[Number, ...] | None] = {}
-        for key, values in self.take("search", dict, {}).items():
-            if values is not None and not isinstance(values, list | tuple):
-                raise UserError(f"{self.where}: the search of {key} is {values}: give it a list")
-            numbers = values is None or all(map(is_finite, values))
-            if values is not None and (not numbers or not values or list(values) != sorted(set(values))):
-                raise UserError(f"{self.where}: the search of {key} is {list(values)}: give it numbers that rise")
-            found[key] = None if values is None else tuple(values)
-        return found
+@contextmanager
+def _within(part: str) -> Iterator[None]:
+    """Within: what is wrong is said to be so in a part of the experiment."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from None

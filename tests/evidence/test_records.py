@@ -259,13 +259,13 @@ def test_records_that_are_damaged_or_were_edited_have_the_command_that_makes_the
             "chosen.yaml: the entry of mlp.ste has no values: remove it and tune",
         ),
         ("configs/experiment/example.yaml", "experiment: [", "configs/experiment/example.yaml cannot be read"),
-        ("configs/experiment/example.yaml", "", "example.yaml: experiment is None, but it must be keys with values"),
+        ("configs/experiment/example.yaml", "", "example.yaml: experiment: it is None, but it must be keys"),
         (
             "configs/experiment/example.yaml",
             "experiment: {name: a, methods: {ste: }}",
-            "a: tuning is None, but it must",
+            "a: it has no seeds: give it one",
         ),
-        ("configs/experiment/example.yaml", None, "setting mlp: methods names sted, which is not known"),
+        ("configs/experiment/example.yaml", None, "setting mlp: methods='sted' is not known: choose one of"),
     ],
 )
 def test_a_damaged_or_mistaken_file_is_refused_in_a_sentence(file, text, message, project, missing):
