@@ -19,6 +19,7 @@ from fogzo.models import mlp
 from fogzo.training.build import measure_ledger
 from fogzo.training.config import Settings
 from fogzo.training.ledger import ComputeLedger
+from fogzo.training.schedules import LearningRate
 from fogzo.training.tasks import Classification
 from fogzo.training.trainer import Trainer
 
@@ -115,7 +116,7 @@ def trainer(
         task=task,
         estimator=estimator(fogzo.quantized_weights(model)),
         optimizer=optimizer,
-        schedule=lambda step: 1.0,
+        schedule=LearningRate(steps=1, shape="constant"),
         ledger=ledger,
         settings=Settings(steps=steps, batch_size=batch, seed=0),
     )

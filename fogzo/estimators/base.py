@@ -33,6 +33,8 @@ class Estimate:
         loss: the loss at the undisplaced weights; for an estimate without a first-order pass the mean over its
             probes, which differs by O(ε²).
         beta: β of this step; ``None`` for estimators without one.
+        noise_share: d(1-β)/(β + d(1-β)), the part of a probe's squared length that is noise, d the number of quantized
+            weights: it means the same for networks of every size (docs/theory.md).  ``None``: no β.
         agreement: measured slope along ĝ over ‖g‖.  1: the STE gradient predicts the loss of the quantized network;
             0: it is orthogonal to the truth; nan: it is zero; ``None``: nothing was measured.
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding
@@ -43,15 +45,19 @@ class Estimate:
     """
 
     loss: Tensor
-    beta: float | None = None
+    beta: float | Tensor | None = None
     agreement: Tensor | None = None
     zero_probes: Tensor | None = None
     guide_norm: Tensor | None = None
     crossings: Tensor | None = None
+    noise_share: float | None = None
 
 
 class Estimator(ABC):
-    """Contract: no optimizer, no loop, no hidden state; parameters and buffers are afterwards what they were."""
+    """Contract: no optimizer, no loop, no hidden state; parameters and buffers are afterwards what they were.
+
+    Where what was measured in earlier steps is used, it is in :meth:`state_dict`, which a checkpoint keeps.
+    """
 
     buffers: int = 0  # weight-sized buffers that an estimate holds at most, beside the weights and their .grad
     together: int = 1  # losses that one call of the closure evaluates at most; more where probes are batched
@@ -68,6 +74,14 @@ class Estimator(ABC):
     @abstractmethod
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         """Return the forward and the backward passes over whole batches of ``steps`` steps from step ``first`` on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured in earlier steps and is used in later ones: numbers and tensors; mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        assert not state, f"{type(self).__name__} has no state"
 
 
 def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:

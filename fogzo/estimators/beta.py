@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fogzo.checks import share, whole
 from fogzo.errors import ArgumentError
+from fogzo.quantize import QuantizedWeight
 
 Beta = float | Callable[[int], float]
 PLAIN = "; 0.999 is usual for an MLP, 0.999999999 for deep networks"
@@ -51,3 +52,9 @@ def beta_at(beta: Beta, step: int, *, guided: bool = False) -> float:
     value = check_beta(beta(step) if callable(beta) else beta, guided=guided)
     assert isinstance(value, float)
     return value
+
+
+def noise_share(beta: float, weights: Sequence[QuantizedWeight]) -> float:
+    """Return d(1-β)/(β + d(1-β)), the part of a probe's squared length that is noise (docs/theory.md, "Prior art")."""
+    noise = sum(weight.latent.numel() for weight in weights) * (1 - beta)
+    return noise / (beta + noise)

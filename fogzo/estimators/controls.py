@@ -13,7 +13,7 @@ import torch
 
 from fogzo.checks import whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
-from fogzo.estimators.beta import Beta, beta_at, check_beta
+from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.fogzo import FOGZO
 from fogzo.estimators.perturb import Noise
 from fogzo.quantize import QuantizedWeight
@@ -48,7 +48,8 @@ class NoisyStraightThrough(Estimator):
             for weight, unit, z in zip(self.weights, units, noise, strict=True):
                 added = math.sqrt((1 - beta) / beta) * g_norm * z.squeeze(0) / unit
                 weight.latent.grad = added if weight.latent.grad is None else weight.latent.grad.add_(added)
-        return Estimate(loss=loss.detach(), beta=beta, guide_norm=g_norm)
+        share = noise_share(beta, self.weights)
+        return Estimate(loss=loss.detach(), beta=beta, noise_share=share, guide_norm=g_norm)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps, steps

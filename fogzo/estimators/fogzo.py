@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,15 +26,14 @@ from torch import Tensor
 from fogzo.checks import choice, choices_of, flag, positive, whole
 from fogzo.errors import UserError
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, trains_others
-from fogzo.estimators.beta import Beta, beta_at, check_beta
+from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
+from fogzo.estimators.guide import GuideNorm, gradient_or_zeros, normalise
 from fogzo.estimators.perturb import Noise
 from fogzo.estimators.probes import Probes, add_weighted, codes_crossed, slopes_of
 from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
 from fogzo.ranks import share, world
-
-GuideNorm = Literal["global", "rms", "per_tensor"]
 
 
 class FOGZO(Estimator):
@@ -127,8 +125,8 @@ class FOGZO(Estimator):
         loss = self._first_order(closure, beta)
         with torch.no_grad():
             units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
-            grads = [_gradient(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place
-            g_norm, believed_slope = self._normalise_guide(grads, units)
+            grads = [gradient_or_zeros(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place
+            g_norm, believed_slope = normalise(grads, units, self.guide_norm)
             noise = Noise(self.weights, self.seed, step)
             n = self.samples if beta < 1 else 1
 
@@ -158,6 +156,7 @@ class FOGZO(Estimator):
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
+            noise_share=noise_share(beta, self.weights),
             agreement=torch.where(g_norm > 0, slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope), torch.nan)
             if beta > 0
             else None,
@@ -192,25 +191,6 @@ class FOGZO(Estimator):
         backward = guided or trains_others(self.weights)
         # the probes leave running statistics alone, so somebody has to update them
         return backward or bool(tracking_norms(self.weights[0].model)), backward
-
-    def _normalise_guide(self, grads: list[Tensor], units: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Turn ∂L/∂w into ĝ, in place.  Returns ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes."""
-        torch._foreach_mul_(grads, units)
-        norms = torch.stack(torch._foreach_norm(grads))
-        g_norm = torch.linalg.vector_norm(norms)
-        denominators = norms if self.guide_norm == "per_tensor" else g_norm.expand_as(norms)
-        length = math.sqrt(sum(g.numel() for g in grads)) if self.guide_norm == "rms" else 1.0
-        factors = torch.where(denominators > 0, length / denominators, 0.0)  # a zero guide has no direction
-        torch._foreach_mul_(grads, list(factors.unbind()))
-        return g_norm, (norms.square() * factors).sum()
-
-
-def _gradient(weight: QuantizedWeight, *, keep: bool) -> Tensor:
-    """The latent's ``.grad``, or zeros in its place where there is none or it is not wanted."""
-    latent = weight.latent
-    if latent.grad is None or not keep:
-        latent.grad = torch.zeros_like(latent)
-    return latent.grad
 
 
 class NSPSA(FOGZO):

@@ -82,8 +82,11 @@ class Probes:
     first_pass_done: bool
     spread: bool = False
 
-    def one_by_one(self, directions: Directions, n: int) -> Tensor:
-        """One loss at a time; the weights are moved in place, and put back."""
+    def one_by_one(self, directions: Directions, n: int, *, sides: int = 2) -> Tensor:
+        """One loss at a time; the weights are moved in place, and put back.
+
+        ``sides=1`` evaluates L(w + ε·α·u_i) alone: shape (n, 1).
+        """
         own = self._own(n)
         losses: list[Tensor] = []
         checksum = None
@@ -93,9 +96,10 @@ class Probes:
                 if checksum is None:
                     checksum = self._checksum([weight.latent.detach() for weight in self.weights])
                 losses.append(self._loss(len(losses), n, len(own)))
-                displacement.reflect()
-                losses.append(self._loss(len(losses), n, len(own)))
-        return self._over_ranks(torch.stack(losses).view(-1, 2), n, checksum)
+                if sides == 2:
+                    displacement.reflect()
+                    losses.append(self._loss(len(losses), n, len(own)))
+        return self._over_ranks(torch.stack(losses).view(-1, sides), n, checksum)
 
     def together(self, directions: Directions, n: int, chunk: int, sums: Sequence[Tensor] | None = None) -> Tensor:
         """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights.

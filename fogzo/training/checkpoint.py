@@ -15,6 +15,8 @@ from fogzo.runs.files import atomic_write
 from fogzo.runs.folder import RunError, one_line
 
 FORMAT = 1
+# entries that the first checkpoints did not have
+LATER = {"data", "device", "threads", "begun_from", "codes", "estimator", "schedule"}
 AWAY = "move it away, and any checkpoint-STEP.pt beside it, to start this run from the beginning"
 
 
@@ -126,8 +128,7 @@ def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_o
     Raises:
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
-    # the first checkpoints did not name all of these: nothing to compare, and no reason to lose the run
-    if set(own) - {"data", "device", "threads", "begun_from", "codes"} - set(kept) or kept["run"] != own["run"]:
+    if set(own) - LATER - set(kept) or kept["run"] != own["run"]:
         raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
     if kept["ranks"] != own["ranks"]:
         raise RunError(

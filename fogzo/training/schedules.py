@@ -1,15 +1,42 @@
-"""Schedules are functions of the step alone: nothing to checkpoint."""
+"""The factor on the learning rate.  Most schedules are functions of the step alone: nothing to checkpoint."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from fogzo.quantize import QuantizedWeight
 
 SHAPES = ("constant", "linear", "cosine")
 
 
+class Schedule(ABC):
+    """The factor on the learning rate, step by step."""
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """Return the factor of ``step`` (from 0)."""
+
+    def follow(self, weights: Sequence[QuantizedWeight]) -> None:  # noqa: B027 -- most need none
+        """Take the quantized weights of the run, once, before its first step; nothing by default."""
+
+    def observe(self, step: int) -> None:  # noqa: B027
+        """Look at the weights after ``step``; nothing by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`observe` has changed; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        assert not state
+
+
 @dataclass(frozen=True)
-class LearningRate:
+class LearningRate(Schedule):
     """Factor on the learning rate: linear warm-up over ``warmup`` (a share of the steps), then ``shape`` to ``final``.
 
     >>> schedule = LearningRate(steps=100, shape="linear", warmup=0.1)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,14 @@ from fogzo.training import checkpoint
 from fogzo.training.config import Settings
 from fogzo.training.ledger import PEAK, ComputeLedger, autocast
 from fogzo.training.reporters import Reporter
+from fogzo.training.schedules import Schedule
 from fogzo.training.signals import Interrupted, StopRequest
+from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task
 from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, numbers
 
-SEEN = ("loss", "beta", "agreement", "zero_probes", "guide_norm", "crossings")  # columns of what an estimate saw
+# columns of what an estimate saw
+SEEN = ("loss", "beta", "noise_share", "agreement", "zero_probes", "guide_norm", "crossings")
 
 
 class Trainer:
@@ -37,6 +39,7 @@ class Trainer:
 
     Args:
         weights: the model's quantized weights, whose codes are watched.
+        pull: draws latent weights toward their codes after each step, if asked for.
         compiled: the same model through ``torch.compile``, if asked for.
         reduced: the same model through ``DistributedDataParallel``, where several ranks share the batch: it averages
             the gradients of backward passes.
@@ -50,10 +53,11 @@ class Trainer:
         task: Task,
         estimator: Estimator,
         optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
+        schedule: Schedule,
         ledger: ComputeLedger,
         settings: Settings,
         weights: Sequence[QuantizedWeight] = (),
+        pull: GridPull | None = None,
         folder: RunFolder | None = None,
         reporters: Sequence[Reporter] = (),
         compiled: Callable[..., Any] | None = None,
@@ -73,7 +77,8 @@ class Trainer:
         self.step = 0  # finished steps
         self.since_row, self.whole_run = Means(), Means()
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
-        self.codes = CodeWatch(weights)
+        self.codes, self.pull = CodeWatch(weights), pull
+        self.schedule.follow(weights)
         self.best: float | None = None  # of the task's metric
         self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
         self.notes: list[str] = []  # what a resumed run has to say
@@ -141,12 +146,15 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
-        estimate = self.estimator.estimate(partial(self.closure, batch), step=step)
+        estimate = self.estimator.estimate(BatchClosure(self, batch), step=step)
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         # with stop_on=never a step without finite loss and gradients changes nothing, on any rank
         if self.settings.stop_on != "never" or self._finite(estimate):
             self.optimizer.step()
+        if self.pull is not None:
+            self.pull(step, self.optimizer.param_groups[0]["lr"])
+        self.schedule.observe(step)
         self.ledger.examples += self.settings.batch_size
         return estimate
 
@@ -175,6 +183,16 @@ class Trainer:
         self.ledger.charge(forwards=evaluations_per_call(), backwards=int(backward), examples=self.settings.batch_size)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def slice_loss(self, batch: Batch, k: int) -> Tensor:
+        """Return the mean loss of micro-batch ``k``; the last one of a round charges the ledger for a whole batch."""
+        micro_batches = self.settings.micro_batches
+        with autocast(self.settings.precision, self.device):
+            inputs, targets = (tensor.chunk(micro_batches)[k] for tensor in batch)
+            loss = self.task.loss(self.forward, (inputs, targets))
+        if k == micro_batches - 1:
+            self.ledger.charge(forwards=1, examples=self.settings.batch_size)
+        return loss.detach()
+
     @contextmanager
     def _network(self, *, backward: bool, last: bool) -> Iterator[Callable[..., Any]]:
         """Yield what runs the model: gradients are averaged over ranks once, with the last micro-batch."""
@@ -199,6 +217,8 @@ class Trainer:
             "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
             "watch": self.watch.state_dict(),
             "codes": self.codes.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "best": self.best,
             "begun_from": self.begun_from,
             "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
@@ -256,6 +276,9 @@ class Trainer:
         self.ledger.load_state_dict(state["ledger"])
         self.watch.load_state_dict(state["watch"])
         self.codes.load_state_dict(state.get("codes"))
+        for name, part in (("estimator", self.estimator), ("schedule", self.schedule)):
+            if (before := state.get(name, {})).keys() == part.state_dict().keys():  # another run may have had another
+                part.load_state_dict(before)
         self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
         self.step, self.best = state["step"], state["best"]
 
@@ -302,3 +325,17 @@ class Trainer:
             self.folder.log(row)
         for reporter in self.reporters:
             reporter.row(row)
+
+
+class BatchClosure:
+    """One step's loss, whole or in slices (its micro-batches), for estimators."""
+
+    def __init__(self, trainer: Trainer, batch: Batch) -> None:
+        self.trainer, self.batch = trainer, batch
+        self.slices = trainer.settings.micro_batches
+
+    def __call__(self, *, backward: bool) -> Tensor:
+        return self.trainer.closure(self.batch, backward=backward)
+
+    def slice_loss(self, k: int) -> Tensor:
+        return self.trainer.slice_loss(self.batch, k)

@@ -7,6 +7,7 @@ from torch import nn
 
 import fogzo
 from fogzo.data import ImageData, TensorSplit
+from fogzo.estimators import OneSidedFOGZO
 from fogzo.models import mlp
 from fogzo.training.config import Settings
 from fogzo.training.ledger import ComputeLedger
@@ -34,6 +35,7 @@ ESTIMATORS = {
     "ste": lambda weights, **options: fogzo.StraightThrough(),
     "fogzo": lambda weights, **options: fogzo.FOGZO(weights, **{"beta": 0.9} | options),
     "nspsa": lambda weights, **options: fogzo.NSPSA(weights, **options),
+    "one-sided": lambda weights, **options: OneSidedFOGZO(weights, **{"beta": 0.9} | options),  # has a state
 }
 
 

@@ -19,6 +19,7 @@ from fogzo.ranks import RanksDiffer, barrier, world
 from fogzo.training.config import Settings
 from fogzo.training.distributed import process_group, synchronise_norms
 from fogzo.training.ledger import ComputeLedger
+from fogzo.training.schedules import LearningRate
 from fogzo.training.tasks import Classification
 from fogzo.training.trainer import Trainer
 
@@ -110,7 +111,7 @@ def make(case, *, seed):
         task=Classification(data, evaluation_batch=5),
         estimator=ESTIMATORS[case.estimator](fogzo.quantized_weights(model), case.parallel == "probes"),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        schedule=lambda step: 1.0,
+        schedule=LearningRate(steps=1, shape="constant"),
         ledger=ComputeLedger(1.0, 2.0),
         settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=case.micro_batches, parallel=case.parallel),
         reduced=nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if shares_batch else None,

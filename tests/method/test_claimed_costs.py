@@ -6,7 +6,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import fogzo
-from fogzo.estimators import NoisyStraightThrough, Phased, RescaledStraightThrough, evaluations_per_call
+from fogzo.estimators import (
+    ControlVariate,
+    DisplacedStraightThrough,
+    ExactDirectional,
+    GuideOrNoise,
+    IntermittentFOGZO,
+    NoisyStraightThrough,
+    OneSidedFOGZO,
+    Phased,
+    RescaledStraightThrough,
+    evaluations_per_call,
+)
 from fogzo.estimators.beta import LinearBeta
 from fogzo.training.tensor_memory import PeakTensorMemory
 
@@ -40,6 +51,13 @@ ESTIMATORS = {
     "phases of phases": lambda weights: Phased(half_steps(weights), RescaledStraightThrough(weights), switch_step=4),
     "noisy": lambda weights: NoisyStraightThrough(weights),
     "rescaled": lambda weights: RescaledStraightThrough(weights, samples=2, beta=0.9),
+    "displaced": lambda weights: DisplacedStraightThrough(weights),
+    "control variate": lambda weights: ControlVariate(weights, samples=2),
+    "control variate, one-sided": lambda weights: ControlVariate(weights, samples=2, sides="one"),
+    "one-sided": lambda weights: OneSidedFOGZO(weights, samples=2),
+    "now and then": lambda weights: IntermittentFOGZO(fogzo.FOGZO(weights, samples=2), every=2),
+    "exact": lambda weights: ExactDirectional(weights, samples=2),
+    "guide or noise": lambda weights: GuideOrNoise(weights),
 }
 MODELS = {
     "quantized alone": {},

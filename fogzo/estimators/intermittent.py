@@ -1,0 +1,62 @@
+"""FOGZO now and then: probe every k-th step, and believe the last measured agreement in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fogzo.checks import whole
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty
+from fogzo.estimators.beta import beta_at
+from fogzo.estimators.fogzo import FOGZO
+
+
+class IntermittentFOGZO(Estimator):
+    """FOGZO in steps 0, k, 2k, ...; in between G = β·agreement·g, with the agreement that was measured last.
+
+    Costs (1 + 2n/(3k)) STE steps.  It can only help where agreement changes slowly: see its autocorrelation in
+    docs/log.md (idea: stale finite differences of CoCD, arXiv 2605.14373).
+
+    Args:
+        inner: the estimator of the probed steps; ``guide_norm="global"``.
+        every: k.
+
+    Its state is one number, the last agreement; until one was measured, it is 1, which is the STE's belief.
+    """
+
+    def __init__(self, inner: FOGZO, *, every: int = 10) -> None:
+        self.inner, self.every = inner, whole(every, "every")
+        self.agreement = torch.ones(())
+        self.weights, self.buffers, self.together = inner.weights, inner.buffers, inner.together
+
+    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+        if step % self.every == 0:
+            estimate = self.inner.estimate(closure, step=step)
+            if estimate.agreement is not None:  # nan: a zero guide, along which nothing was measured
+                before = self.agreement.to(estimate.agreement)
+                self.agreement = torch.where(estimate.agreement.isnan(), before, estimate.agreement)
+            return estimate
+        beta = beta_at(self.inner.beta, step, guided=True)
+        check_gradients_empty(self.weights[0].model)
+        with torch.enable_grad():
+            loss = closure(backward=True).detach()
+        with torch.no_grad():
+            grads = [weight.latent.grad for weight in self.weights if weight.latent.grad is not None]
+            torch._foreach_mul_(grads, beta * self.agreement.to(grads[0]))
+        return Estimate(loss=loss, beta=beta)
+
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        probed = sum(step % self.every == 0 for step in range(first, first + steps))
+        forwards, backwards = 0, 0
+        for step in range(first, first + steps):
+            if step % self.every == 0:
+                more = self.inner.passes(1, first=step)
+                forwards, backwards = forwards + more[0], backwards + more[1]
+        return forwards + steps - probed, backwards + steps - probed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"agreement": self.agreement}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.agreement = state["agreement"]

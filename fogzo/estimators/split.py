@@ -1,0 +1,173 @@
+"""FOGZO with a direction of its own for each slice of the batch: many directions for the price of one pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fogzo.checks import positive, whole
+from fogzo.errors import UserError
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
+from fogzo.estimators.guide import gradient_or_zeros, normalise
+from fogzo.estimators.interrupts import interrupts_deferred
+from fogzo.estimators.perturb import Displacement, Noise
+from fogzo.estimators.probes import add_weighted, slopes_of
+from fogzo.estimators.replay import RandomState, same_world
+from fogzo.quantize import QuantizedWeight
+from fogzo.ranks import check_same, gather, world
+
+
+@runtime_checkable
+class SlicedClosure(Closure, Protocol):
+    """A closure that can also evaluate its batch in equal slices (its micro-batches).
+
+    Attributes:
+        slices: how many there are, the same in every step and on every rank.
+    """
+
+    slices: int
+
+    def slice_loss(self, k: int) -> Tensor:
+        """Return the mean loss of slice ``k`` at the current parameters, a scalar; called under ``no_grad``."""
+
+
+class Slices:
+    """A :class:`SlicedClosure` from the losses of equal micro-batches, for a loop of your own.
+
+    >>> w = torch.nn.Parameter(torch.tensor(3.0))
+    >>> closure = Slices([lambda: w * 1.0, lambda: w * 3.0])
+    >>> float(closure(backward=True)), float(w.grad)
+    (6.0, 2.0)
+    """
+
+    def __init__(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        self.losses, self.slices = losses, len(losses)
+
+    def __call__(self, *, backward: bool) -> Tensor:
+        found = []
+        for one in self.losses:
+            loss = one() / self.slices
+            if backward:
+                loss.backward()  # type: ignore[no-untyped-call]
+            found.append(loss.detach())
+        return torch.stack(found).sum()
+
+    def slice_loss(self, k: int) -> Tensor:
+        return self.losses[k]().detach()
+
+
+class SplitFOGZO(Estimator):
+    """G = 1/K Σ_k slope_k·u_k with slope_k measured on slice k alone: K directions, two forward passes in all.
+
+    The mean of G is FOGZO's.  Where the slices' gradients agree, the directions' noise is down K-fold; where they
+    mostly differ (few examples a slice), each slope is that much noisier, and nothing is gained (idea: GRZO, arXiv
+    2606.02857).  Slices are the closure's (:class:`SlicedClosure`), on every rank: N ranks with one slice are one
+    process with N slices.
+
+    Args:
+        weights, beta, seed, epsilon: as for :class:`fogzo.FOGZO`; β must be positive.
+
+    Raises:
+        UserError: for arguments outside the above; from ``estimate``, for a closure without slices, for batch norm in
+            training mode (a slice has other statistics than the batch), and when ``.grad`` is not empty on entry.
+        RanksDiffer: from ``estimate``, if ranks have other weights or guides.
+    """
+
+    buffers = 1
+
+    def __init__(
+        self, weights: Sequence[QuantizedWeight], *, beta: Beta = 0.999, seed: int = 0, epsilon: float = 1.0
+    ) -> None:
+        self.weights = check_weights(weights)
+        self.beta = check_beta(beta, guided=True)
+        self.seed = whole(seed, "seed", lowest=0)
+        self.epsilon = positive(epsilon, "epsilon")
+
+    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+        beta = beta_at(self.beta, step, guided=True)
+        model = self.weights[0].model
+        check_gradients_empty(model)
+        sliced = check_slices(closure, model)
+        random_state = RandomState({weight.latent.device for weight in self.weights})
+        with torch.enable_grad():
+            loss = closure(backward=True).detach()
+        with torch.no_grad():
+            units = [weight.grid_unit() * self.epsilon for weight in self.weights]
+            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become ĝ, then G, in place
+            g_norm, believed_slope = normalise(grads, units)
+            noise = Noise(self.weights, self.seed, step)
+            slopes = self._slopes(sliced, grads, units, noise, random_state, beta)
+            torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
+            for i in range(len(slopes)):
+                add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / len(slopes) * slopes[i : i + 1])
+            torch._foreach_div_(grads, units)
+        return Estimate(
+            loss=loss,
+            beta=beta,
+            noise_share=noise_share(beta, self.weights),
+            agreement=torch.where(g_norm > 0, slopes.mean() / (math.sqrt(beta) * believed_slope), torch.nan),
+            zero_probes=(slopes == 0).float().mean(),
+            guide_norm=g_norm,
+        )
+
+    def _slopes(
+        self,
+        closure: SlicedClosure,
+        guides: Sequence[Tensor],
+        units: Sequence[Tensor],
+        noise: Noise,
+        random_state: RandomState,
+        beta: float,
+    ) -> Tensor:
+        """Return slope_k of the slices of all ranks, in their order: shape (ranks · slices,)."""
+        rank, _ = world()
+        losses: list[Tensor] = []
+        compared = [*(weight.latent.detach() for weight in self.weights), *guides]
+        checksum = torch.stack(torch._foreach_norm(compared)).double().sum()
+        check_same(gather(checksum), "the weights or the guides of the probes")
+        model = self.weights[0].model
+
+        def direction(i: int) -> Iterator[Tensor]:
+            for g, z in zip(guides, noise.draw(range(i, i + 1)), strict=True):
+                yield z.squeeze(0).mul_(math.sqrt(1 - beta)).add_(g, alpha=math.sqrt(beta))
+
+        with (
+            interrupts_deferred(),
+            same_world(model, random_state, first_pass_done=True),
+            Displacement([weight.latent for weight in self.weights]) as displacement,
+        ):
+            for k in range(closure.slices):
+                displacement.move(direction(rank * closure.slices + k), units)
+                for side in range(2):
+                    if side:
+                        displacement.reflect()
+                    random_state.restore()
+                    losses.append(closure.slice_loss(k).detach())
+        return gather(slopes_of(torch.stack(losses).view(-1, 2))).flatten()
+
+    def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
+        return 3 * steps, steps
+
+
+def check_slices(closure: Closure, model: nn.Module) -> SlicedClosure:
+    """Return ``closure`` if it has slices and the model takes a slice as it takes the batch.
+
+    Raises:
+        UserError: if not, with the way out.
+    """
+    if not isinstance(closure, SlicedClosure):
+        raise UserError(
+            f"the closure is a {type(closure).__name__} without slices, but each slice of the batch gets a direction "
+            "of its own: pass fogzo.estimators.Slices, or use fogzo.FOGZO"
+        )
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+        raise UserError(
+            "the model has batch norm in training mode, whose statistics differ from slice to slice: use fogzo.FOGZO, "
+            "or another normalisation"
+        )
+    return closure

@@ -1,0 +1,323 @@
+"""Members of the family beside FOGZO: each against an independent oracle, and what all estimators promise."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fogzo
+from fogzo.estimators import (
+    ControlVariate,
+    DisplacedStraightThrough,
+    ExactDirectional,
+    GuideOrNoise,
+    IntermittentFOGZO,
+    OneSidedFOGZO,
+    Slices,
+    SplitFOGZO,
+)
+from fogzo.estimators.perturb import Noise
+from fogzo.seeding import derive_seed
+
+BETA = 0.7
+SLICES = 4
+
+
+def network():
+    """Two quantized layers with scales of their own; the biases stay float."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    for i, alpha in zip((0, 2), (0.25, 2.0), strict=True):
+        fogzo.quantize_model(model[i], fogzo.FixedScale(2, scale=alpha))
+    return model
+
+
+def batch():
+    return torch.randn(32, 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(32) % 4
+
+
+def closure_of(model):
+    """The loss in equal slices: of the whole batch, and of each."""
+    slices = [part.chunk(SLICES) for part in batch()]
+    return Slices([partial(lambda x, y: F.cross_entropy(model(x), y), x, y) for x, y in zip(*slices, strict=True)])
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+class Oracle:
+    """The loss as a function of the quantized weights in grid units, as one vector; and the STE's gradient there."""
+
+    def __init__(self):
+        self.model = network()
+        self.weights = fogzo.quantized_weights(self.model)
+        self.units = flat([w.grid_unit().expand_as(w.latent) for w in self.weights])
+        self.start = flat([w.latent.detach() for w in self.weights])
+        self.g = self.gradient(torch.zeros_like(self.start))
+
+    def put(self, shift):
+        moved = self.start + self.units * shift
+        for w, part in zip(self.weights, moved.split([w.latent.numel() for w in self.weights]), strict=True):
+            w.latent.data.copy_(part.view_as(w.latent))
+
+    def loss(self, shift, part=slice(None)):
+        self.put(shift)
+        x, y = batch()
+        with torch.no_grad():
+            found = F.cross_entropy(self.model(x[part]), y[part])
+        self.put(torch.zeros_like(shift))
+        return float(found)
+
+    def gradient(self, shift):
+        """In grid units, at the displaced weights."""
+        self.put(shift)
+        self.model.zero_grad()
+        x, y = batch()
+        F.cross_entropy(self.model(x), y).backward()
+        found = flat([w.latent.grad for w in self.weights]) * self.units
+        self.put(torch.zeros_like(shift))
+        return found
+
+    def noise(self, step, i, seed=3):
+        return flat([z.squeeze(0) for z in Noise(self.weights, seed, step).draw(range(i, i + 1))])
+
+    def guide(self):
+        return self.g / self.g.norm()
+
+
+def found_by(make, step=0, before=()):
+    """The estimate and its G in grid units, after estimates for the steps ``before``."""
+    model = network()
+    weights = fogzo.quantized_weights(model)
+    estimator = make(weights)
+    for other in before:
+        model.zero_grad()
+        estimator.estimate(closure_of(model), step=other)
+    model.zero_grad()
+    estimate = estimator.estimate(closure_of(model), step=step)
+    return estimate, flat([w.latent.grad * w.grid_unit() for w in weights])
+
+
+def same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, lambda step: step / 4])
+def test_the_displaced_ste_is_the_gradient_at_displaced_weights(sigma):
+    oracle = Oracle()
+    width = sigma(2) if callable(sigma) else sigma
+    _, found = found_by(lambda w: DisplacedStraightThrough(w, sigma=sigma, seed=3), step=2)
+    same(found, oracle.gradient(width * oracle.noise(2, 0)))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("sides", ["two", "one"])
+def test_the_control_variate_adds_what_probes_say_against_the_gradient(samples, sides):
+    oracle, trust = Oracle(), 0.25
+    _, found = found_by(lambda w: ControlVariate(w, samples=samples, trust=trust, sides=sides, seed=3), step=5)
+    expected = oracle.g.clone()
+    for i in range(samples):
+        z = oracle.noise(5, i)
+        ahead, behind = oracle.loss(z), oracle.loss(-z) if sides == "two" else None
+        slope = (ahead - behind) / 2 if sides == "two" else ahead - oracle.loss(0 * z)
+        expected += trust / samples * (slope - oracle.g @ z) * z
+    same(found, expected)
+
+
+def test_one_sided_fogzo_measures_from_the_weights_themselves_with_a_random_sign():
+    oracle, samples = Oracle(), 3
+    estimate, found = found_by(lambda w: OneSidedFOGZO(w, samples=samples, beta=BETA, seed=3), step=1)
+    signs = [1 if derive_seed("sign", 3, 1, i) % 2 == 0 else -1 for i in range(samples)]
+    directions = [
+        sign * math.sqrt(BETA) * oracle.guide() + math.sqrt(1 - BETA) * oracle.noise(1, i)
+        for i, sign in enumerate(signs)
+    ]
+    differences = [oracle.loss(u) - oracle.loss(0 * u) for u in directions]
+    same(found, sum(d * u for d, u in zip(differences, directions, strict=True)) / samples)
+    along = sum(d * sign for d, sign in zip(differences, signs, strict=True)) / samples
+    assert float(estimate.agreement) == pytest.approx(along / (math.sqrt(BETA) * float(oracle.g.norm())))
+
+
+def test_one_sided_fogzo_subtracts_the_mean_of_the_steps_before():
+    oracle = Oracle()
+
+    def difference(step):
+        sign = 1 - 2 * (derive_seed("sign", 3, step, 0) % 2)
+        u = sign * math.sqrt(BETA) * oracle.guide() + math.sqrt(1 - BETA) * oracle.noise(step, 0)
+        return oracle.loss(u) - oracle.loss(0 * u), u
+
+    _, found = found_by(lambda w: OneSidedFOGZO(w, beta=BETA, seed=3), step=2, before=(0, 1))
+    first, second = difference(0)[0], difference(1)[0]
+    mean = (0.95 * 0.05 * first + 0.05 * second) / (1 - 0.95**2)
+    value, u = difference(2)
+    same(found, (value - mean) * u)
+
+
+def test_without_the_running_mean_rounding_would_be_noise_in_every_step():
+    """At ε̄ a probe costs in nearly every step, whichever way it goes: less of the slopes is left when that is known."""
+    oracle = Oracle()
+    differences = torch.tensor(
+        [oracle.loss(math.sqrt(1 - BETA) * oracle.noise(step, 0)) - oracle.loss(0 * oracle.g) for step in range(200)]
+    )
+    assert float((differences > 0).double().mean()) > 0.65
+    assert float((differences - differences.mean()).square().mean()) < 0.85 * float(differences.square().mean())
+
+
+def test_split_batches_give_each_slice_a_direction_of_its_own():
+    oracle = Oracle()
+    estimate, found = found_by(lambda w: SplitFOGZO(w, beta=BETA, seed=3), step=4)
+    expected, slopes = torch.zeros_like(oracle.g), []
+    for k in range(SLICES):
+        part = slice(8 * k, 8 * k + 8)
+        u = math.sqrt(BETA) * oracle.guide() + math.sqrt(1 - BETA) * oracle.noise(4, k)
+        slopes.append((oracle.loss(u, part) - oracle.loss(-u, part)) / 2)
+        expected += slopes[-1] * u / SLICES
+    same(found, expected)
+    believed = math.sqrt(BETA) * float(oracle.g.norm())
+    assert float(estimate.agreement) == pytest.approx(sum(slopes) / SLICES / believed)
+
+
+def test_where_slices_agree_each_direction_takes_its_part_of_the_noise_away():
+    model = network()
+    weights = fogzo.quantized_weights(model)
+    x, y = (part[:8] for part in batch())
+    closure = Slices([lambda: F.cross_entropy(model(x), y)] * SLICES)
+
+    def spread(estimator):
+        found = []
+        for step in range(100):
+            model.zero_grad()
+            estimator.estimate(closure, step=step)
+            found.append(flat([w.latent.grad * w.grid_unit() for w in weights]))
+        return float(torch.stack(found).var(0).sum())
+
+    one, many = spread(fogzo.FOGZO(weights, beta=BETA)), spread(SplitFOGZO(weights, beta=BETA))
+    assert many == pytest.approx(one / SLICES, rel=0.25)
+
+
+def test_split_batches_refuse_what_has_no_slices_and_batch_norm_in_training():
+    model = network()
+    with pytest.raises(ValueError, match=r"without slices.*Slices"):
+        SplitFOGZO(fogzo.quantized_weights(model)).estimate(lambda *, backward: torch.zeros(()), step=0)
+    normed = fogzo.quantize_model(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), fogzo.FixedScale(2))
+    with pytest.raises(ValueError, match="batch norm in training mode"):
+        SplitFOGZO(fogzo.quantized_weights(normed)).estimate(closure_of(normed), step=0)
+
+
+def test_now_and_then_believes_the_last_agreement():
+    oracle = Oracle()
+
+    def make(weights):
+        return IntermittentFOGZO(fogzo.FOGZO(weights, beta=BETA, seed=3), every=3)
+
+    probed, at_three = found_by(make, step=3)
+    _, plain = found_by(lambda w: fogzo.FOGZO(w, beta=BETA, seed=3), step=3)
+    same(at_three, plain)
+    _, between = found_by(make, step=4, before=(3,))
+    same(between, BETA * float(probed.agreement) * oracle.g)
+    _, before_any = found_by(make, step=4)
+    same(before_any, BETA * oracle.g)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_exact_control_has_the_slope_that_the_ste_believes(samples):
+    oracle = Oracle()
+    _, found = found_by(lambda w: ExactDirectional(w, samples=samples, beta=BETA, seed=3), step=2)
+    expected = torch.zeros_like(oracle.g)
+    for i in range(samples):
+        u = math.sqrt(BETA) * oracle.guide() + math.sqrt(1 - BETA) * oracle.noise(2, i)
+        expected += (oracle.g @ u) * u / samples
+    same(found, expected)
+
+
+def test_guide_or_noise_takes_the_guide_where_its_slope_explains_more():
+    oracle = Oracle()
+    guide, z = oracle.guide(), oracle.noise(0, 0)
+    along = (oracle.loss(guide) - oracle.loss(-guide)) / 2
+    across = (oracle.loss(z) - oracle.loss(-z)) / 2
+    estimate, found = found_by(lambda w: GuideOrNoise(w, seed=3))
+    guided = along**2 * len(guide) > across**2
+    assert bool(estimate.beta) == guided
+    same(found, along * guide if guided else across * z)
+
+
+MEMBERS = {
+    "displaced": lambda w: DisplacedStraightThrough(w, seed=3),
+    "control variate": lambda w: ControlVariate(w, trust=0.3, seed=3),
+    "control variate, one-sided": lambda w: ControlVariate(w, trust=0.3, sides="one", seed=3),
+    "one-sided": lambda w: OneSidedFOGZO(w, beta=BETA, seed=3),
+    "split": lambda w: SplitFOGZO(w, beta=BETA, seed=3),
+    "now and then": lambda w: IntermittentFOGZO(fogzo.FOGZO(w, beta=BETA, seed=3), every=2),
+    "exact": lambda w: ExactDirectional(w, beta=BETA, seed=3),
+    "guide or noise": lambda w: GuideOrNoise(w, seed=3),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_weights_come_back_to_the_bit_also_when_the_closure_raises(name):
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    estimator = MEMBERS[name](fogzo.quantized_weights(model))
+    estimator.estimate(closure_of(model), step=0)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    model.zero_grad()
+    closure = closure_of(model)
+    losses = list(closure.losses)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    closure.losses = [losses[0], fail, *losses[2:]]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        estimator.estimate(closure, step=0)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_estimate_is_a_function_of_the_step_and_of_the_state_that_is_saved(name):
+    model = network()
+    weights = fogzo.quantized_weights(model)
+
+    def estimated(estimator, step):
+        model.zero_grad()
+        estimator.estimate(closure_of(model), step=step)
+        return flat([p.grad for p in model.parameters()])
+
+    whole, resumed = MEMBERS[name](weights), MEMBERS[name](weights)
+    for step in range(3):
+        estimated(whole, step)
+    resumed.load_state_dict(whole.state_dict())
+    assert torch.equal(estimated(whole, 3), estimated(resumed, 3))
+    assert torch.equal(estimated(whole, 4), estimated(resumed, 4))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_float_parameters_keep_the_first_order_gradient_and_a_full_grad_is_refused(name):
+    model, plain = network(), network()
+    estimator = MEMBERS[name](fogzo.quantized_weights(model))
+    estimator.estimate(closure_of(model), step=0)
+    closure_of(plain)(backward=True)
+    if name != "displaced":  # whose float parameters see the displaced network
+        assert torch.equal(model[0].bias.grad, plain[0].bias.grad)
+    with pytest.raises(ValueError, match="zero_grad"):
+        estimator.estimate(closure_of(model), step=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda w: DisplacedStraightThrough(w, sigma=-1), "sigma=-1"),
+        (lambda w: ControlVariate(w, trust=2), "trust=2"),
+        (lambda w: ControlVariate(w, sides="three"), "sides='three'"),
+        (lambda w: OneSidedFOGZO(w, beta=0.0), "beta=0"),
+        (lambda w: IntermittentFOGZO(fogzo.FOGZO(w), every=0), "every=0"),
+        (lambda w: SplitFOGZO(w, epsilon=0), "epsilon=0"),
+    ],
+)
+def test_values_out_of_range_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make(fogzo.quantized_weights(network()))
