@@ -13,9 +13,10 @@ import argparse
 import os
 from pathlib import Path
 
-from fogzo.data.base import DataError
+from fogzo.checks import whole
 from fogzo.data.prepare import Job, prepare
 from fogzo.data.sources import Files, Streamed, TextSource
+from fogzo.errors import UserError
 
 
 def parse() -> argparse.Namespace:
@@ -36,13 +37,16 @@ def parse() -> argparse.Namespace:
     add("--max-tokens", type=int, default=0, help="stop behind the document that reaches it (default: 0, all)")
     add("--test-share", type=float, default=0.001, help="documents of the test split (default: 0.001)")
     add("--shard-tokens", type=int, default=2**26, help="of a full shard (default: 67,108,864)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that tokenize (default: all cores)")
+    add("--workers", type=int, metavar="N", help="cores that tokenize (default: all)")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse()
     try:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # also where something forked before
+        if options.workers is not None:
+            os.environ["RAYON_NUM_THREADS"] = str(whole(options.workers, "workers"))
         source: TextSource = (
             Files(options.files, options.text_field)
             if options.files
@@ -58,12 +62,12 @@ def main() -> None:
             max_tokens=options.max_tokens,
             training_megabytes=options.training_megabytes,
         )
-        print(prepare(job, options.out or Path("data") / options.name, options.workers))
-    except (DataError, ValueError) as error:
+        print(prepare(job, options.out or Path("data") / options.name))
+    except UserError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("stopped: the same command goes on from the last complete shard") from None
 
 
-if __name__ == "__main__":  # workers import this file
+if __name__ == "__main__":
     main()

@@ -45,6 +45,7 @@ from fogzo.data.shards import (
 )
 from fogzo.data.text import TextData, open_text
 from fogzo.data.tokenize import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
+from fogzo.errors import explained
 from fogzo.runs.files import atomic_write
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")
@@ -94,7 +95,7 @@ def pydocs(
     vocabulary: int = 2048,
     sources: Sequence[Source] | None = None,
 ) -> TextData:
-    """Windows of the corpus under a byte-level BPE tokenizer trained on its training split; prepared at first use.
+    """Return windows of the corpus, prepared at first use; its byte-level BPE tokenizer is trained on the train split.
 
     Documents (modules) are dealt to the splits by the hash of their name, about 5 % to the test split.
 
@@ -106,24 +107,19 @@ def pydocs(
 
     Raises:
         DataError: if no sources are found, the folder cannot be written, or prepared shards are damaged.
-        ValueError: if ``sequence`` or ``vocabulary`` are too small.
+        UserError: if ``sequence`` or ``vocabulary`` are too small.
     """
     check_vocabulary(vocabulary)
     sources = installed_sources() if sources is None else sources
     cache = Path(root) / "pydocs"
     seen = cache / "seen" / fingerprint(sources, vocabulary)
-    try:
+    with explained(cache, "name a writable folder with data.root=FOLDER", problem="cannot be prepared", kind=DataError):
         folder = _prepared(cache, seen)
         if folder is None:
             seen.parent.mkdir(parents=True, exist_ok=True)
             with locked(cache, wait=True):  # of several first uses at a time, one does the work
                 folder = _prepared(cache, seen) or _prepare(cache, sources, vocabulary)
                 atomic_write(seen, folder.name.encode())
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"the embedded text cannot be prepared in {cache} ({reason}): name a writable folder with data.root=FOLDER"
-        ) from error
     return open_text(folder, sequence, f"remove {folder}, and it is made again at the next use")
 
 
@@ -200,7 +196,7 @@ def docstrings(text: str) -> Iterator[str]:
 
 def _prepare(cache: Path, sources: Sequence[Source], vocabulary: int) -> Path:
     """The finished folder of shards; called under the lock."""
-    print(f"preparing the embedded text in {cache}: once, about a minute", flush=True)
+    _say(f"preparing the embedded text in {cache}, once, in three parts of some 20 s: reading sources")
     found = documents(sources)
     if not found:
         places = ", ".join(str(source.root) for source in sources)
@@ -222,15 +218,22 @@ def _prepare(cache: Path, sources: Sequence[Source], vocabulary: int) -> Path:
     return folder
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _write(folder: Path, found: Sequence[Document], vocabulary: int) -> None:
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for document in found:
         splits["test" if in_test(document.name, TEST_SHARE) else "train"].append(document.text)
+    size = sum(len(document.text) for document in found)
+    _say(f"training a tokenizer of {vocabulary:,} tokens on {size / 1e6:,.0f} million characters")
     tokenizer = train_tokenizer(splits["train"], vocabulary)
     atomic_write(folder / TOKENIZER, tokenizer.to_str(pretty=True).encode())
     size, end = vocabulary_of(tokenizer), end_of_text(tokenizer)
     written = {}
     for split, texts in splits.items():
+        _say(f"tokenizing the {split} split, {len(texts):,} documents")
         writer = ShardWriter(folder, split, token_dtype(size), SHARD_TOKENS)
         for start in range(0, len(texts), 64):
             tokens, lengths = encode(tokenizer, texts[start : start + 64], end, writer.dtype)

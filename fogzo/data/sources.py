@@ -12,29 +12,51 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from fogzo.data.base import DataError
 from fogzo.data.shards import sha256_of
+from fogzo.errors import explained, one_line
 
-CHUNK = 2**19  # characters that go to a worker at a time: about 0.1 s of work
+CHUNK = 2**19  # characters that are tokenized at a time, by all cores; the manifest's counts of what was read step so
 LONGEST = 2**20  # characters; a longer stretch of a .txt file is cut at a line's end
 SEPARATOR = "<|endoftext|>"
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
+Position = dict[str, Any]  # where a source goes on; JSON
 
 
 class Chunk(NamedTuple):
     texts: list[str]
-    position: dict[str, Any]  # where the source goes on behind them; JSON
+    position: Position  # behind them
 
 
 class TextSource(Protocol):
-    """Documents in a fixed order, from any position on; empty ones are left out."""
+    """Documents in a fixed order, from any position on."""
 
     def settings(self) -> dict[str, Any]:
         """What must be the same when work goes on after a cut."""
 
-    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
-        """Documents behind ``position`` (``None``: all), about CHUNK characters at a time."""
+    def documents(self, position: Position | None) -> Iterator[str]:
+        """Yield the documents behind ``position`` (``None``: all)."""
 
-    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was read up to ``position``, for the manifest."""
+    def position(self) -> Position:
+        """Return the position behind the document that ``documents`` yielded last."""
+
+    def account(self, position: Position) -> list[dict[str, Any]]:
+        """Return what was read up to ``position``, for the manifest."""
+
+
+def chunks(source: TextSource, position: Position | None) -> Iterator[Chunk]:
+    """Yield the documents behind ``position``, about CHUNK characters at a time; empty ones are left out.
+
+    Half of a surrogate pair, which JSON can spell but no tokenizer takes, becomes a question mark.
+    """
+    texts: list[str] = []
+    size = 0
+    for text in source.documents(position):
+        if text.strip():
+            texts.append(text.encode("utf-8", "replace").decode())
+            size += len(text)
+        if size >= CHUNK:
+            yield Chunk(texts, source.position())
+            texts, size = [], 0
+    yield Chunk(texts, source.position())
 
 
 class Files:
@@ -54,38 +76,33 @@ class Files:
         for path in self.paths:
             if not path.name.endswith(SUFFIXES):
                 raise DataError(f"{path} is none of {', '.join(SUFFIXES)}: convert it, or narrow the pattern")
+        self._file = self._record = 0  # the next file, and how many of its records were read
 
     def settings(self) -> dict[str, Any]:
         return {"files": [f"{p.name} ({p.stat().st_size} bytes)" for p in self.paths], "text_field": self.text_field}
 
-    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
-        position = position or {"file": 0, "record": 0}
-        texts: list[str] = []
-        size = 0
-        for index in range(position["file"], len(self.paths)):
-            done = position["record"] if index == position["file"] else 0
-            for number, record in enumerate(_records(self.paths[index]), 1):
-                if number <= done:
-                    continue
-                text = self._text(record, self.paths[index], number)
-                if text.strip():
-                    texts.append(text)
-                    size += len(text)
-                if size >= CHUNK:
-                    yield Chunk(texts, {"file": index, "record": number})
-                    texts, size = [], 0
-        yield Chunk(texts, {"file": len(self.paths), "record": 0})
+    def documents(self, position: Position | None) -> Iterator[str]:
+        first, done = (position["file"], position["record"]) if position else (0, 0)
+        for index, path in enumerate(self.paths[first:], first):
+            for number, record in enumerate(_records(path), 1):
+                if index > first or number > done:
+                    self._file, self._record = index, number
+                    yield self._text(record, f"{path}, line {number},") if _is_json(path) else record
+        self._file, self._record = len(self.paths), 0
 
-    def _text(self, record: str, path: Path, number: int) -> str:
-        if not _is_json(path) or not record.strip():
-            return record
-        try:
-            fields = json.loads(record)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}, is not JSON ({error}): mend the line, or leave it out") from error
-        return _field(fields, self.text_field, f"{path}, line {number},")
+    def position(self) -> Position:
+        return {"file": self._file, "record": self._record}
 
-    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+    def _text(self, line: str, where: str) -> str:
+        if not line.strip():
+            return ""
+        with explained(
+            where, "mend it, write one object a line, or leave it out", problem="is not JSON", kind=DataError
+        ):
+            fields = json.loads(line)
+        return _field(fields, self.text_field, where)
+
+    def account(self, position: Position) -> list[dict[str, Any]]:
         read = self.paths[: position["file"] + (position["record"] > 0)]
         return [{"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in read]
 
@@ -98,48 +115,45 @@ class Streamed:
     ) -> None:
         self.source = {"dataset": dataset, "config": config, "split": split, "revision": revision}
         self.text_field = text_field
+        self._stream: Any = None
+        self._record = 0
 
     def settings(self) -> dict[str, Any]:
         return {**self.source, "text_field": self.text_field}
 
-    def chunks(self, position: dict[str, Any] | None) -> Iterator[Chunk]:
+    def documents(self, position: Position | None) -> Iterator[str]:
         from datasets import load_dataset
 
-        number = position["record"] if position else 0
-        texts: list[str] = []
-        size = 0
+        self._record = position["record"] if position else 0
         name, config, split, revision = self.source.values()
         try:
-            stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+            self._stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
             if position:
-                stream.load_state_dict(position["state"])
-            for fields in stream:
-                number += 1
-                text = _field(fields, self.text_field, f"{name}, record {number},")
-                if text.strip():
-                    texts.append(text)
-                    size += len(text)
-                if size >= CHUNK:
-                    yield Chunk(texts, {"record": number, "state": stream.state_dict()})
-                    texts, size = [], 0
-            yield Chunk(texts, {"record": number, "state": stream.state_dict()})
+                self._stream.load_state_dict(position["state"])
+            for fields in self._stream:
+                self._record += 1
+                yield _field(fields, self.text_field, f"{name}, record {self._record},")
         except DataError:
             raise
         except Exception as error:  # of whatever library fetches
             raise DataError(
-                f"{name} could not be read behind record {number:,} ({' '.join(str(error).split())[:200]}): give the "
-                "same command again when it can be reached, or take local files with --files PATTERN"
+                f"{name} could not be read behind record {self._record:,} ({one_line(error)}): give the same command "
+                "again when it can be reached, or take local files with --files PATTERN"
             ) from error
 
-    def account(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+    def position(self) -> Position:
+        return {"record": self._record, "state": self._stream.state_dict()}
+
+    def account(self, position: Position) -> list[dict[str, Any]]:
         return [{**self.source, "records": position["record"]}]
 
 
 def _field(fields: Any, text_field: str, where: str) -> str:
-    text = fields.get(text_field) if isinstance(fields, dict) else None
-    if not isinstance(text, str):
-        known = f"fields {', '.join(fields)}" if isinstance(fields, dict) else f"a {type(fields).__name__}"
-        raise DataError(f"{where} has no text under {text_field!r}, but {known[:200]}: name another with --text-field")
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} is a {type(fields).__name__} where an object is needed: write one object a line")
+    if not isinstance(text := fields.get(text_field), str):
+        known = ", ".join(fields)[:200]
+        raise DataError(f"{where} has no text under {text_field!r}, but fields {known}: name another with --text-field")
     return text
 
 
@@ -149,21 +163,13 @@ def _is_json(path: Path) -> bool:
 
 def _records(path: Path) -> Iterator[str]:
     """The lines of a JSON file, the documents of a text file."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for record in file if _is_json(path) else _documents(file):
-                yield record
-                number += 1
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read behind record {number:,} ({error}): replace it or leave it out, and start again in "
-            "an empty folder"
-        ) from error
-
-
-def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    way_out = "replace it or leave it out, and start again in an empty folder"
+    packed = path.suffix == ".gz"
+    with (
+        explained(path, way_out, problem="cannot be read to its end", kind=DataError, also=(zlib.error,)),
+        gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as file,
+    ):
+        yield from file if _is_json(path) else _documents(file)
 
 
 def _documents(file: IO[str]) -> Iterator[str]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -16,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fogzo.checks import whole
 from fogzo.data.base import FACTS, Batch, DataError, Split
-from fogzo.data.shards import MANIFEST, SPLITS, Manifest, Tokens, map_shards, read_manifest
+from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, Tokens, map_shards, read_manifest, sha256_of
 
 # What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
 C4 = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"
@@ -34,20 +32,10 @@ class TokenSplit(Split):
     Args:
         shards: token numbers, each (tokens,), integers; memory-mapped or not.
         sequence: T, the tokens of a window.
-        vocabulary: tokens are below it; ``None``: any are taken.
-        way_out: what to do about tokens that are not; it ends the error's sentence.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Tokens],
-        sequence: int,
-        device: torch.device | None = None,
-        *,
-        vocabulary: int | None = None,
-        way_out: str = "make it again",
-    ) -> None:
-        self.shards, self.sequence, self.vocabulary, self.way_out = shards, sequence, vocabulary, way_out
+    def __init__(self, shards: Sequence[Tokens], sequence: int, device: torch.device | None = None) -> None:
+        self.shards, self.sequence = shards, sequence
         self.device = torch.device("cpu") if device is None else device
         self.ends = list(accumulate(len(shard) for shard in shards))  # of the shards, in the stream
 
@@ -59,11 +47,7 @@ class TokenSplit(Split):
         return max(0, self.tokens - 1) // self.sequence  # each window needs the token behind it too
 
     def batch(self, indices: Tensor) -> Batch:
-        """Inputs and targets, int64, both (B, T), the targets one token further on.
-
-        Raises:
-            DataError: for a token beyond the vocabulary, which an embedding would refuse without a word of where it is.
-        """
+        """Return inputs and targets, int64, both (B, T), the targets one token further on."""
         cuda = self.device.type == "cuda"
         block = torch.empty((len(indices), self.sequence + 1), dtype=torch.int64, pin_memory=cuda)
         rows = block.numpy()
@@ -81,17 +65,11 @@ class TokenSplit(Split):
         while filled < len(row):
             offset = start + filled - (self.ends[shard] - len(self.shards[shard]))
             part = self.shards[shard][offset : offset + len(row) - filled]
-            if self.vocabulary is not None and (highest := int(part.max())) >= self.vocabulary:
-                name = getattr(self.shards[shard], "filename", f"shard {shard}")
-                raise DataError(
-                    f"{name} holds token {highest} between its tokens {offset:,} and {offset + len(part):,}, beyond "
-                    f"the vocabulary of {self.vocabulary:,}: {self.way_out}"
-                )
             row[filled : filled + len(part)] = part
             filled, shard = filled + len(part), shard + 1
 
     def to(self, device: torch.device) -> TokenSplit:
-        return TokenSplit(self.shards, self.sequence, device, vocabulary=self.vocabulary, way_out=self.way_out)
+        return TokenSplit(self.shards, self.sequence, device)
 
 
 @dataclass(frozen=True)
@@ -132,7 +110,7 @@ class TextData:
 
 
 def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", verify: bool | None = None) -> TextData:
-    """The set of token shards in ``folder``, under its own name or ``name``.
+    """Return the set of token shards in ``folder``, under its own name or ``name``.
 
     Args:
         way_out: what to do about a damaged set; it ends the error's sentence.
@@ -140,14 +118,12 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
 
     Raises:
         DataError: if the set is damaged, or has no window of ``sequence`` tokens.
-        ValueError: if ``sequence`` is not positive.
+        UserError: if ``sequence`` is not a positive whole number.
     """
-    if sequence < 1:
-        raise ValueError(f"sequence={sequence} is not possible: a window has at least 1 token")
+    whole(sequence, "data.sequence")
     manifest, sha256 = read_manifest(folder, way_out)
     mapped = map_shards(folder, manifest, way_out, verify=verify)
-    limits: dict[str, Any] = {"vocabulary": manifest.vocabulary, "way_out": way_out}
-    splits = {split: TokenSplit(mapped[split], sequence, **limits) for split in SPLITS}
+    splits = {split: TokenSplit(mapped[split], sequence) for split in SPLITS}
     for split, part in splits.items():
         if not len(part):
             raise DataError(
@@ -167,23 +143,28 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
 
 
 def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
-    """The set that ``scripts/prepare_text.py --out root/name`` made.
+    """Return the set that ``scripts/prepare_text.py --name NAME --out root/NAME`` made.
 
     Raises:
         DataError: if it is not there, unfinished or damaged.
     """
     folder = Path(root) / name
-    source = C4 if name == "c4" else "--files 'FOLDER/*.jsonl.gz'"
-    command = _command(name, source, folder) + (f" ({LONGER})" if name == "c4" else "")
+    command = f"`python scripts/prepare_text.py --name {name} --files 'FOLDER/*.jsonl.gz' --out {folder}`"
+    if name == "c4":
+        command = f"`python scripts/prepare_text.py --name c4 {C4} --out {folder}` ({LONGER})"
     if not (folder / MANIFEST).exists():
-        state = "is unfinished" if (folder / "journal.json").exists() else "is not there"
+        state = "is unfinished" if (folder / JOURNAL).exists() else "is not there"
         raise DataError(
             f"the text set {name} in {folder} {state} (no {MANIFEST}): make it, or go on where it was cut, with "
             f"{command}, name another place with data.root=FOLDER, or use the embedded text with data=pydocs"
         )
-    manifest, _ = read_manifest(folder, f"remove {folder} and make it again with {command}")
-    again = _command(name, made_from(manifest), folder)
-    return open_text(folder, sequence, f"remove {folder} and make it again with {again}", name=name, verify=verify)
+    again = f"remove {folder} and make it again, with {command} or the options that its {JOURNAL} keeps"
+    return open_text(folder, sequence, again, name=name, verify=verify)
+
+
+def c4(root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
+    """Return C4 (English) as ``scripts/prepare_text.py`` leaves it in ``root/c4``; see :func:`prepared_text`."""
+    return prepared_text("c4", root, sequence, verify)
 
 
 def known_sha256(name: str, root: str | Path) -> str | None:
@@ -194,7 +175,7 @@ def known_sha256(name: str, root: str | Path) -> str | None:
     if name in FACTS:
         return FACTS[name].sha256
     manifest = Path(root) / name / MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    return sha256_of(manifest) if manifest.is_file() else None
 
 
 def prepared_tokens(name: str, root: str | Path) -> int | None:
@@ -208,34 +189,3 @@ def prepared_tokens(name: str, root: str | Path) -> int | None:
         return None
     manifest, _ = read_manifest(folder, f"remove {folder} and make it again")
     return manifest.splits["train"].tokens
-
-
-def _command(name: str, source: str, folder: Path) -> str:
-    return f"`python scripts/prepare_text.py --name {name} {source} --out {folder}`"
-
-
-def made_from(manifest: Manifest) -> str:
-    """The options of ``scripts/prepare_text.py`` that make a set again, as far as its manifest tells.
-
-    Of local files it keeps the names only, so FOLDER stands for where they are.  As many tokens as there are end behind
-    the same document.
-    """
-    first = manifest.sources[0] if manifest.sources else {}
-    if "dataset" in first:
-        named = {"dataset": None, "config": None, "split": "train", "revision": None}
-        options = [f"--{key} {first[key]}" for key, default in named.items() if first.get(key) not in (None, default)]
-    else:
-        names = [str(source.get("file", "*")) for source in manifest.sources] or ["*.jsonl.gz"]
-        begin = os.path.commonprefix(names)  # noqa: RUF071  (of names, by characters)
-        options = [f"--files 'FOLDER/{begin}{'*' * (len(names) > 1)}'"]
-    tokenizer = str(manifest.tokenizer["name"])
-    if trained := re.match(r"byte-level BPE (\d+), trained on ", tokenizer):
-        options.append(f"--tokenizer train:{trained[1]}")
-    elif tokenizer != "gpt2":
-        options.append(f"--tokenizer {'FOLDER/' * tokenizer.endswith('.json')}{tokenizer}")
-    return " ".join([*options, f"--max-tokens {sum(split.tokens for split in manifest.splits.values()):_}"])
-
-
-def c4(root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
-    """C4 (English) as ``scripts/prepare_text.py`` leaves it in ``root/c4``."""
-    return prepared_text("c4", root, sequence, verify)

@@ -1,23 +1,22 @@
-"""Text to tokens: tokenizers by name, from a file or trained on the spot, and the processes that use them."""
+"""Text to tokens: tokenizers by name, from a file or trained on the spot.
+
+The library tokenizes in threads of its own, on all cores; what Python does beside it keeps up with 16 of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fogzo.checks import whole
 from fogzo.data.base import DataError
-from fogzo.data.shards import Tokens, token_dtype
-from fogzo.data.sources import Chunk
+from fogzo.data.shards import Tokens
+from fogzo.errors import one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"  # of the tokenizers that we train
 # how open tokenizers call it, the most telling name first
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
-SMALLEST_VOCABULARY = 257  # every byte, and the end of text
 
 
 def in_test(key: str, share: float) -> bool:
@@ -34,10 +32,10 @@ def in_test(key: str, share: float) -> bool:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with at most ``vocabulary`` tokens; the same texts give the same tokenizer.
+    """Return a byte-level BPE tokenizer with at most ``vocabulary`` tokens; the same texts give the same tokenizer.
 
     Raises:
-        ValueError: if ``vocabulary`` does not hold all bytes and the end of text.
+        UserError: if ``vocabulary`` does not hold all bytes and the end of text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -56,17 +54,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def check_vocabulary(vocabulary: int) -> None:
-    if vocabulary < SMALLEST_VOCABULARY:
-        raise ValueError(f"vocabulary={vocabulary} is too small: 256 bytes and the end of text need 257")
+    """Refuse a vocabulary that does not hold the 256 bytes and the end of text."""
+    whole(vocabulary, "vocabulary", lowest=257, hint=", for 256 bytes and the end of text")
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> int:
-    """One more than the largest token number: what an embedding needs."""
+    """Return one more than the largest token number: what an embedding needs."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
-    """The number of the token between documents, called ``name``, or one of the usual names.
+    """Return the number of the token between documents, called ``name``, or one of the usual names.
 
     Raises:
         DataError: if there is none.
@@ -79,19 +77,19 @@ def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], end: int, dtype: np.dtype[Any]) -> tuple[Tokens, np.ndarray]:
-    """All documents in one row, (tokens,) of ``dtype``, each closed by ``end``; and their lengths, int64, (documents,).
+    """Return all documents in one row, (tokens,) of ``dtype``, each closed by ``end``; and their lengths, int64.
 
     Special tokens that a text spells out are encoded as the characters they are.
     """
     tokenizer.encode_special_tokens = True  # not kept in its json
     rows = [row.ids for row in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    lengths = np.fromiter((len(row) + 1 for row in rows), dtype=np.int64, count=len(rows))
-    flat = np.fromiter((token for row in rows for token in (*row, end)), dtype=dtype, count=int(lengths.sum()))
-    return flat, lengths
+    lengths = np.array([len(row) + 1 for row in rows], dtype=np.int64)
+    closed = chain.from_iterable(chain(row, (end,)) for row in rows)
+    return np.fromiter(closed, dtype=dtype, count=int(lengths.sum())), lengths
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """From a local ``tokenizer.json``, or by its name on the Hugging Face hub.
+    """Return the tokenizer of a local ``tokenizer.json``, or that of a name on the Hugging Face hub.
 
     Raises:
         DataError: if it is neither there nor can be fetched.
@@ -99,76 +97,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     ways_out = "give a local one with --tokenizer PATH/tokenizer.json, or train one with --tokenizer train:32768"
+    if name.endswith(".json") and not Path(name).is_file():
+        raise DataError(f"the tokenizer {name} is not there: {ways_out}")
     try:
-        if Path(name).is_file():
-            return Tokenizer.from_file(name)
-        if name.endswith(".json"):
-            raise DataError(f"the tokenizer {name} is not there: {ways_out}")
-        return Tokenizer.from_pretrained(name)
-    except DataError:
-        raise
+        return Tokenizer.from_file(name) if Path(name).is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # plain Exception from the library's Rust part, anything from the network
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the tokenizer {name} could not be read or fetched ({reason}): {ways_out}") from error
-
-
-class Encoder:
-    """A chunk's tokens, their number in each document, and which documents are for testing; runs in the workers."""
-
-    def __init__(self, tokenizer: Path, end: str | None, test_share: float) -> None:
-        self.tokenizer = load_tokenizer(str(tokenizer))
-        self.end, self.test_share = end_of_text(self.tokenizer, end), test_share
-        self.vocabulary = vocabulary_of(self.tokenizer)
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Tokens, np.ndarray, np.ndarray]:
-        tokens, lengths = encode(self.tokenizer, texts, self.end, token_dtype(self.vocabulary))
-        return tokens, lengths, np.array([in_test(text, self.test_share) for text in texts], dtype=bool)
-
-
-Encoded = tuple[Tokens, np.ndarray, np.ndarray]
-_encoder: Encoder | None = None  # of a worker process
-
-
-def encoded(
-    chunks: Iterator[Chunk], encoder: Encoder, arguments: tuple[Any, ...], workers: int
-) -> Generator[tuple[dict[str, Any], Encoded]]:
-    """The chunks' positions and tokens, in order; never more than two chunks a worker are under way."""
-    if workers == 1:
-        for chunk in chunks:
-            yield chunk.position, encoder(chunk.texts)
-        return
-    # spawned, not forked: the tokenizer's threads and torch's do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
-        waiting: deque[tuple[dict[str, Any], Future[Encoded]]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append((chunk.position, pool.submit(_encode, chunk.texts)))
-                if len(waiting) >= 2 * workers:
-                    position, future = waiting.popleft()
-                    yield position, future.result()
-            while waiting:
-                position, future = waiting.popleft()
-                yield position, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker(*arguments: Any) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(*arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # returns when it was killed too; without this, its workers would wait for ever
-    os._exit(1)
-
-
-def _encode(texts: list[str]) -> Encoded:
-    assert _encoder is not None
-    return _encoder(texts)
+        raise DataError(f"the tokenizer {name} could not be read or fetched ({one_line(error)}): {ways_out}") from error

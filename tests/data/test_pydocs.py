@@ -10,6 +10,7 @@ from helpers.text_helpers import ROOT, CutError, flip, refused_with
 
 from fogzo.data.pydocs import Source, docstrings, documents, installed_sources, pydocs
 from fogzo.data.shards import Manifest, sha256_of
+from fogzo.errors import UserError
 
 MODULE = '''"""About {name}, at some length: {filler}"""
 
@@ -155,12 +156,12 @@ def test_first_uses_at_the_same_time_end_with_one_set(sources, tmp_path):
 
 def test_an_embedded_corpus_that_cannot_be_made_says_why(sources, tmp_path):
     (tmp_path / "file").write_text("")
-    with refused_with(f"prepared in {tmp_path}/file/pydocs", "data.root="):
+    with refused_with(f"{tmp_path}/file", "cannot be prepared", "data.root="):
         pydocs(tmp_path / "file", 16, 300, sources)
     (tmp_path / "empty").mkdir()
     with refused_with(f"no Python sources were found in {tmp_path}/empty"):
         pydocs(tmp_path, 16, 300, [Source("python", "3", tmp_path / "empty", whole=True)])
-    with refused_with("vocabulary=100", error=ValueError):
+    with refused_with("vocabulary=100", error=UserError):
         pydocs(tmp_path, 16, 100, sources)
     with refused_with("sequence=100000000 is too long for the train split"):
         pydocs(tmp_path, 100_000_000, 300, sources)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.text_helpers import flip, refused_with, write_set
 
-from fogzo.data.shards import ShardWriter, SplitManifest, sha256_of, token_dtype
+from fogzo.data.shards import ShardWriter, sha256_of, token_dtype
 from fogzo.data.text import open_text
 
 
@@ -62,9 +62,8 @@ def test_a_writer_goes_on_from_what_was_committed(tmp_path):
         writer = ShardWriter(tmp_path / name, "test", token_dtype(300), 120)
         writer.add(stream[:committed], 1)
         state = json.loads(json.dumps(writer.commit()))
-        writer.add(stream[:lost], 1)
-        writer.close()  # here it was cut
-        writer = ShardWriter(tmp_path / name, "test", token_dtype(300), 120, state)
+        writer.add(stream[:lost], 1)  # here it was cut
+        writer = ShardWriter(tmp_path / name, "test", token_dtype(300), 120, **state)
         assert (writer.tokens, writer.documents) == (committed, 1)
         writer.add(stream[committed:], 1)
         split = writer.finish()
@@ -91,22 +90,16 @@ DAMAGES = {
     "a byte changed": (lambda f: flip(f / "train-00001.bin"), "train-00001.bin has SHA-256 "),
     "cut short": (lambda f: os.truncate(f / "train-00002.bin", 38), "train-00002.bin has 38 bytes", "says 40"),
     "too long": (lambda f: (f / "test-00000.bin").write_bytes(bytes(62)), "test-00000.bin has 62 bytes", "says 60"),
-    "missing": (lambda f: (f / "train-00000.bin").unlink(), "train-00000.bin is missing"),
-    "a folder": (lambda f: ((f / "test-00000.bin").unlink(), (f / "test-00000.bin").mkdir()), "test-00000.bin is miss"),
-    "other tokenizer": (lambda f: (f / "tokenizer.json").write_text("{ }"), "tokenizer.json has SHA-256"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "missing": (lambda f: (f / "train-00000.bin").unlink(), "train-00000.bin cannot be read (No such file"),
+    "a folder": (lambda f: ((f / "test-00000.bin").unlink(), (f / "test-00000.bin").mkdir()), "test-00000.bin has"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is not a manifest", "No such file"),
     "no json": (lambda f: (f / "manifest.json").write_text('{"format":\n'), "manifest.json is not a manifest"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is not a manifest"),
     "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json is not a manifest"),
     "other format": (manifest_with(format="fogzo-tokens-9"), "of format 'fogzo-tokens-9'", "reads 'fogzo-tokens-1'"),
-    "no vocabulary": (manifest_with(vocabulary=None), "'vocabulary' is missing"),
+    "no vocabulary": (manifest_with(vocabulary=None), "manifest.json is not a manifest", "'vocabulary'"),
     "other vocabulary": (manifest_with(vocabulary=70_000), "dtype uint16", "70000 takes uint32"),
-    "no splits": (manifest_with(splits={}), "'train' is missing"),
-    "wrong sum": (
-        manifest_with(splits={s: {"documents": 1, "tokens": 9, "shards": []} for s in ("train", "test")}),
-        "do not add up",
-    ),
+    "no splits": (manifest_with(splits={}), "manifest.json is not a manifest", "'train'"),
 }
 
 
@@ -138,7 +131,7 @@ def test_large_sets_are_hashed_once_and_again_when_a_shard_or_the_manifest_chang
     def opened(**options):
         hashed.clear()
         open_text(tmp_path, 8, "mend it", **options)
-        return [name for name in hashed if name != "tokenizer.json"]
+        return list(hashed)
 
     write_set(tmp_path)
     assert opened(verify=False) == []
@@ -168,20 +161,3 @@ def test_a_large_set_in_a_folder_that_cannot_be_written_is_hashed_each_time(tmp_
     for _ in range(2):
         assert len(open_text(tmp_path, 8, "mend it").train) == 12
         assert not (tmp_path / ".verified").exists()
-
-
-def test_a_token_beyond_the_vocabulary_is_refused_by_its_shard_when_it_is_read(tmp_path):
-    write_set(tmp_path)
-    tokens = np.memmap(tmp_path / "train-00001.bin", "<u2", "r+")
-    tokens[7] = 300  # the 48th of the stream; the vocabulary is 300
-    tokens.flush()
-    data = open_text(tmp_path, 8, "mend it", verify=False)
-    where = "token 300 between its tokens 0 and 9, beyond the vocabulary of 300: mend it"
-    for split in (data.train, data.train.to(torch.device("cpu"))):
-        assert split.batch(torch.tensor([4, 6]))[0].max() < 300  # the windows before and behind
-        with refused_with(f"{tmp_path}/train-00001.bin holds {where}"):
-            split.batch(torch.tensor([0, 5]))
-
-
-def test_a_split_manifest_keeps_its_sums():
-    assert SplitManifest.read({"documents": 0, "tokens": 0, "shards": []}) == SplitManifest(0, 0, ())

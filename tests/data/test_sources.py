@@ -7,7 +7,8 @@ import pytest
 from helpers.text_helpers import job_of, refused_with, words
 
 from fogzo.data.prepare import Job, prepare
-from fogzo.data.sources import Files, Streamed
+from fogzo.data.sources import Files, Streamed, chunks
+from fogzo.errors import UserError
 
 
 def test_text_files_hold_documents_between_separators(tmp_path, monkeypatch):
@@ -15,18 +16,18 @@ def test_text_files_hold_documents_between_separators(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
         file.write("line\n" * 10)
     source = Files([f"{tmp_path}/*.txt*"])
-    (chunk,) = source.chunks(None)
+    (chunk,) = chunks(source, None)
     assert chunk.texts == ["one\ntwo\n", "three", "line\n" * 10]
     monkeypatch.setattr("fogzo.data.sources.LONGEST", 16)
-    (chunk,) = source.chunks(None)
+    (chunk,) = chunks(source, None)
     assert chunk.texts == ["one\ntwo\n", "three", *["line\n" * 4] * 2, "line\n" * 2]
 
 
 def test_a_source_goes_on_from_any_of_its_positions(corpus, tmp_path):
-    whole = list(Files([f"{corpus}/*"]).chunks(None))
+    whole = list(chunks(Files([f"{corpus}/*"]), None))
     assert len(whole) > 10
     for i in range(len(whole)):
-        rest = list(Files([f"{corpus}/*"]).chunks(json.loads(json.dumps(whole[i].position))))
+        rest = list(chunks(Files([f"{corpus}/*"]), json.loads(json.dumps(whole[i].position))))
         texts = [text for chunk in rest for text in chunk.texts]
         assert texts == [text for chunk in whole[i + 1 :] for text in chunk.texts]
 
@@ -35,23 +36,24 @@ def test_a_streamed_data_set_gives_its_texts_and_goes_on_from_any_position(corpu
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     (corpus / "part-0.jsonl").unlink()
     source = Streamed(str(corpus), None, "train")
-    whole = list(source.chunks(None))
+    whole = list(chunks(source, None))
     assert [text for chunk in whole for text in chunk.texts] == [text for i in (1, 2) for text in words(i, 300)]
     for i in (0, 3, len(whole) - 1):
-        rest = list(source.chunks(json.loads(json.dumps(whole[i].position))))
+        rest = list(chunks(source, json.loads(json.dumps(whole[i].position))))
         assert [c.texts for c in rest] == [c.texts for c in whole[i + 1 :]] or rest[0].texts == []
         assert rest[-1].position["record"] == 600
     with refused_with("record 1, has no text under 'body'", "text", "--text-field"):
-        list(Streamed(str(corpus), None, "train", "body").chunks(None))
+        list(Streamed(str(corpus), None, "train", "body").documents(None))
     with refused_with(f"{corpus}/none could not be read", "--files"):
-        list(Streamed(f"{corpus}/none", None, "train").chunks(None))
+        list(Streamed(f"{corpus}/none", None, "train").documents(None))
 
 
 BAD_LINES = {
-    "no json": ('{"text": "a"', "line 2, is not JSON"),
+    "no json": ('{"text": "a"', "line 2, is not JSON", "one object a line"),
+    "an array": ("[", "line 2, is not JSON", "one object a line"),
     "no field": ('{"body": "a", "url": "b"}', "line 2, has no text under 'text', but fields body, url", "--text-field"),
     "a number": ('{"text": 3}', "line 2, has no text under 'text'"),
-    "a list": ('["a"]', "line 2, has no text under 'text', but a list"),
+    "a list": ('["a"]', "line 2, is a list", "write one object a line"),
 }
 
 
@@ -61,6 +63,15 @@ def test_a_bad_line_is_refused_by_file_and_number(case, tmp_path):
     (tmp_path / "x.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
     with refused_with(f"{tmp_path}/x.jsonl", *expected):
         prepare(Job("x", Files([f"{tmp_path}/x.jsonl"]), "train:300"), tmp_path / "out")
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark_and_work_goes_on(tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "fine"}\n{"text": "half \\ud83d of a pair"}\n{"text": "\\ud83c\\udf88"}\n'
+    )
+    (chunk,) = chunks(Files([f"{tmp_path}/x.jsonl"]), None)
+    assert chunk.texts == ["fine", "half ? of a pair", "🎈"]
+    prepare(Job("x", Files([f"{tmp_path}/x.jsonl"]), "train:300", test_share=0.5), tmp_path / "out")
 
 
 def test_bad_files_and_values_are_refused(corpus, tmp_path):
@@ -73,11 +84,9 @@ def test_bad_files_and_values_are_refused(corpus, tmp_path):
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:-12])
     (tmp_path / "no.txt.gz").write_text("text")
     for name in ("latin.txt", "cut.txt.gz", "no.txt.gz"):
-        with refused_with(f"{name} cannot be read behind record 0"):
-            list(Files([f"{tmp_path}/{name}"]).chunks(None))
+        with refused_with(f"{name} cannot be read to its end"):
+            list(Files([f"{tmp_path}/{name}"]).documents(None))
     bad = {"test_share": 0, "shard_tokens": 0, "max_tokens": -1, "training_megabytes": -1, "tokenizer": "train:many"}
     for key, value in bad.items():
-        with refused_with(f"{key}={value}"):
+        with refused_with(f"{key}={value}", error=UserError):
             job_of(corpus, **{key: value})
-    with refused_with("workers=0"):
-        prepare(job_of(corpus), tmp_path / "out", workers=0)

@@ -12,8 +12,9 @@ import pytest
 
 from fogzo.data.base import DataError
 from fogzo.data.prepare import Job
-from fogzo.data.shards import Manifest, ShardWriter, atomic_write, sha256_of, token_dtype
+from fogzo.data.shards import Manifest, ShardWriter, sha256_of, token_dtype
 from fogzo.data.sources import Files
+from fogzo.runs.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 

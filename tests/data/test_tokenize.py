@@ -10,6 +10,7 @@ from helpers.text_helpers import ROOT, TEXTS, job_of, refused_with
 from fogzo.data.prepare import prepare
 from fogzo.data.text import prepared_text
 from fogzo.data.tokenize import encode, end_of_text, in_test, train_tokenizer, vocabulary_of
+from fogzo.errors import UserError
 
 
 def test_a_trained_tokenizer_is_reproducible_complete_and_takes_no_orders_from_the_text():
@@ -23,7 +24,7 @@ def test_a_trained_tokenizer_is_reproducible_complete_and_takes_no_orders_from_t
     assert [tokenizer.decode(list(row[:-1])) for row in rows] == strange
     assert (tokens == end).sum() == 3  # one for each document
     assert [row[-1] for row in rows] == [end] * 3
-    with refused_with("vocabulary=256 is too small", "257", error=ValueError):
+    with refused_with("vocabulary=256 is not possible", "257, for 256 bytes", error=UserError):
         train_tokenizer(TEXTS, 256)
     with refused_with("no token '</s>'", "--end-of-text"):
         end_of_text(tokenizer, "</s>")
@@ -45,6 +46,9 @@ def test_tokenizers_that_cannot_be_had_name_two_ways_out(corpus, tmp_path, monke
     monkeypatch.setattr(tokenizers, "Tokenizer", type("Offline", (), {"from_pretrained": staticmethod(refuse)}))
     with refused_with("gpt2 could not be read or fetched (no network for gpt2)", "tokenizer.json", "train:32768"):
         prepare(job_of(corpus, tokenizer="gpt2"), tmp_path / "b")
+    monkeypatch.undo()
+    for folder in ("a", "b"):  # a failed start has not claimed the folder: the way out that it names is free
+        prepare(job_of(corpus, tokenizer="train:300"), tmp_path / folder)
 
 
 def test_a_local_tokenizer_is_taken_and_known_by_its_hash(corpus, tmp_path):
