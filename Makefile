@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint types format tables bench clean
+.PHONY: help setup demo test test-slow lint types format tables report bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -38,8 +38,11 @@ format: $(SETUP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(SETUP)  ## rebuild every table and figure from results/
+tables: $(SETUP)  ## rebuild every table from results/, and the figures that pages show
 	$(BIN)/python scripts/make_tables.py
+
+report: $(SETUP)  ## build site/: report.html, every figure, tables for LaTeX
+	$(BIN)/python scripts/make_report.py
 
 bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 15 minutes)
 	$(BIN)/python scripts/bench.py

@@ -11,18 +11,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
+
+from fogzo.evidence.words import Word
 
 LEVEL = 0.05  # two-sided
 FEWEST_PAIRS = 3
 BOOTSTRAPPED = 6  # from so many pairs on flips can decide (2/2**6 < LEVEL), and the bootstrap's interval is shown
 ENUMERATED = 6  # up to so many pairs all n**n resamples are taken (46,656), beyond them RESAMPLES random ones
 RESAMPLES = 10_000
-
-BETTER, WORSE = "better", "worse"
-UNDECIDED, TOO_FEW = "not to be told apart", "too few pairs"
 
 METHOD = (
     "Differences are paired by seed (same initial weights, same order of the data); positive is better than the "
@@ -67,25 +66,25 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What is shown as the 95 % interval: the bootstrap's if there are pairs enough for it, else the t-test's."""
+        """The 95 % interval that is shown: the bootstrap's if there are pairs enough for it, else the t-test's."""
         return (self.low, self.high) if self.pairs >= BOOTSTRAPPED else (self.t_low, self.t_high)
 
     @property
-    def outcome(self) -> str:
-        """better, worse, not to be told apart, or too few pairs: the rule of ``METHOD``."""
+    def outcome(self) -> Word:
+        """Better, worse, not to be told apart, or too few pairs: the rule of ``METHOD``."""
         if self.pairs < FEWEST_PAIRS:
-            return TOO_FEW
+            return Word.TOO_FEW
         # one seed that is far out inflates the t-test though all agree: it counts only where flips cannot decide
         sure = self.p < LEVEL if self.pairs >= BOOTSTRAPPED else self.p <= self.least_p
         apart = (self.interval[0] > 0 or self.interval[1] < 0) and sure
-        word = BETTER if self.mean > 0 else WORSE
-        return UNDECIDED if not apart or (self.lost if word == BETTER else self.spared) else word
+        word = Word.BETTER if self.mean > 0 else Word.WORSE
+        return Word.UNDECIDED if not apart or (self.lost if word is Word.BETTER else self.spared) else word
 
 
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], *, higher_is_better: bool
 ) -> Difference | None:
-    """The difference over the seeds that both have; ``None`` if there is none.
+    """Return the difference over the seeds that both have; ``None`` if there is none.
 
     Raises:
         ValueError: for values that are not finite, which have to be sorted out before.
@@ -109,7 +108,7 @@ def paired_difference(
 @lru_cache(maxsize=4096)  # table, figure and verdict ask for the same
 def _of(differences: tuple[float, ...]) -> Difference:
     low, high = bootstrap_interval(differences)
-    t_low, t_high = t_interval(differences)
+    p_t, t_low, t_high = t_test(differences)
     return Difference(
         pairs=len(differences),
         mean=statistics.fmean(differences),
@@ -119,29 +118,32 @@ def _of(differences: tuple[float, ...]) -> Difference:
         t_high=t_high,
         p=sign_flip_p(differences),
         least_p=min(1.0, 2.0 ** (1 - len(differences))),
-        p_t=paired_t_p(differences),
+        p_t=p_t,
     )
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the mean; the same values give the same interval.
+    """Return the percentile-bootstrap interval of the mean; the same values give the same interval.
 
     >>> bootstrap_interval([1.0, 2.0, 6.0])
     (1.0, 6.0)
     """
-    count = len(values)
-    if count <= ENUMERATED:
-        chosen = np.array(list(itertools.product(range(count), repeat=count)))
-    else:
-        chosen = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    means = np.asarray(values)[chosen].mean(axis=1)
+    means = np.asarray(values)[_resamples(len(values))].mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
+@cache
+def _resamples(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Which of ``count`` values are drawn, shape (resamples, count)."""
+    if count <= ENUMERATED:
+        return np.array(list(itertools.product(range(count), repeat=count)))
+    return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Exact two-sided p-value of the mean, if every difference were as likely to have the other sign.
+    """Return the exact two-sided p-value of the mean, if every difference were as likely to have the other sign.
 
     >>> sign_flip_p([1.0, 2.0, 3.0, 4.0, 5.0])
     0.0625
@@ -160,54 +162,46 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(result.pvalue)
 
 
-def paired_t_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of Student's t-test that the mean difference is 0."""
-    from scipy.special import stdtr
+def t_test(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return Student's two-sided p-value that the mean is 0, and the ends of its interval of the mean.
 
-    count = len(differences)
-    mean = statistics.fmean(differences)
-    if count < 2 or mean == 0:
-        return 1.0
-    error = statistics.stdev(differences) / math.sqrt(count)
-    return float(2 * stdtr(count - 1, -abs(mean) / error)) if error > 0 else 0.0
+    The interval excludes 0 where p is below 1 - ``level``.
 
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean: it excludes 0 where :func:`paired_t_p` is below 1 - ``level``.
-
-    >>> [round(end, 2) for end in t_interval([1.0, 2.0, 6.0])]
-    [-3.57, 9.57]
+    >>> [round(number, 2) for number in t_test([1.0, 2.0, 6.0])]
+    [0.19, -3.57, 9.57]
     """
-    from scipy.special import stdtrit
+    from scipy.stats import t
 
-    count = len(values)
+    count, mean = len(values), statistics.fmean(values)
     if count < 2:
-        return -math.inf, math.inf
-    half = float(stdtrit(count - 1, 0.5 + level / 2)) * statistics.stdev(values) / math.sqrt(count)
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
+        return 1.0, -math.inf, math.inf
+    error = statistics.stdev(values) / math.sqrt(count)
+    if error == 0:
+        return float(mean == 0), mean, mean
+    low, high = t.interval(level, count - 1, mean, error)
+    return float(2 * t.sf(abs(mean) / error, count - 1)), float(low), float(high)
 
 
 def one_more_run(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Between which values one further run is expected (normal prediction interval); ``None`` from fewer than 2 values.
+    """Return between which values one further run is expected (normal prediction interval); ``None`` below 2 values.
 
     A published number without a spread is such a run: the question is whether it could be one of ours.
 
     >>> one_more_run([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    from scipy.special import stdtrit
+    from scipy.stats import t
 
     count = len(values)
     if count < 2:
         return None
-    half = float(stdtrit(count - 1, 0.5 + level / 2)) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
     mean = statistics.fmean(values)
-    return mean - half, mean + half
+    half = t.ppf(0.5 + level / 2, count - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
+    return float(mean - half), float(mean + half)
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Which hypotheses fall when all are tested together (Holm, Scandinavian Journal of Statistics 1979).
+    """Return which hypotheses fall when all are tested together (Holm, Scandinavian Journal of Statistics 1979).
 
     >>> holm([0.04, 0.001, 0.02])
     [True, True, True]

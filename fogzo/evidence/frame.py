@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fogzo.evidence.chosen import read_chosen, tune_command, tuning_faults
-from fogzo.evidence.compare import BETTER, FEWEST_PAIRS, TOO_FEW, WORSE, Difference, paired_difference
+from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
+from fogzo.evidence.compare import FEWEST_PAIRS, Difference, paired_difference
 from fogzo.evidence.experiment import Cell, Experiment
 from fogzo.evidence.records import gaps_of, records_of
+from fogzo.evidence.words import Word
 from fogzo.runs.folder import RunError
 from fogzo.runs.records import Run, is_finite, read_yaml
 from fogzo.runs.schema import METRICS
@@ -30,7 +31,7 @@ class Evidence:
 
     experiment: Experiment
     runs: Mapping[str, Mapping[int, Run]]
-    tuned: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Choice] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[str] = ()
 
@@ -94,15 +95,15 @@ class Evidence:
         found = paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
         return replace(found, lost=self._lost(cell, other), spared=self._lost(other, cell)) if found else None
 
-    def outcome(self, cell: Cell, other: Cell | None, key: str | None = None) -> str | None:
+    def outcome(self, cell: Cell, other: Cell | None, key: str | None = None) -> Word | None:
         """What ``cell`` against ``other`` came to, in a word, also where one of them diverged on every seed."""
         found = self.difference(cell, other, key)
         if found is not None or other is None:
             return found.outcome if found else None
         lost, spared = self._lost(cell, other), self._lost(other, cell)
         if max(lost, spared) < FEWEST_PAIRS:
-            return TOO_FEW if lost or spared else None
-        return WORSE if lost else BETTER
+            return Word.TOO_FEW if lost or spared else None
+        return Word.WORSE if lost else Word.BETTER
 
     def _lost(self, cell: Cell, other: Cell) -> int:
         """On how many seeds ``cell`` diverged and ``other`` did not."""
@@ -151,7 +152,7 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
     evidence = Evidence(
         experiment=experiment,
         runs=records.runs,
-        tuned={name: choice.entry for name, choice in read_chosen(experiment).items()},
+        tuned=read_chosen(experiment),
         paper=_published(experiment, results / "paper"),
         problems=problems,
     )

@@ -32,6 +32,12 @@ def read_experiment(path: Path) -> Experiment:
     return parse((read_yaml(path) or {}).get("experiment"), f"{path}: experiment")
 
 
+def confirmed_experiments() -> list[Experiment]:
+    """Return every experiment whose runs are results, in the order of their files: those of stage explore are not."""
+    every = [read_experiment(file) for file in sorted(Path("configs/experiment").glob("*.yaml"))]
+    return [experiment for experiment in every if experiment.stage == "confirm"]
+
+
 def parse(given: Any, source: str = "experiment") -> Experiment:
     """Return the experiment that plain keys and values describe.
 

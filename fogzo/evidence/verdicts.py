@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from fogzo.evidence.compare import BETTER, TOO_FEW, UNDECIDED, WORSE, Difference, holm
+from fogzo.evidence.compare import Difference, holm
 from fogzo.evidence.experiment import Cell, Method
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.published import NOT_RUN, is_published, published_direction
-from fogzo.evidence.tables import signed
+from fogzo.evidence.published import is_published, published_direction
+from fogzo.evidence.tables.base import Effect
+from fogzo.evidence.words import OUTCOMES, PARTS, Word
 from fogzo.runs.schema import METRICS
 
-OUTCOMES = (BETTER, WORSE, UNDECIDED, TOO_FEW)
-SHORT = {UNDECIDED: "open"}
-FOGZO = ("fogzo", "fogzo_dropin", "phased")  # methods that are compared with the controls
+FOGZO = ("fogzo", "fogzo_dropin", "phased")  # families that are compared with the controls
 # controls with the noise, the norm or the compute of FOGZO with n = 1: no match for more samples
 OF_ONE_SAMPLE = ("noisy_ste", "rescaled_ste", "ste_longer")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two methods compared in one setting of one experiment.
+
+    Attributes:
+        metric: what they are compared by.
+        outcome: also where there is no ``difference`` because one of them diverged on every seed.
+        direction: of the paper's difference: 1 for better, -1 for worse, 0 where it is not known.
+    """
+
+    evidence: Evidence
+    cell: Cell
+    other: Cell
+    metric: str
+    outcome: Word
+    difference: Difference | None
+    direction: int = 0
+
+
+def case_of(evidence: Evidence, cell: Cell, other: Cell, *, metric: str | None = None, direction: int = 0) -> Case:
+    """Return the comparison of two cells, by their own metric if no other is given."""
+    outcome, difference = evidence.outcome(cell, other, metric), evidence.difference(cell, other, metric)
+    return Case(evidence, cell, other, metric or cell.metric, outcome or Word.NOT_RUN, difference, direction)
 
 
 @dataclass(frozen=True)
@@ -25,40 +49,111 @@ class Verdict:
     """What the settings together say of one method against another.
 
     Attributes:
-        method, against: the methods; ``labels`` are how a reader knows them.
-        word: confirmed, opposite (either may be "in part"), mixed, not to be told apart, too few pairs or not run;
-            where the paper makes no such comparison better and worse stand for the first two.
-        counts: in how many settings which outcome; ``tally`` is the same in short, empty for one setting.
-        effect: smallest to greatest paired difference of the settings.
-        aside: the same by another metric that the experiment shows: its name, the outcomes and the effect.
+        method, against: a cell of each.
+        every: the settings that have both, run or not.
+        aside: the same settings by another metric that the experiment shows.
     """
 
-    method: str
-    against: str
-    labels: tuple[str, str]
-    word: str
-    counts: str
-    tally: str
-    effect: str
-    aside: str = ""
+    method: Cell
+    against: Cell
+    every: Sequence[Case]
+    aside: Sequence[Case]
 
     @property
-    def sentence(self) -> str:
-        """The comparison with its numbers, to stand after the word."""
-        said = [part for part in (self.counts if self.counts != self.word else "", self.effect, self.aside) if part]
-        return f"{self.labels[0]} against {self.labels[1]}" + (f": {'; '.join(said)}" if said else "") + "."
+    def cases(self) -> list[Case]:
+        """The settings that were run."""
+        return run_of(self.every)
+
+    @property
+    def directed(self) -> list[Case]:
+        """Those among them of which the paper gives a direction."""
+        return [case for case in self.cases if case.direction]
+
+    @property
+    def word(self) -> Word:
+        # where the paper says something of some settings, those alone can confirm it
+        return word_of(self.directed or self.cases)
+
+    @property
+    def counts(self) -> str:
+        """How many settings had which outcome, in words."""
+        text = _outcomes(self.every)
+        if len(self.every) == 1 or not self.cases:
+            return text
+        not_run = len(self.every) - len(self.cases)
+        unknown = len(self.cases) - len(self.directed) if self.directed else 0
+        text += f" of {len(self.cases)} settings" + (f", {not_run} not run" if not_run else "")
+        return text + (f" (of {unknown} the paper's direction is not known)" if unknown else "")
+
+    def sentence(self, *, directed: bool = False) -> str:
+        """Return the comparison with its numbers, to stand after the word.
+
+        Args:
+            directed: say the direction of differences in words.
+        """
+        said = [self.counts if self.counts != self.word else "", _effects(self.cases, directed)]
+        if run_of(self.aside):
+            label = METRICS[self.aside[0].metric].label.removesuffix(", %")
+            said.append(f"by {label} {_outcomes(self.aside)}, {_effects(run_of(self.aside), directed)}")
+        numbers = "; ".join(part for part in said if part)
+        return f"{self.method.label} against {self.against.label}" + (f": {numbers}" if numbers else "") + "."
+
+
+def run_of(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that were run."""
+    return [case for case in cases if case.outcome is not Word.NOT_RUN]
+
+
+def _outcomes(cases: Sequence[Case]) -> str:
+    """How many settings had which outcome, as in "better in 2, worse in 1"; of one setting its outcome."""
+    counts = Counter(case.outcome for case in run_of(cases))
+    if len(cases) == 1 or not counts:
+        return next(iter(counts), Word.NOT_RUN)
+    return ", ".join(f"{word} in {counts[word]}" for word in OUTCOMES if counts[word])
+
+
+def _effects(cases: Sequence[Case], directed: bool) -> str:
+    return ", ".join(replace(effect, directed=directed).text for effect in effects_of(cases))
+
+
+def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect]:
+    """Return the smallest to the greatest difference, by metric: accuracies and perplexities have no common mean.
+
+    Args:
+        intervals: with the ends of all intervals, which say what may be hidden where nothing is told apart.
+    """
+    by_metric: dict[str, list[Difference]] = {}
+    for case in cases:
+        if case.difference is not None:
+            by_metric.setdefault(case.metric, []).append(case.difference)
+    effects = []
+    for metric, differences in by_metric.items():
+        ends = [end for difference in differences for end in difference.interval]
+        known = intervals and all(difference.pairs > 1 for difference in differences)
+        means = [difference.mean for difference in differences]
+        effects.append(Effect(means, METRICS[metric], (min(ends), max(ends)) if known else None))
+    return effects
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Every published method against the baseline, then FOGZO against every control, over all settings."""
-    return [
-        _verdict(evidence, method, against, claimed=against == evidence.experiment.baseline)
-        for method, against in comparisons(evidence)
-    ]
+    """Return those of every published method against the baseline, then of FOGZO against every control."""
+    first = {cell.method.name: cell for cell in reversed(list(evidence.cells.values()))}
+    also = next((key for key in evidence.experiment.also if METRICS[key].higher_is_better is not None), None)
+    found = []
+    for method, against in comparisons(evidence):
+        pairs = pairs_of(evidence, method, against)
+        claimed = against == evidence.experiment.baseline
+        every = [
+            case_of(evidence, cell, other, direction=published_direction(evidence, cell) if claimed else 0)
+            for cell, other in pairs
+        ]
+        aside = [case_of(evidence, cell, other, metric=also) for cell, other in pairs] if also else []
+        found.append(Verdict(first[method], first[against], every, aside))
+    return found
 
 
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Pairs of methods: published ones and the baseline, every FOGZO, also β = 1, and each control that matches."""
+    """Yield pairs of methods: published ones and the baseline; every FOGZO, and β = 1, with controls that match."""
     cells = list(evidence.cells.values())
     baseline = evidence.experiment.baseline
     methods = list({cell.method.name: cell.method for cell in cells}.values())
@@ -84,115 +179,29 @@ def _matches(control: str, method: Method) -> bool:
 
 
 def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, Cell]]:
-    """The cells of two methods in every setting that has both."""
-    pairs = []
-    for cell in evidence.cells.values():
-        other = evidence.sibling(cell, against) if cell.method.name == method else None
-        if other is not None:
-            pairs.append((cell, other))
-    return pairs
+    """Return the cells of two methods in every setting that has both."""
+    pairs = [(cell, evidence.sibling(cell, against)) for cell in evidence.cells.values() if cell.method.name == method]
+    return [(cell, other) for cell, other in pairs if other is not None]
 
 
-def _verdict(evidence: Evidence, method: str, against: str, *, claimed: bool) -> Verdict:
-    pairs = pairs_of(evidence, method, against)
-    judged = _judged(evidence, pairs)
-    first, second = (next(c.label for c in evidence.cells.values() if c.method.name == m) for m in (method, against))
-    if not judged:
-        return Verdict(method, against, (first, second), NOT_RUN, NOT_RUN, "", "")
-    signs = {one.cell.name: published_direction(evidence, one.cell) for one in judged} if claimed else {}
-    # where the paper says something of some settings, those alone can confirm it
-    said = [one for one in judged if signs.get(one.cell.name)] or judged
-    word = word_of([(one.outcome, one.difference) for one in said], [signs.get(one.cell.name, 0) for one in said])
-    counts = Counter(one.outcome for one in judged)
-    unrun = len(pairs) - len(judged)
-    text = _outcomes(counts) + f" of {len(judged)} settings" + (f", {unrun} not run" if unrun else "")
-    if said != judged and any(signs.values()):
-        text += f" (of {len(judged) - len(said)} the paper's direction is not known)"
-    tally = ", ".join(f"{counts[outcome]} {SHORT.get(outcome, outcome)}" for outcome in OUTCOMES if counts[outcome])
-    tally += f", {unrun} not run" if unrun else ""
-    if len(pairs) == 1:
-        text, tally = next(iter(counts)), ""
-    effect, aside = _effect(evidence, judged), _aside(evidence, pairs)
-    return Verdict(method, against, (first, second), word, text, tally, effect, aside)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """One setting's comparison; without a difference where one of the methods diverged on every seed."""
-
-    cell: Cell
-    outcome: str
-    difference: Difference | None
-
-
-def _judged(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]], key: str | None = None) -> list[_Judged]:
-    found = []
-    for cell, other in pairs:
-        if (outcome := evidence.outcome(cell, other, key)) is not None:
-            found.append(_Judged(cell, outcome, evidence.difference(cell, other, key)))
-    return found
-
-
-def _outcomes(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome])
-
-
-def _aside(evidence: Evidence, pairs: Sequence[tuple[Cell, Cell]]) -> str:
-    """The outcomes by the first metric that is shown too and that cells can be compared by."""
-    also = evidence.experiment.also
-    key = next((key for key in also if METRICS[key].higher_is_better is not None), None)
-    judged = _judged(evidence, pairs, key) if key else []
-    if key is None or not judged:
-        return ""
-    counts = Counter(one.outcome for one in judged)
-    said = next(iter(counts)) if len(pairs) == 1 else _outcomes(counts)
-    return f"by {METRICS[key].label.removesuffix(', %')} {said}, {_effect(evidence, judged, key)}"
-
-
-def _effect(evidence: Evidence, found: Sequence[_Judged], key: str | None = None) -> str:
-    """Smallest to greatest difference, metric by metric: accuracies and perplexities have no common mean."""
-    means: dict[str, list[float]] = {}
-    for one in found:
-        if one.difference is not None:
-            means.setdefault(key or evidence.metric_of(one.cell), []).append(one.difference.mean)
-    texts = []
-    for name, values in means.items():
-        metric = METRICS[name]
-        low, high = signed(min(values), metric.digits), signed(max(values), metric.digits)
-        size = low if len(values) == 1 else f"{low} to {high}"
-        texts.append(f"{size} {metric.unit}")
-    return ", ".join(texts)
-
-
-def word_of(found: Sequence[tuple[str, Difference | None]], signs: Sequence[int]) -> str:
-    """One word for the outcomes of several settings, given what the paper says of each.
+def word_of(cases: Sequence[Case]) -> Word:
+    """Return one word for several settings: confirmed or opposite where the paper says something of them.
 
     Where they don't all agree only those count that stand after Holm's correction of the paired t-tests of all of them:
     of a dozen settings in which nothing differs, some would otherwise make a claim true "in part" every second time.
-
-    Args:
-        found: outcome and difference of each; without a difference where one method diverged throughout.
-        signs: +1: better in the paper, -1: worse, all 0: the paper makes no such comparison.
-
-    >>> from fogzo.evidence.compare import paired_difference
-    >>> better, open = (paired_difference(dict(enumerate(values)), dict.fromkeys(range(3), 0.0), higher_is_better=True)
-    ...                 for values in ([3.0, 3.1, 3.2], [1.0, -1.0, 0.2]))
-    >>> one, other = (better.outcome, better), (open.outcome, open)
-    >>> word_of([one, one], [1, 1]), word_of([one, other], [1, 1]), word_of([one, other], [0, 0])
-    ('confirmed', 'confirmed in part', 'better in part')
     """
-    words = ("confirmed", "opposite") if any(signs) else (BETTER, WORSE)
-    directions = [
-        {BETTER: 1, WORSE: -1}.get(outcome, 0) * (-1 if sign < 0 else 1)
-        for (outcome, _), sign in zip(found, signs, strict=True)
-    ]
-    for direction, word in ((1, words[0]), (-1, words[1])):
-        if all(one == direction for one in directions):
-            return word
-    stands = holm([0.0 if difference is None else difference.p_t for _, difference in found])
+    if not cases:
+        return Word.NOT_RUN
+    claimed = any(case.direction for case in cases)
+    words = {1: Word.CONFIRMED, -1: Word.OPPOSITE} if claimed else {1: Word.BETTER, -1: Word.WORSE}
+    signs = {Word.BETTER: 1, Word.WORSE: -1}
+    directions = [signs.get(case.outcome, 0) * (-1 if case.direction < 0 else 1) for case in cases]
+    if directions[0] and len(set(directions)) == 1:
+        return words[directions[0]]
+    stands = holm([0.0 if case.difference is None else case.difference.p_t for case in cases])
     left = {direction for direction, holds in zip(directions, stands, strict=True) if direction and holds}
     if len(left) == 2:
-        return "mixed"
+        return Word.MIXED
     if left:
-        return f"{words[0] if left == {1} else words[1]} in part"
-    return UNDECIDED if any(outcome != TOO_FEW for outcome, _ in found) else TOO_FEW
+        return PARTS[words[left.pop()]]
+    return Word.UNDECIDED if any(case.outcome is not Word.TOO_FEW for case in cases) else Word.TOO_FEW

@@ -1,14 +1,16 @@
 """The paper's claims from made-up records: verdicts, what they rest on, and commands to check them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.made_up import GONE, dump, edit, experiment, gathered, sign, write
 
-from fogzo.evidence.claims import cases_table, check_commands, claims_of, claims_table
+from fogzo.evidence.claims import check_commands, claims_of
 from fogzo.evidence.equal_loss import Ratio
 from fogzo.evidence.report.report import report
+from fogzo.evidence.tables.overview import cases_table, claim_effect, claims_table
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.folder import RunError
 from fogzo.runs.records import read_yaml
@@ -32,33 +34,33 @@ def the_claim(root, made, effect, **changes):
 
 def test_a_claim_is_judged_by_all_settings_that_bear_on_it(tmp_path, made):
     claim = the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
-    assert (claim.word("mini"), claim.word("paper"), claim.seeds("mini")) == ("confirmed", "not run", "3")
-    assert re.fullmatch(r"\+2\.\d\d to \+2\.\d\d points \[\+1\.\d\d, \+3\.\d\d\]", claim.effect("mini"))
-    assert claim.effect("paper") == ""
+    assert (claim.words("mini"), claim.words("paper")) == (["confirmed"], ["not run"])
+    assert re.fullmatch(r"\+2\.\d\d to \+2\.\d\d points \[\+1\.\d\d, \+3\.\d\d\]", claim_effect(claim, "mini").text)
+    assert claim_effect(claim, "paper").text == "–"
     assert len(cases_table(claim).rows) == 2
-    assert cases_table(claim).rows[0][-1] == "+8.00 points"
-    row = claims_table([claim]).rows[0]
-    assert (row[:2], row[-1]) == (["Nets are better", "confirmed"], "high: abstract")
+    assert cases_table(claim).texts()[0][-1] == "+8.00 points"
+    row = claims_table([claim]).texts()[0]
+    assert (row[:2], row[3:]) == (["Nets are better", "confirmed"], ["3", "not run", "high: abstract"])
 
 
 def test_a_claim_may_hold_in_part_and_patterns_choose_settings(tmp_path, made):
     only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
-    assert the_claim(tmp_path, made, only_deit).word("mini") == "confirmed in part"
+    assert the_claim(tmp_path, made, only_deit).words("mini") == ["confirmed in part"]
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"settings": {"twin": "dei*"}}})
-    assert claims_of([gathered(made)])[0].word("mini") == "confirmed"
+    assert claims_of([gathered(made)])[0].words("mini") == ["confirmed"]
 
 
 def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of(tmp_path, made):
     only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
-    assert the_claim(tmp_path, made, only_deit).word("mini") == "confirmed in part"
+    assert the_claim(tmp_path, made, only_deit).words("mini") == ["confirmed in part"]
     published = read_yaml(tmp_path / "results/paper/twin.yaml")
     published["rows"]["deit_row"]["fogzo"] = None
     dump(tmp_path / "results/paper/twin.yaml", published)
-    assert claims_of([gathered(made)])[0].word("mini") == "not to be told apart"
+    assert claims_of([gathered(made)])[0].words("mini") == ["not to be told apart"]
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"of_all_settings": True}})
     (claim,) = claims_of([gathered(made)])
-    assert claim.word("mini") == "confirmed in part"
-    assert "not known; the claim says better" in [row[-1] for row in cases_table(claim).rows]
+    assert claim.words("mini") == ["confirmed in part"]
+    assert "not known; the claim says better" in [row[-1] for row in cases_table(claim).texts()]
 
 
 def test_chance_in_a_few_of_many_settings_makes_no_claim_hold_in_part(tmp_path, monkeypatch):
@@ -68,7 +70,7 @@ def test_chance_in_a_few_of_many_settings_makes_no_claim_hold_in_part(tmp_path, 
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
     (claim,) = claims_of([gathered(made)])
     assert {"better", "worse"} < {case.outcome for case in claim.cases}
-    assert claim.word("mini") == verdicts(claim.cases[0].evidence)[0].word == "not to be told apart"
+    assert claim.words("mini") == [verdicts(claim.cases[0].evidence)[0].word] == ["not to be told apart"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_what_diverges_is_never_better_and_counts_as_worse_if_it_always_does(
         None if outcome == "not run" else outcome
     )
     assert [case.outcome for case in claim.cases] == [outcome, "better"]
-    assert claim.word("mini") == word
+    assert claim.words("mini") == [word]
     assert "not run" not in verdicts(evidence)[0].counts or outcome == "not run"
     assert len(cases_table(claim).rows) == 2 - (outcome == "not run")
 
@@ -132,9 +134,8 @@ def test_a_ratio_is_confirmed_where_the_published_one_lies_in_the_range(tmp_path
     ratios = [{"experiment": "twin", "of": "deit.slope", "to": "deit.fogzo", "published": published}]
     dump(tmp_path / "results/paper/claims.yaml", {"r": {"claim": "c", "trust": "t", "ratios": ratios}})
     (claim,) = claims_of([gathered(made)])
-    evidence, first, second, _, _ = claim.ratios[0]
-    claim = type(claim)(claim.name, claim.text, claim.trust, (), [(evidence, first, second, published, ratio)])
-    assert claim.word("mini") == word
+    claim = replace(claim, ratios=[replace(claim.ratios[0], ratio=ratio)])
+    assert claim.words("mini") == [word]
     assert len(cases_table(claim).rows) == 1
 
 

@@ -6,18 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from fogzo.evidence.compare import (
-    BETTER,
-    TOO_FEW,
-    UNDECIDED,
-    WORSE,
-    bootstrap_interval,
-    one_more_run,
-    paired_difference,
-    paired_t_p,
-    sign_flip_p,
-    t_interval,
-)  # fmt: skip
+from fogzo.evidence.compare import bootstrap_interval, one_more_run, paired_difference, sign_flip_p, t_test
+from fogzo.evidence.words import Word
 
 BASE = {seed: 10.0 + seed for seed in range(8)}
 
@@ -36,8 +26,8 @@ def test_seeds_pair_runs_and_only_common_seeds_count():
 def test_positive_is_better_whichever_way_the_metric_goes():
     assert difference([1, 1.1, 0.9]).mean == pytest.approx(1)
     assert difference([1, 1.1, 0.9], higher_is_better=False).mean == pytest.approx(-1)
-    assert difference([1, 1.1, 0.9]).outcome == BETTER
-    assert difference([1, 1.1, 0.9], higher_is_better=False).outcome == WORSE
+    assert difference([1, 1.1, 0.9]).outcome == Word.BETTER
+    assert difference([1, 1.1, 0.9], higher_is_better=False).outcome == Word.WORSE
 
 
 def test_the_sign_flip_p_value_is_exact():
@@ -57,24 +47,17 @@ def test_the_bootstrap_interval_is_the_exact_one_for_few_pairs_and_the_same_each
     assert (high - low) / 2 == pytest.approx(1.96 * np.std(many) / math.sqrt(20), rel=0.05)
 
 
-def test_the_t_test_is_scipys():
+def test_the_t_test_is_scipys_and_its_interval_excludes_0_where_it_says_so():
     from scipy.stats import ttest_1samp
 
-    assert paired_t_p([0.5, -0.2, 0.9]) == pytest.approx(ttest_1samp([0.5, -0.2, 0.9], 0).pvalue)
-    assert paired_t_p([1.0, 1.0, 1.0]) == 0
-    assert paired_t_p([0.0, 0.0]) == 1
-
-
-def test_the_t_interval_is_scipys_and_excludes_0_where_the_t_test_says_so():
-    from scipy.stats import ttest_1samp
-
-    exact = ttest_1samp([0.5, -0.2, 0.9], 0).confidence_interval(0.95)
-    assert t_interval([0.5, -0.2, 0.9]) == pytest.approx(tuple(exact))
-    assert t_interval([1.0, 1.0, 1.0]) == (1, 1)
-    assert t_interval([1.0]) == (-math.inf, math.inf)
+    exact = ttest_1samp([0.5, -0.2, 0.9], 0)
+    assert t_test([0.5, -0.2, 0.9]) == pytest.approx((exact.pvalue, *exact.confidence_interval(0.95)))
+    assert t_test([1.0, 1.0, 1.0]) == (0, 1, 1)
+    assert t_test([0.0, 0.0]) == (1, 0, 0)
+    assert t_test([1.0]) == (1, -math.inf, math.inf)
     for row in np.random.default_rng(0).normal(0.7, 1, size=(200, 4)):
-        low, high = t_interval(row)
-        assert (low > 0 or high < 0) == (paired_t_p(row) < 0.05)
+        p, low, high = t_test(row)
+        assert (low > 0 or high < 0) == (p < 0.05)
 
 
 def test_the_interval_shown_is_the_bootstraps_from_6_pairs_on_and_covers_the_mean_with_3():
@@ -90,14 +73,14 @@ def test_the_interval_shown_is_the_bootstraps_from_6_pairs_on_and_covers_the_mea
 @pytest.mark.parametrize(
     ("values", "outcome"),
     [
-        ([1, 1.1], TOO_FEW),
-        ([1, 1.1, -0.1], UNDECIDED),  # the interval holds 0
-        ([0.1, 0.1, 2], UNDECIDED),  # all positive, as happens by chance once in 8: the t interval holds 0
-        ([1, 1.1, 0.9, 1, -0.01], UNDECIDED),  # p = 1/8 is not its least value
-        ([0, 0, 0], UNDECIDED),
-        ([1, 1.1, 0.9, 1, 1.2], BETTER),
-        ([-1, -1.1, -0.9], WORSE),
-        ([-0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -1.8], WORSE),  # all eight agree, one of them by far the most
+        ([1, 1.1], Word.TOO_FEW),
+        ([1, 1.1, -0.1], Word.UNDECIDED),  # the interval holds 0
+        ([0.1, 0.1, 2], Word.UNDECIDED),  # all positive, as happens by chance once in 8: the t interval holds 0
+        ([1, 1.1, 0.9, 1, -0.01], Word.UNDECIDED),  # p = 1/8 is not its least value
+        ([0, 0, 0], Word.UNDECIDED),
+        ([1, 1.1, 0.9, 1, 1.2], Word.BETTER),
+        ([-1, -1.1, -0.9], Word.WORSE),
+        ([-0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -1.8], Word.WORSE),  # all eight agree, one of them by far the most
     ],
 )
 def test_words_follow_the_rule(values, outcome):
@@ -106,7 +89,7 @@ def test_words_follow_the_rule(values, outcome):
 
 def test_equal_runs_are_not_told_apart_more_often_than_by_chance():
     noise = np.random.default_rng(0).normal(size=(400, 3))
-    apart = sum(difference(list(row)).outcome in (BETTER, WORSE) for row in noise)
+    apart = sum(difference(list(row)).outcome in (Word.BETTER, Word.WORSE) for row in noise)
     assert apart / 400 < 0.07
 
 

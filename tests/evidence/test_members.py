@@ -3,8 +3,9 @@
 import pytest
 from helpers import made_up
 
+from fogzo.evidence.figures.curves import save
 from fogzo.evidence.figures.family import members
-from fogzo.evidence.members import equal_ste, members_table
+from fogzo.evidence.tables.overview import equal_ste, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
 RENAMED = {
@@ -44,26 +45,24 @@ def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_na
     assert table.header == [
         "experiment", "setting", "FOGZO, n = 1", "β = 1 (measured slope, no noise)", "STE + noise of FOGZO's size",
     ]  # fmt: skip
-    assert [row[:2] for row in table.rows] == [
+    assert [row[:2] for row in table.texts()] == [
         [found[0].title, "deit | a net, 2 bit"],
         ["", "resnet | a net, 2 bit"],
         [found[1].title, "llama | a net, 2 bit"],
     ]
-    fogzo, slope, noise = table.rows[0][2:]
+    fogzo, slope, noise = table.texts()[0][2:]
     difference = found[0].difference(found[0].cells["deit.fogzo"], found[0].cells["deit.ste_longer"])
     assert fogzo == f"+{difference.mean:.2f} points, better"
     assert slope.startswith("−")
     assert slope.endswith("points, worse")
     assert noise.endswith("points, open")
-    assert table.rows[2][2].endswith("ppl, better")
-    assert table.rows[2][3:] == ["–", "–"]
+    assert table.texts()[2][2].endswith("ppl, better")
+    assert table.texts()[2][3:] == ["–", "–"]
     assert table.blocks == [0, 2]
 
 
-def test_the_figure_is_drawn_of_what_was_run_and_goes_with_it(found, tmp_path):
-    members(tmp_path / "members", found)
+def test_the_figure_is_drawn_of_what_was_run(found, tmp_path):
+    save(members(found), tmp_path / "members.svg", tmp_path / "members.png")
     drawn = (tmp_path / "members.svg").read_text(encoding="utf-8")
-    assert all(row[1] in drawn and row[2].partition(",")[0] in drawn for row in members_table(found).rows)
+    assert all(row[1] in drawn and row[2].partition(",")[0] in drawn for row in members_table(found).texts())
     assert (tmp_path / "members.png").stat().st_size > 1000
-    members(tmp_path / "members", [])
-    assert not list(tmp_path.glob("members.*"))

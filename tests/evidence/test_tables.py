@@ -8,18 +8,18 @@ import shutil
 import statistics
 
 import pytest
-import yaml
 from helpers.made_up import change, edit, experiment, gathered, sign, write
 
-from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, range_text, ratio_of, ratio_table
+from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
+from fogzo.evidence.figures.curves import save
 from fogzo.evidence.figures.sensitivity import sensitivity
-from fogzo.evidence.pages import comparison_table, control_table, footer, page
+from fogzo.evidence.pages import footer, page
 from fogzo.evidence.published import published_text, status
-from fogzo.evidence.summary import published_table
-from fogzo.evidence.tables import Table
-from fogzo.evidence.values import controls_values, equal_loss_values, values_table
-from fogzo.evidence.verdicts import verdicts
+from fogzo.evidence.render import markdown, to_csv
+from fogzo.evidence.tables.comparison import comparison_table, control_table
+from fogzo.evidence.tables.compute import ratio_table, reached_table
+from fogzo.evidence.verdicts import effects_of, verdicts
 from fogzo.runs.schema import METRICS
 
 EFFECT = {"ste": 0, "fogzo": 2, "slope": 1, "noisy_ste": -3, "ste_longer": 2}
@@ -36,23 +36,19 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows_of(table):
-    return {(row[0], row[1]): row for row in table.rows}
-
-
 def test_a_row_shows_paper_ours_difference_cost_and_status(project):
     made = experiment(also=["train_loss"])
     write(project, made, effect=effect)
     found = gathered(made)
     table = comparison_table(found)
-    ste, fogzo = table.rows[0], table.rows[1]
+    ste, fogzo = table.texts()[0], table.texts()[1]
     assert ste[:3] == ["deit | a net, 2 bit", "STE", "62.0"]
     assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(3\)", fogzo[3])
     assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]; p = 0\.250 \(least of 3 pairs\)", fogzo[5])
     assert ste[5:] == ["–", "3,000", "3.00e+12", "60", "scaled-down twin"]
     assert fogzo[6:] == ["5,000 (1.67×)", "5.00e+12", "100", "scaled-down twin: same direction"]
-    assert table.rows[6][-1] == "scaled-down twin: opposite direction"
-    assert table.rows[2][2] == table.rows[2][-1] == "–"  # a control: the paper has no such column
+    assert table.texts()[6][-1] == "scaled-down twin: opposite direction"
+    assert table.texts()[2][2] == table.texts()[2][-1] == "–"  # a control: the paper has no such column
     assert table.blocks == [0, 5]
     assert table.notes == []
 
@@ -61,7 +57,7 @@ def test_the_csv_has_every_number_in_full(project):
     made = experiment(also=["train_loss"])
     write(project, made, effect=effect)
     found = gathered(made)
-    rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(values_table(found).csv()))}
+    rows = {row["cell"]: row for row in csv.DictReader(io.StringIO(to_csv(comparison_table(found))))}
     assert set(rows) == set(found.cells)
     row, cell = rows["deit.fogzo"], found.cells["deit.fogzo"]
     difference = found.difference(cell, found.baseline(cell))
@@ -82,10 +78,10 @@ def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
     for seed in made["seeds"]:
         shutil.rmtree(folders["resnet.fogzo", seed])
     found = gathered(made)
-    row = comparison_table(found).rows[6]
+    row = comparison_table(found).texts()[6]
     assert row[3:] == ["–", "–", "–", "–", "–", "not run"]
     command = "`python train.py -m experiment=twin cell=resnet.fogzo seed=11,12,13`"
-    assert command in comparison_table(found).markdown()
+    assert command in markdown(comparison_table(found))
 
 
 def test_diverged_and_refused_runs_are_named_below(project):
@@ -99,7 +95,7 @@ def test_diverged_and_refused_runs_are_named_below(project):
     notes = "\n".join(comparison_table(found).notes)
     assert "Diverged (deit | a net, 2 bit, FOGZO, n = 1): seed 11, 12, 13" in notes
     assert "Not used: results/runs/twin/deit.ste-seed11-" in notes
-    assert status(found, found.cells["deit.fogzo"]) == "diverged"
+    assert status(found, found.cells["deit.fogzo"]).text == "diverged"
 
 
 @pytest.mark.parametrize(("published", "word"), [(69.0, "reproduced"), (80.0, "deviates")])
@@ -108,12 +104,12 @@ def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project)
     write(project, made)
     found = gathered(made)
     found.paper["rows"]["deit_row"]["fogzo"] = published
-    assert status(found, found.cells["deit.fogzo"]) == word
+    assert status(found, found.cells["deit.fogzo"]).text == word
     one = gathered(made | {"seeds": [11]})
-    assert status(one, one.cells["deit.fogzo"]) == "run once: not judged"
+    assert status(one, one.cells["deit.fogzo"]).text == "run once: not judged"
     twin = experiment("other")
     write(project, twin)
-    assert status(gathered(twin), gathered(twin).cells["deit.fogzo"]).startswith("scaled-down twin: ")
+    assert status(gathered(twin), gathered(twin).cells["deit.fogzo"]).text.startswith("scaled-down twin: ")
 
 
 def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
@@ -124,9 +120,9 @@ def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(pr
             edit(path, steps=7)
             sign(path)
     found = gathered(made)
-    assert status(found, found.cells["deit.fogzo"]) == "scaled-down twin: not at the paper's steps, not judged"
+    assert status(found, found.cells["deit.fogzo"]).text == "scaled-down twin: not at the paper's steps, not judged"
     found.paper["rows"]["deit_row"]["baseline_steps"] = found.finished(found.cells["deit.ste"])[0].summary["steps"] / 7
-    assert "not judged" not in status(found, found.cells["deit.fogzo"])  # it is the paper's comparison then
+    assert "not judged" not in status(found, found.cells["deit.fogzo"]).text  # it is the paper's comparison then
 
 
 def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
@@ -143,18 +139,18 @@ def test_values_that_are_words_or_unknown_are_shown_as_they_are(project):
     ):
         found.paper["rows"]["deit_row"]["fogzo"] = value
         assert published_text(found, cell) == text
-        assert status(found, cell) == f"scaled-down twin: {state}"
+        assert status(found, cell).text == f"scaled-down twin: {state}"
 
 
 def test_verdicts_count_settings_and_say_how_large(project):
     made = experiment()
     write(project, made, effect=effect)
-    found = {(v.method, v.against): v for v in verdicts(gathered(made))}
+    found = {(v.method.method.name, v.against.method.name): v for v in verdicts(gathered(made))}
     of_fogzo = [("fogzo", against) for against in ("ste", "slope", "noisy_ste", "ste_longer")]
     assert list(found) == [*of_fogzo, ("slope", "ste_longer")]
     assert found["fogzo", "ste"].word == "mixed"
     assert found["fogzo", "ste"].counts == "better in 1, worse in 1 of 2 settings"
-    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", found["fogzo", "ste"].effect)
+    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", effects_of(found["fogzo", "ste"].cases)[0].text)
     for factor, word in ((1, "confirmed"), (-1, "opposite"), (0, "not to be told apart")):
         other = experiment(f"other{factor}")
         write(project, other, effect=lambda cell, factor=factor: 3 * factor * (cell.endswith(".fogzo")))
@@ -165,7 +161,7 @@ def test_verdicts_count_settings_and_say_how_large(project):
 def test_fogzo_stands_against_every_control(project):
     made = experiment()
     write(project, made, effect=effect)
-    rows = control_table(gathered(made)).rows
+    rows = control_table(gathered(made)).texts()
     assert len(rows) == 8
     assert [row[2] for row in rows[:2]] == ["control: β = 1 (measured slope, no noise)"] * 2
     assert rows[2][-1] == "better"
@@ -175,7 +171,7 @@ def test_the_comparisons_with_controls_are_in_a_csv_in_full(project):
     made = experiment()
     write(project, made, effect=effect)
     found = gathered(made)
-    shown, rows = control_table(found).rows, list(csv.DictReader(io.StringIO(controls_values(found).csv())))
+    shown, rows = control_table(found).texts(), list(csv.DictReader(io.StringIO(to_csv(control_table(found)))))
     assert [row["outcome"] for row in rows] == [row[-1] for row in shown]
     assert (rows[2]["setting"], rows[2]["method"], rows[2]["against"]) == ("deit", "fogzo", "noisy_ste")
     difference = found.difference(found.cells["deit.fogzo"], found.cells["deit.noisy_ste"])
@@ -187,7 +183,7 @@ def test_every_ratio_and_cost_at_equal_loss_follows_from_the_csv(project):
     made["equal_loss"] = {"targets": ["deit.slope"], "ratios": [{"of": "deit.slope", "to": "deit.fogzo"}]}
     write(project, made, effect=lambda cell: {"deit.fogzo": 10, "deit.slope": -20}.get(cell, 0))
     found = gathered(made)
-    rows = list(csv.DictReader(io.StringIO(equal_loss_values(found).csv())))
+    rows = list(csv.DictReader(io.StringIO(to_csv(reached_table(found)))))
     cost = {(r["loss_of"], r["loss_of_seed"], r["cell"], r["seed"]): r["forward_equivalents"] for r in rows}
     assert len(cost) == len(rows) == 3 * 10 + 3 * 2
     pairs = [[float(cost["deit.slope", s, f"deit.{m}", s]) for m in ("slope", "fogzo")] for s in ("11", "12", "13")]
@@ -206,14 +202,14 @@ def test_ratios_pair_seeds_and_not_reached_is_a_value(project):
     assert len(pairs) == 3
     assert all(own.before < own.at >= other.at for own, other in pairs)
     asked = [CostRatio("deit.slope", "deit.fogzo", "796"), CostRatio("deit.fogzo", "deit.slope")]
-    better, never = ratio_table(found, asked).rows
+    better, never = ratio_table(found, asked).texts()
     quotients = sorted(own.at / other.at for own, other in pairs)
     assert float(better[3]) == pytest.approx(quotients[1], rel=0.01)
     assert better[5] == "3 of 3"
     assert (never[3], never[5]) == ("not reached", "0 of 3")
     assert never[4].startswith("less than ")
     made["equal_loss"] = {"targets": ["deit.fogzo"], "ratios": []}
-    rows = list(csv.DictReader(io.StringIO(equal_loss_values(gathered(made)).csv())))
+    rows = list(csv.DictReader(io.StringIO(to_csv(reached_table(gathered(made))))))
     assert {row["forward_equivalents"] for row in rows if row["cell"] == "deit.slope"} == {""}  # as the header says
 
 
@@ -226,7 +222,7 @@ def test_a_seed_that_never_gets_there_makes_the_ratio_smaller():
     never, twice = (Reached(70, 80), Reached(100, math.inf)), [(Reached(70, 80), Reached(5, 10))] * 2
     some = ratio_of([*twice, never])
     assert some == Ratio(8, 7, 16, seeds=2, pairs=3)
-    assert range_text(some) == "7 to 16, not reached by 1 of 3"
+    assert some.range_text == "7 to 16, not reached by 1 of 3"
     assert ratio_of([never]) == Ratio(0, 0, pytest.approx(0.8), seeds=0, pairs=1)
     assert ratio_of([]) is None
 
@@ -236,7 +232,7 @@ def test_verdicts_compare_with_the_controls_that_match(project):
     made["methods"]["fogzo_4"] = None
     made["methods"]["fogzo_dropin"] = {"search": made["tuning"]["search"], "tuned_as": None}
     write(project, made)
-    found = [(v.method, v.against) for v in verdicts(gathered(made))]
+    found = [(v.method.method.name, v.against.method.name) for v in verdicts(gathered(made))]
     assert ("fogzo_4", "slope") in found
     assert not {("fogzo_4", control) for control in ("noisy_ste", "ste_longer")} & set(found)
     assert [against for method, against in found if method == "fogzo_dropin"] == ["ste", "ste_longer"]
@@ -250,29 +246,7 @@ def test_settings_of_which_the_paper_says_nothing_confirm_nothing(project):
     found.paper["rows"]["deit_row"]["fogzo"] = None
     first = verdicts(found)[0]
     assert first.word == "opposite"
-    assert "of 1 the paper's direction is not known" in first.sentence
-
-
-def test_a_setting_may_be_the_twin_of_several_published_rows(project):
-    made = experiment(settings=("deit",))
-    write(project, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
-    made["settings"]["deit"]["paper"] = ["deit_row", "larger_row"]
-    paper = yaml.safe_load((project / "results/paper/twin.yaml").read_text())
-    paper["rows"]["larger_row"] = paper["rows"]["deit_row"]
-    (project / "results/paper/twin.yaml").write_text(yaml.safe_dump(paper))
-    rows = [row for row in published_table([gathered(made)]).rows if row[2] == "fogzo"]
-    assert [row[-2:] for row in rows] == [["same direction", "–"]] * 2
-
-
-def test_every_published_cell_that_is_not_run_has_its_command(project):
-    made = experiment(settings=("deit", "resnet"))
-    for path in write(project, made).values():
-        if path.name.startswith("deit.fogzo"):
-            shutil.rmtree(path)
-    rows = {row[2]: row for row in published_table([gathered(made)]).rows if row[1] == "Net, Images"}
-    commands = [row[-1] for row in published_table([gathered(made)]).rows]
-    assert "`python train.py -m experiment=twin cell=deit.fogzo seed=11,12,13`" in commands
-    assert rows["ste"][-1] == "–"
+    assert "of 1 the paper's direction is not known" in first.sentence()
 
 
 def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
@@ -282,7 +256,7 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
     found = gathered(made)
     label = METRICS["mean_crossings"].label
     assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
-    sensitivity(project / "drawn", found)
+    save(sensitivity(found), project / "drawn.svg")
     assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
 
 
@@ -290,7 +264,7 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
     made = experiment()
     write(project, made)
     found = gathered(made)
-    text = page(found, comparison_table(found))
+    text = page(found)
     assert footer(found) in text
     assert (
         "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch 2.14.1"
@@ -298,20 +272,3 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
     )
     assert "The paper: Nets on images. FOGZO is better than STE at the same number of steps." in text
     assert str(project) not in text
-
-
-def test_latex_escapes_and_markdown_keeps_its_columns():
-    table = Table(["a_b", "50 %"], [["x | y", "1 ± 2"], ["β & ε̄", "`code`"]], ["a note"], blocks=[0, 1])
-    assert table.latex().splitlines()[2:] == [
-        r"\begin{tabular}{ll}",
-        r"\toprule",
-        r"a\_b & 50 \% \\",
-        r"\midrule",
-        r"x \textbar{} y & 1 $\pm$ 2 \\",
-        r"\midrule",
-        r"$\beta$ \& $\bar\varepsilon$ & code \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-        "% a note",
-    ]
-    assert table.markdown().splitlines()[2] == r"| x \| y | 1 ± 2 |"

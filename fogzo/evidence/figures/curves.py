@@ -13,12 +13,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-from fogzo.evidence.compare import BETTER, WORSE, Difference
+from fogzo.evidence.compare import Difference
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.figures.style import RC, colour, line, mark
 from fogzo.evidence.frame import Evidence, ForestRow
-from fogzo.evidence.tables import interval_text, signed
+from fogzo.evidence.numbers import interval_text, signed
+from fogzo.evidence.words import Word
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import Run
 from fogzo.runs.schema import METRICS, Metric
@@ -28,8 +30,8 @@ FEWEST_POINTS = 4
 WIDE = 12  # where methods differ by more than this factor in a cost, its axis is logarithmic
 
 
-def curves(stem: Path, evidence: Evidence) -> None:
-    """The metric against steps, FLOPs and seconds, a row of panels a setting; ``stem``.svg and ``stem``.png."""
+def curves(evidence: Evidence) -> Figure:
+    """The metric against steps, FLOPs and seconds, a row of panels a setting."""
     settings = {name: cells for name, cells in evidence.settings().items() if any(map(evidence.finished, cells))}
     with plt.rc_context(RC):
         figure, grid = plt.subplots(
@@ -50,7 +52,7 @@ def curves(stem: Path, evidence: Evidence) -> None:
         for axis, cost in zip(grid[-1], COSTS.values(), strict=True):
             axis.set_xlabel(cost)
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
-        save(figure, stem)
+        return figure
 
 
 def _logged(evidence: Evidence, cells: Sequence[Cell]) -> str:
@@ -130,16 +132,16 @@ def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], 
     return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
 
 
-def differences(stem: Path, evidence: Evidence) -> None:
-    """Each method's paired difference to the baseline in each setting; ``stem``.svg and ``stem``.png.
+def differences(evidence: Evidence) -> Figure:
+    """Each method's paired difference to the baseline in each setting.
 
     Settings that are compared by different metrics stand in different panels.
     """
-    forest(stem, {key: _entries(evidence, key) for key in evidence.metrics()})
+    return forest({key: _entries(evidence, key) for key in evidence.metrics()})
 
 
-def forest(stem: Path, asked: Mapping[str, Sequence[ForestRow]]) -> None:
-    """A forest plot: differences with their intervals and seeds, a panel a metric; ``stem``.svg and ``stem``.png."""
+def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
+    """A forest plot: differences with their intervals and seeds, a panel a metric."""
     panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
     heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
     with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False}):
@@ -149,7 +151,7 @@ def forest(stem: Path, asked: Mapping[str, Sequence[ForestRow]]) -> None:
         )  # fmt: skip
         for axis, (metric, entries) in zip(axes[:, 0], panels, strict=False):
             _forest(axis, metric, entries)
-        save(figure, stem)
+        return figure
 
 
 def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
@@ -190,7 +192,7 @@ def _limit(found: Sequence[Difference]) -> float:
 def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference: Difference, limit: float) -> None:
     metric = METRICS[evidence.metric_of(cell)]
     digits = metric.digits
-    shade, apart = colour(cell.method), difference.outcome in (BETTER, WORSE)
+    shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
     base = evidence.baseline(cell)
     own, other = evidence.values(cell), evidence.values(base) if base else {}
     sign = 1 if metric.higher_is_better else -1
@@ -209,19 +211,18 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     )
 
 
-def remove(stem: Path) -> None:
-    """Take a figure away whose runs are gone."""
-    for ending in (".svg", ".png"):
-        stem.with_name(stem.name + ending).unlink(missing_ok=True)
-
-
-def save(figure: Any, stem: Path) -> None:
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # what it has laid out stays: once is enough for two files
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", metadata={"Date": None})
-    atomic_write(stem.with_name(stem.name + ".svg"), _rounded(drawing.getvalue()).encode())
-    figure.savefig(stem.with_name(stem.name + ".png"), dpi=110, metadata={"Software": None})
+def save(figure: Figure, *files: Path) -> None:
+    """Write a figure to each of the files, in the format of its name, and close it."""
+    with plt.rc_context(RC):
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)  # what it has laid out stays: once is enough for several files
+        for file in files:
+            if file.suffix == ".svg":
+                drawing = io.StringIO()
+                figure.savefig(drawing, format="svg", metadata={"Date": None})
+                atomic_write(file, _rounded(drawing.getvalue()).encode())
+            else:
+                figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 

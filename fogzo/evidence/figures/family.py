@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fogzo.evidence.compare import BETTER, WORSE
-from fogzo.evidence.figures.curves import remove, save
 from fogzo.evidence.figures.style import RC
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.members import Row, rows_of
-from fogzo.evidence.tables import signed
+from fogzo.evidence.numbers import signed
+from fogzo.evidence.tables.overview import MemberRow, member_rows
+from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
-TINTS = {BETTER: "#9ecae8", WORSE: "#f5b895"}  # blue and orange, which the colour-blind can tell apart
+TINTS = {Word.BETTER: "#9ecae8", Word.WORSE: "#f5b895"}  # blue and orange, which the colour-blind can tell apart
 OPEN = "#eeeeee"
 
 
-def members(stem: Path, found: Sequence[Evidence]) -> None:
-    """Differences, tinted where told apart; ``stem``.svg and ``stem``.png, or neither if nothing was run."""
-    labels, rows = rows_of(found)
-    if not rows:
-        remove(stem)
-        return
-    lines: list[Row | str] = []  # settings under the title of their experiment
+def members(found: Sequence[Evidence]) -> Figure:
+    """Return the figure of their differences, tinted where told apart."""
+    labels, rows = member_rows(found)
+    lines: list[MemberRow | str] = []  # settings under the title of their experiment
     for number, row in enumerate(rows):
         if number == 0 or rows[number - 1].experiment != row.experiment:
             lines.append(row.experiment)
@@ -52,4 +48,4 @@ def members(stem: Path, found: Sequence[Evidence]) -> None:
         handles = [Rectangle((0, 0), 1, 1, color=tint) for tint in (*TINTS.values(), OPEN)]
         words = ["better than the STE of the same compute", "worse", "not to be told apart"]
         figure.legend(handles, words, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
-        save(figure, stem)
+        return figure

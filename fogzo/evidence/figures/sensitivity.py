@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Axis, Cell, Method
-from fogzo.evidence.figures.curves import WIDE, plain_ticks, save
+from fogzo.evidence.figures.curves import WIDE, plain_ticks
 from fogzo.evidence.figures.style import RC, colour, line
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.schema import METRICS
@@ -30,8 +30,8 @@ ACROSS = 3  # panels side by side
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
-def sensitivity(stem: Path, evidence: Evidence) -> None:
-    """Mean and single seeds against each of the experiment's ``axes``; ``stem``.svg and ``stem``.png."""
+def sensitivity(evidence: Evidence) -> Figure:
+    """Mean and single seeds against each of the experiment's ``axes``."""
     panels = [(asked, key) for asked in evidence.experiment.axes for key in _metrics(evidence, asked)]
     panels = [panel for panel in panels if _has_points(evidence, *panel)] or panels[:1]
     across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
@@ -44,7 +44,7 @@ def sensitivity(stem: Path, evidence: Evidence) -> None:
         for axis in list(grid.flat)[len(panels) :]:
             axis.set_visible(False)
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
-        save(figure, stem)
+        return figure
 
 
 def _metrics(evidence: Evidence, asked: Axis) -> Sequence[str]:

@@ -1,0 +1,1 @@
+"""Every table, once, from the evidence of experiments."""

@@ -1,0 +1,194 @@
+"""The tables of one experiment: every cell beside the published number, controls, parts, and what tuning chose."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fogzo.evidence.chosen import whole_commands
+from fogzo.evidence.compare import holm
+from fogzo.evidence.experiment import Cell
+from fogzo.evidence.frame import Evidence
+from fogzo.evidence.numbers import signed
+from fogzo.evidence.published import published_difference, published_text, status
+from fogzo.evidence.tables.base import (
+    Column,
+    Commands,
+    Cost,
+    Effect,
+    Entry,
+    Quantity,
+    Row,
+    Shown,
+    Table,
+    Words,
+    on_page,
+    whole_effect,
+)
+from fogzo.evidence.verdicts import Case, verdicts
+from fogzo.evidence.words import Word
+from fogzo.runs.records import Run
+from fogzo.runs.schema import METRICS
+
+PARTS_NOTE = (
+    "Difference to the baseline, and the outcome by the rule of the tables; in bold where it stands also after Holm's "
+    "correction of paired t-tests for all settings of its column."
+)
+
+
+def comparison_table(evidence: Evidence) -> Table:
+    """Return a row a cell: paper, ours, the paired difference to the baseline, cost and status."""
+    rows: list[Row] = []
+    blocks = []
+    for cells in evidence.settings().values():
+        blocks.append(len(rows))
+        rows += [_comparison_row(evidence, cell, first=cell is cells[0]) for cell in cells]
+    return Table(rows, notes(evidence), blocks)
+
+
+def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
+    metrics, values, baseline = evidence.metrics(), evidence.values(cell), evidence.baseline(cell)
+    metric, compared = METRICS[cell.metric], " or ".join(METRICS[key].label for key in metrics)
+    sign = metric.sign if len(metrics) > 1 else ""
+    return [
+        (Column(None, "experiment"), evidence.name),
+        (Column(None, "scale"), evidence.scale),
+        _setting(evidence, cell, shown=first),
+        (Column("method", "method"), Shown(cell.method.name, cell.label)),
+        (Column(None, "cell"), cell.name),
+        (Column(None, "metric"), cell.metric),
+        (Column("paper", "paper"), _published(evidence, cell)),
+        (Column(f"{compared}: mean ± std (n)", ""), Quantity(list(values.values()), metric.digits, sign, counted=True)),
+        (Column(None, "seeds"), " ".join(map(str, values))),
+        *((Column(METRICS[key].label, f"{key}_"), _quantity(evidence, cell, key)) for key in evidence.experiment.also),
+        (Column("difference to STE [95 %]; p", ""), whole_effect(evidence.difference(cell, baseline), metric)),
+        (Column("forward equivalents", "forward_equivalents"), _cost(evidence, cell, "forward_equivalents", baseline)),
+        (Column("FLOPs", "flops"), _cost(evidence, cell, "flops")),
+        (Column("seconds", "seconds"), _cost(evidence, cell, "seconds")),
+        (Column("status", "status"), status(evidence, cell)),
+        (Column(None, "command"), Commands(evidence.commands(cell))),
+    ]
+
+
+def _setting(evidence: Evidence, cell: Cell, *, shown: bool = True) -> tuple[Column, Entry]:
+    """The setting, which pages do without where all cells share one, which is the title."""
+    column = Column("setting" if evidence.experiment.has_settings else None, "setting")
+    return column, Shown(cell.setting.name, cell.setting.label if shown else "")
+
+
+def _published(evidence: Evidence, cell: Cell) -> Entry:
+    """The published value, and on pages how much better it is than the published baseline."""
+    text, difference = published_text(evidence, cell), published_difference(evidence, cell)
+    return Shown(text, text if difference is None else f"{text} ({signed(difference, 2)})")
+
+
+def _quantity(evidence: Evidence, cell: Cell, key: str) -> Quantity:
+    return Quantity(list(evidence.values(cell, key).values()), METRICS[key].digits)
+
+
+def mean_cost(runs: Sequence[Run], key: str) -> float | None:
+    """Return the mean over the runs that have the key; ``None`` if none has."""
+    values = [run.summary[key] for run in runs if run.summary.get(key) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = None) -> Cost:
+    """The mean cost of a cell's runs, and how many times that of another cell it is."""
+    mean = mean_cost(evidence.finished(cell), key)
+    base = mean_cost(evidence.finished(relative_to), key) if relative_to else None
+    return Cost(mean, mean / base if mean is not None and base else None)
+
+
+def notes(evidence: Evidence) -> list[str]:
+    """Return what is missing and how to fill it, what diverged, was refused, or lies on the edge of its grid."""
+    refused = [f"Not used: {problem}." for problem in evidence.problems]
+    if not evidence.all_runs():
+        return [f"Nothing was run yet: {_code(whole_commands(evidence.experiment))}", *refused]
+    lines = []
+    for cell in evidence.cells.values():
+        where = f"{cell.setting.label}, {cell.label}" if cell.setting.name else cell.label
+        if commands := evidence.commands(cell):
+            lines.append(f"Missing ({where}): {_code(commands)}")
+        if diverged := evidence.diverged(cell):
+            lines.append(f"Diverged ({where}): seed {', '.join(map(str, diverged))}, not in the mean.")
+        if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge):
+            lines.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+    for key in evidence.experiment.also:
+        if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
+            label = METRICS[key].label
+            lines.append(f"No run has the column {label}: it came after them; remove a run and run it again.")
+    return [*lines, *(f"Tuned otherwise: {fault}." for fault in evidence.tuning_faults()), *refused]
+
+
+def _code(commands: Sequence[str]) -> str:
+    return ", then ".join(f"`{command}`" for command in commands)
+
+
+def control_table(evidence: Evidence) -> Table | None:
+    """Return FOGZO against every control, setting by setting; ``None`` if the experiment has no controls."""
+    rows: list[Row] = []
+    blocks = []
+    for verdict in verdicts(evidence):
+        if verdict.against.method.name != evidence.experiment.baseline:
+            blocks.append(len(rows))
+            rows += map(_control_row, verdict.every)
+    return Table(rows, blocks=blocks) if rows else None
+
+
+def _control_row(case: Case) -> Row:
+    return [
+        (Column(None, "experiment"), case.evidence.name),
+        _setting(case.evidence, case.cell),
+        (Column("method", "method"), Shown(case.cell.method.name, case.cell.label)),
+        (Column("against", "against"), Shown(case.other.method.name, case.other.label)),
+        (Column(None, "metric"), case.metric),
+        (Column("difference [95 %]; p", ""), whole_effect(case.difference, METRICS[case.metric])),
+        (Column("outcome"), Words([case.outcome])),
+    ]
+
+
+def parts_table(evidence: Evidence) -> Table:
+    """Return a row a setting, a column a method: its difference to the baseline, and in a word what that is worth."""
+    labels = {cell.method.name: cell.method.full_label for cell in evidence.cells.values()}
+    del labels[evidence.experiment.baseline]
+    effects = [_part_column(evidence, method) for method in labels]
+    rows = [
+        [
+            _setting(evidence, cells[0]),
+            *on_page(list(labels.values()), [by_setting.get(setting) for by_setting in effects]),
+        ]
+        for setting, cells in evidence.settings().items()
+        if any(map(evidence.finished, cells))
+    ]
+    return Table(rows, [PARTS_NOTE])
+
+
+def _part_column(evidence: Evidence, method: str) -> dict[str, Entry]:
+    """By setting, the difference of one method to the baseline."""
+    cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
+    differences = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
+    judged = [(cell, difference) for cell, difference in differences if difference is not None]
+    effects: dict[str, Entry] = {cell.setting.name: Words([Word.DIVERGED]) for cell in cells if evidence.diverged(cell)}
+    for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
+        outcome, unit = difference.outcome, len(evidence.metrics()) > 1
+        strong = stands and len(judged) > 1 and outcome in (Word.BETTER, Word.WORSE)  # of one row nothing is corrected
+        effect = Effect([difference.mean], METRICS[cell.metric], unit=unit, outcome=outcome, strong=strong)
+        effects[cell.setting.name] = effect
+    return effects
+
+
+def tuned_table(evidence: Evidence) -> Table | None:
+    """Return what tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
+    rows: list[Row] = []
+    for cell in evidence.cells.values():
+        if chosen := evidence.tuned.get(cell.name):
+            edges = dict.fromkeys(chosen.on_edge, " (edge)")
+            values = [f"{key} = {_plain(value)}{edges.get(key, '')}" for key, value in chosen.values.items()]
+            of_cell = on_page(["method", "chosen", "trials"], [cell.label, ", ".join(values), chosen.trials])
+            rows.append([_setting(evidence, cell), *of_cell])
+    return Table(rows) if rows else None
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,174 @@
+"""The tables over all experiments: the paper's claims, and members of the family at equal compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fogzo.evidence.claims import RULE, Claim, RatioCase
+from fogzo.evidence.compare import Difference
+from fogzo.evidence.experiment import Cell
+from fogzo.evidence.frame import Evidence
+from fogzo.evidence.numbers import short
+from fogzo.evidence.published import published_difference, published_direction
+from fogzo.evidence.tables.base import (
+    Effect,
+    Entry,
+    Link,
+    Quantity,
+    Row,
+    Several,
+    Table,
+    Value,
+    Words,
+    on_page,
+    whole_effect,
+)
+from fogzo.evidence.tables.comparison import mean_cost
+from fogzo.evidence.tables.compute import ratio_texts
+from fogzo.evidence.verdicts import Case, effects_of, run_of
+from fogzo.runs.schema import METRICS
+
+MEMBERS_NOTE = (
+    "Difference to the STE of the same setting whose forward equivalents are the same within 2 %: the STE itself for "
+    "what costs no forward pass, else that with more steps; positive is better. Nothing is corrected for the number of "
+    "comparisons. Methods and settings without such an STE are left out."
+)
+SAME = 0.02  # costs that differ by less than this share are the same
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Return a row a claim: the twins' verdict, how large, from how many seeds, and that at the paper's scale."""
+    headers = [
+        "the paper's claim", "at laptop scale", "difference to STE [ends of all 95 % intervals], or ratio", "seeds",
+        "at paper scale", "trust that it is the paper's",
+    ]  # fmt: skip
+    rows = []
+    for claim in claims:
+        twins = [Words(claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
+        rows.append(on_page(headers, [claim.text, *twins, Words(claim.words("paper")), claim.trust]))
+    return Table(rows, [RULE])
+
+
+def claim_effect(claim: Claim, scale: str) -> Several:
+    """Return how large the differences that count are, and how far their intervals reach; or the ratios."""
+    if not claim.ratios:
+        return Several(effects_of(claim.judged(scale), intervals=True))
+    ratios = [case.ratio for case in claim.judged_ratios(scale) if case.ratio is not None]
+    return Several([f"{r.median_text}{'×' if r.median else ''} ({r.range_text})" for r in ratios], " or ")
+
+
+def _seeds(claim: Claim, scale: str) -> str | None:
+    """How many pairs of seeds the settings have."""
+    pairs = {case.difference.pairs for case in claim.judged(scale) if case.difference}
+    pairs |= {case.ratio.pairs for case in claim.judged_ratios(scale) if case.ratio}
+    return " to ".join(map(str, sorted({min(pairs), max(pairs)}))) if pairs else None
+
+
+def cases_table(claim: Claim) -> Table:
+    """Return what bears on one claim: a row a setting that was run, or a row a ratio."""
+    if claim.ratios:
+        return Table(list(map(_ratio_row, claim.ratios)))
+    run = run_of(claim.cases)
+    unrun = len(claim.cases) - len(run)
+    return Table(list(map(_case_row, run)), [f"Settings that bear on it and were not run: {unrun}."] if unrun else [])
+
+
+def _case_row(case: Case) -> Row:
+    headers = [
+        "experiment", "setting", "baseline", "with the method", "difference [95 %]; p", "outcome",
+        "the paper's difference",
+    ]  # fmt: skip
+    evidence, metric = case.evidence, METRICS[case.metric]
+    entries: list[Entry | Value] = [
+        Link(evidence.title, f"#{evidence.name}"),
+        case.cell.setting.label if case.cell.setting.name else None,
+        *(
+            Quantity(list(evidence.values(cell).values()), metric.digits, metric.sign)
+            for cell in (case.other, case.cell)
+        ),
+        whole_effect(case.difference, metric),
+        Words([case.outcome]),
+        _published_difference(case),
+    ]
+    return on_page(headers, entries)
+
+
+def _published_difference(case: Case) -> Entry | str:
+    difference = published_difference(case.evidence, case.cell)
+    if difference is not None:
+        return Effect([difference], METRICS[case.metric])
+    if case.direction and not published_direction(case.evidence, case.cell):  # the paper says it of all settings alone
+        return "not known; the claim says better"
+    return {1: "better", -1: "worse", 0: "not known"}[case.direction]
+
+
+def _ratio_row(case: RatioCase) -> Row:
+    headers = [
+        "more compute of", "than of", "published", "ours: median", "range of all seeds", "seeds that reach it"
+    ]  # fmt: skip
+    labels = [case.first.label, case.second.label, short(case.published)]
+    return on_page(headers, [*labels, *ratio_texts(case.ratio)])
+
+
+MemberKey = tuple[str, int]  # a method's family and its samples: experiments call one method by several names
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """One setting: the differences of the members that were run in it, each with its metric."""
+
+    experiment: str
+    setting: str
+    differences: Mapping[MemberKey, tuple[Difference, str]]
+
+
+def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[MemberRow]]:
+    """Return the members by label, those run most often first, and the settings where one can be compared."""
+    labels: dict[MemberKey, str] = {}
+    rows = []
+    for evidence in every:
+        for cells in evidence.settings().values():
+            differences = {}
+            for cell in cells:
+                difference = evidence.difference(cell, equal_ste(evidence, cell))
+                if difference is not None:
+                    key = (cell.method.family, cell.method.samples)
+                    labels.setdefault(key, cell.method.label)
+                    differences[key] = (difference, cell.metric)
+            if differences:
+                label = cells[0].setting.label if cells[0].setting.name else ""  # all cells share the title's
+                rows.append(MemberRow(evidence.title, label, differences))
+    settings = {key: sum(key in row.differences for row in rows) for key in labels}
+    return {key: labels[key] for key in sorted(labels, key=lambda key: -settings[key])}, rows
+
+
+def equal_ste(evidence: Evidence, cell: Cell) -> Cell | None:
+    """Return the STE of ``cell``'s setting that cost what it cost; ``None`` if there is none, or for an STE itself."""
+    cost = mean_cost(evidence.finished(cell), "forward_equivalents")
+    if cell.method.family == "ste" or not cost:
+        return None
+    shares = {}
+    for other in evidence.settings()[cell.setting.name]:
+        of_other = mean_cost(evidence.finished(other), "forward_equivalents")
+        if other.method.family == "ste" and of_other:
+            shares[other.name] = abs(of_other / cost - 1)
+    nearest = min(shares, key=lambda name: shares[name], default=None)
+    return evidence.cells[nearest] if nearest is not None and shares[nearest] <= SAME else None
+
+
+def members_table(every: Sequence[Evidence]) -> Table:
+    """Return a row a setting, a column a member of the family: its difference to an STE of the same compute."""
+    labels, members = member_rows(every)
+    rows: list[Row] = []
+    blocks = []
+    for number, row in enumerate(members):
+        new = number == 0 or row.experiment != members[number - 1].experiment
+        blocks += [number] if new else []
+        effects = {
+            key: Effect([difference.mean], METRICS[metric], outcome=difference.outcome)
+            for key, (difference, metric) in row.differences.items()
+        }
+        headers = ["experiment", "setting", *labels.values()]
+        rows.append(on_page(headers, [row.experiment if new else "", row.setting, *map(effects.get, labels)]))
+    return Table(rows, [MEMBERS_NOTE], blocks)
