@@ -97,7 +97,8 @@ def _method(name: str, given: Any, standard: Method | None) -> Method:
                 raise UserError(f"it has no {key}: give it one{known}")
         base = standard or Method(name, label="", family=name)
         overrides = base.overrides + keys.get("overrides", ())
-        return replace(base, **{**keys, "overrides": overrides, "search": {**base.search, **_search(keys)}})
+        search = {**base.search, **_search(keys, may_leave=True)}
+        return replace(base, **{**keys, "overrides": overrides, "search": search})
 
 
 def _setting(name: str, given: Any, methods: Mapping[str, Method], tuning: Tuning, metric: str) -> Setting:
@@ -127,12 +128,13 @@ def _tuning(given: Any) -> Tuning:
         return Tuning(**{**keys, "search": _search(keys)})
 
 
-def _search(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values to search, by key; of a method also ``None``, for a key that is not to be searched."""
+def _search(keys: Mapping[str, Any], *, may_leave: bool = False) -> dict[str, Any]:
+    """Return the values to search, by key; if it ``may_leave`` keys alone, also ``None``."""
     found = keys.get("search", {})
     for key, values in found.items():
         listed = isinstance(values, list | tuple) and all(map(is_finite, values))
-        if values is not None and (not listed or not values or list(values) != sorted(set(values))):
+        left = may_leave and values is None
+        if not left and (not listed or not values or list(values) != sorted(set(values))):
             raise ArgumentError(f"search.{key}", values, "is not possible: give a list of numbers that rise")
     return {key: None if values is None else tuple(values) for key, values in found.items()}
 

@@ -257,6 +257,7 @@ def broken(experiment, path, value):
         (("tuning", "search", "optimizer.lr"), 0.1, r"search\.optimizer\.lr=0\.1 is not possible: give a list of numb"),
         (("tuning", "search", "optimizer.lr"), [0.2, 0.1], "give a list of numbers that rise"),
         (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give a list of numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), None, "give a list of numbers that rise"),  # a method may leave it alone
         (("tuning", "search", "optimizer.lr"), [], "give a list of numbers that rise"),
         (("tuning", "search", "optimizer.lr"), ["1e-3"], "give a list of numbers that rise"),  # a word to YAML 1.1
         (
