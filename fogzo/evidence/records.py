@@ -184,8 +184,7 @@ def _holds(config: Mapping[str, Any], override: str) -> bool:
 
 
 def _found(config: Any, key: str) -> Any:
-    # train.yaml's beta_min only hands its value on, and is not recorded
-    for part in ("estimator.beta_min" if key == "beta_min" else key).split("."):
+    for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
 

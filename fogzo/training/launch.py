@@ -133,7 +133,7 @@ def plain_record(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as ``config.yaml`` keeps it: plain values, no code or places, and of an experiment its name."""
     record: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record["experiment"] = (record.get("experiment") or {}).get("name")
-    dropped = ("results_dir", "run_dir", "plan", "sustained_flops", "setting", "beta_min")  # estimator.beta_min counts
+    dropped = ("results_dir", "run_dir", "plan", "sustained_flops", "setting")
     for group in record.values():
         if isinstance(group, dict):
             group.pop("_target_", None)

@@ -14,7 +14,8 @@ from fogzo.training.launch import plain_record
 from fogzo.training.plan import plan
 
 LARGE = {"llama_95m", "llama_200m", "llama_300m", "resnet50"}  # their weights take seconds to make
-RECIPES = sorted(CONFIGS.glob("recipe/*/*.yaml"))
+RECIPES = sorted(file for file in CONFIGS.glob("recipe/*/*.yaml") if file.stem != "llama")
+LLAMAS = CONFIGS / "recipe" / "paper" / "llama.yaml"
 RECORDS = CONFIGS.parent / "results" / "runs" / "recipes"
 COST = re.compile(
     r"# Cost with (?:FOGZO, n = 1|70 % STE \+ 30 % FOGZO): (\S+) FLOPs(?:, (\S+) hours on an RTX 5090 at 1e14 FLOP/s)?"
@@ -63,26 +64,27 @@ def test_a_recipe_opens_with_command_expectation_cost_and_source(file):
 
 
 def test_perplexities_of_the_paper_are_named_as_of_another_split_than_ours():
-    expected = [line for file in RECIPES for line in header(file) if line.startswith("# Expected (the paper's")]
-    perplexities = [line for line in expected if "perplexity" in line]
-    assert perplexities
-    assert all("on its split of C4" in line for line in perplexities)
+    (expected,) = (line for line in header(LLAMAS) if line.startswith("# Expected (the paper's"))
+    assert "perplexity" in expected
+    assert "on its split of C4" in expected
     assert "The test split is ours" in (CONFIGS.parent / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", PUBLISHED, ids=name)
-def test_the_command_makes_the_row_of_the_paper_that_it_quotes(file):
-    _, command, expected, *_ = header(file)
-    made_by = {tuple(numbers): overrides for numbers, overrides in published_rows(file.stem)}
-    overrides = command.split()[3:]
-    quoted, _, another = expected.partition("; LSQ ")  # a second row, with the overrides that make it
-    quotes = [(quoted, overrides)]
-    if another:
-        quotes.append((another, [*overrides, *re.findall(r"(?:quantizer|activations)=\w+", another)]))
-    for text, own in quotes:
-        numbers = tuple(float(number) for number in re.findall(r"\d+\.\d+", text))
-        wanted = compose_command(["scale=paper", *made_by[numbers]])
-        assert plain_record(compose_command(own)) == plain_record(wanted)
+def quotes():
+    """Each quoted row of the paper: network, numbers of STE and FOGZO, and the overrides that make the latter."""
+    for file in PUBLISHED:
+        _, command, expected, *_ = header(file)
+        yield file.stem, re.findall(r"\d+\.\d+", expected), command.split()[3:]
+    for line in header(LLAMAS):
+        if row := re.match(r"# +([\d.]+) +([\d.]+) +(model=(\w+)[\w= ]*)", line):
+            yield row[4], row.groups()[:2], ["scale=paper", *row[3].split()]
+
+
+@pytest.mark.parametrize(("model", "numbers", "overrides"), list(quotes()))
+def test_the_command_makes_the_row_of_the_paper_that_it_quotes(model, numbers, overrides):
+    made_by = {tuple(published): wanted for published, wanted in published_rows(model)}
+    wanted = compose_command(["scale=paper", *made_by[tuple(map(float, numbers))]])
+    assert plain_record(compose_command(overrides)) == plain_record(wanted)
 
 
 @pytest.mark.parametrize("file", [file for file in RECIPES if file.parent.name == "mini"], ids=name)

@@ -177,7 +177,7 @@ def test_the_plan_counts_the_cores_that_decode_images(monkeypatch):
     [
         ("scale=paper model=deit_mini seed=3 quantizer=lsq activations=lsq device=cpu data.root=nowhere", ""),
         ("scale=paper model=resnet_mini data.image_size=32 steps=4", ", but for steps, data.image_size"),
-        ("model=deit_mini estimator=phased beta_min=0.9", ", but for estimator.beta_min"),
+        ("model=deit_mini estimator=phased estimator.beta_min=0.9", ", but for estimator.beta_min"),
         ("model=deit_mini data=fashion_mnist optimizer=sgd optimizer.lr=0.1", ", but for data, optimizer"),
     ],
 )

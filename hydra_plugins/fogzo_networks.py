@@ -1,0 +1,30 @@
+"""Makes configs of the rows of ``configs/networks.yaml``, which read better as a table than as one file a choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def register(table: dict[str, Any]) -> None:
+    """Store a model and its recipes for each LLaMA, and for each network what estimators take from it."""
+    store = ConfigStore.instance().store
+    for name, row in table["llamas"].items():
+        optimizer, steps = {"lr": row.pop("lr")}, row.pop("steps")
+        store(name, {"name": name, **table["llama"], **row}, group="model")
+        for scale, values in (("mini", {"optimizer": optimizer}), ("paper", {"optimizer": optimizer, "steps": steps})):
+            if not (CONFIGS / "recipe" / scale / f"{name}.yaml").exists():  # llama_mini has one of its own
+                recipe = {"defaults": [f"/recipe/{scale}/llama", "_self_"], **values}
+                store(name, recipe, group=f"recipe/{scale}", package="_global_")
+    for name, row in table["estimators"].items():
+        for scale, beta in row["beta_min"].items():
+            store(name, {"beta_min": beta}, group=f"network/beta/{scale}")
+        store(name, {"probe_batch": row["probe_batch"]}, group="network/probes")
+
+
+register(OmegaConf.to_container(OmegaConf.load(CONFIGS / "networks.yaml")))  # type: ignore[arg-type]
