@@ -85,7 +85,11 @@ def standard_methods() -> Mapping[str, Method]:
 def _methods(given: Mapping[str, Any]) -> dict[str, Method]:
     if not given:
         raise UserError("it has no methods: give it some")
-    return {name: _method(name, own, standard_methods().get(name)) for name, own in given.items()}
+    methods = {name: _method(name, own, standard_methods().get(name)) for name, own in given.items()}
+    for method in methods.values():
+        for control in method.controls:
+            choice(control, f"controls of {method.name}", [*standard_methods(), *methods])
+    return methods
 
 
 def _method(name: str, given: Any, standard: Method | None) -> Method:

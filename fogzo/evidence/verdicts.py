@@ -7,16 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fogzo.evidence.compare import Difference, holm
-from fogzo.evidence.experiment import Cell, Method
+from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import is_published, published_direction
 from fogzo.evidence.tables.base import Effect
 from fogzo.evidence.words import OUTCOMES, PARTS, Word
 from fogzo.runs.schema import METRICS
-
-FOGZO = ("fogzo", "fogzo_dropin", "phased")  # families that are compared with the controls
-# controls with the noise, the norm or the compute of FOGZO with n = 1: no match for more samples
-OF_ONE_SAMPLE = ("noisy_ste", "rescaled_ste", "ste_longer")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Verdict:
         """
         said = [self.counts if self.counts != self.word else "", _effects(self.cases, directed)]
         if run_of(self.aside):
-            label = METRICS[self.aside[0].metric].label.removesuffix(", %")
+            label = METRICS[self.aside[0].metric].name
             said.append(f"by {label} {_outcomes(self.aside)}, {_effects(run_of(self.aside), directed)}")
         numbers = "; ".join(part for part in said if part)
         return f"{self.method.label} against {self.against.label}" + (f": {numbers}" if numbers else "") + "."
@@ -136,7 +132,7 @@ def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Return those of every published method against the baseline, then of FOGZO against every control."""
+    """Return those of every method against the baseline, then against its controls."""
     first = {cell.method.name: cell for cell in reversed(list(evidence.cells.values()))}
     also = next((key for key in evidence.experiment.also if METRICS[key].higher_is_better is not None), None)
     found = []
@@ -153,29 +149,15 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 
 
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Yield pairs of methods: published ones and the baseline; every FOGZO, and β = 1, with controls that match."""
-    cells = list(evidence.cells.values())
-    baseline = evidence.experiment.baseline
-    methods = list({cell.method.name: cell.method for cell in cells}.values())
-    published = {cell.method.name for cell in cells if is_published(evidence, cell)}
-    controls = [method.name for method in methods if method.is_control]
-    fogzos = [method for method in methods if method.family in FOGZO]
-    for method in methods:
-        if method.name != baseline and (method.name in published or method in fogzos):
-            yield method.name, baseline
-    for method in fogzos:
-        for control in controls:
-            if _matches(control, method):
-                yield method.name, control
-    if {"slope", "ste_longer"} <= set(controls):  # FOGZO without noise, at FOGZO's cost
-        yield "slope", "ste_longer"
-
-
-def _matches(control: str, method: Method) -> bool:
-    """Whether a control has what it is to have in common with ``method``: noise, norm, compute or tuning."""
-    if method.name == "fogzo_dropin":
-        return control == "ste_longer"  # the others are tuned, or of the noise that was tuned
-    return method.samples == 1 or control not in OF_ONE_SAMPLE
+    """Yield pairs of methods: those that are published or held against controls and the baseline, then the controls."""
+    methods = {cell.method.name: cell.method for cell in evidence.cells.values()}
+    published = {cell.method.name for cell in evidence.cells.values() if is_published(evidence, cell)}
+    for method in methods.values():
+        held = method.name in published or (method.controls and not method.is_control)
+        if held and method.name != evidence.experiment.baseline:
+            yield method.name, evidence.experiment.baseline
+    for method in methods.values():
+        yield from ((method.name, control) for control in methods if control in method.controls)
 
 
 def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, Cell]]:
