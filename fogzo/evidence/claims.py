@@ -170,5 +170,5 @@ def check_commands(claim: Claim) -> list[str]:
         seed, value = next(iter(evidence.values(cell).items()))
         metric = METRICS[cell.metric]
         command = f"python train.py -m experiment={evidence.name} cell={cell.name} seed={seed} results_dir=check"
-        lines.append(f"{command}   # {metric.label.removesuffix(', %')} {value:.{metric.digits}f}{metric.sign}")
+        lines.append(f"{command}   # {metric.name} {value:.{metric.digits}f}{metric.sign}")
     return lines

@@ -9,20 +9,26 @@ from dataclasses import dataclass
 class Metric:
     """A number of ``summary.json``: how it is called, how many digits are shown, and which way is better."""
 
-    label: str
+    name: str
     unit: str  # of a difference
     sign: str  # of a value, where metrics stand side by side
     digits: int
     higher_is_better: bool | None = None  # None: neither, it cannot be compared by
+    scale: str = ""  # what its values are, where they stand without a sign
+
+    @property
+    def label(self) -> str:
+        """The head of its values in a table, or the words along an axis."""
+        return f"{self.name}, {self.scale}" if self.scale else self.name
 
 
 METRICS = {
-    "accuracy": Metric("test accuracy, %", "points", " %", 2, True),
+    "accuracy": Metric("test accuracy", "points", " %", 2, True, scale="%"),
     "perplexity": Metric("test perplexity", "ppl", " ppl", 2, False),
     "train_loss": Metric("training loss", "nats", " nats", 4, False),
     "test_loss": Metric("test loss", "nats", " nats", 4, False),
     "mean_agreement": Metric("agreement", "", "", 2),
-    "mean_zero_probes": Metric("zero-difference probes, share", "", "", 4),
+    "mean_zero_probes": Metric("zero-difference probes", "", "", 4, scale="share"),
     "mean_crossings": Metric("codes that a pair of probes changes", "", "", 0),
     "mean_guide_norm": Metric("norm of the STE gradient", "", "", 4),
 }
