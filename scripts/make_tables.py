@@ -1,8 +1,9 @@
 """Rebuild every table from the records in results/, and the figures that pages show:  python scripts/make_tables.py
 
-Reads configs/experiment/*.yaml, records, tuned values and published numbers; trains nothing, needs no torch.  The same
-records give the same bytes.  What is written: results/tables/*.md and *.csv, the tables in README.md and docs/*.md, and
-the SVG figures that those show.  ``make report`` makes the report, all figures and the tables for LaTeX.
+Packs finished run folders, then reads configs/experiment/*.yaml, records, tuned values and published numbers; trains
+nothing, needs no torch.  The same records give the same bytes.  What is written: results/tables/*.md and *.csv, the
+tables in README.md and docs/*.md, and the SVG figures that those show.  ``make report`` makes the report, all figures
+and the tables for LaTeX.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fogzo.evidence.render import to_csv
 from fogzo.evidence.tables.comparison import comparison_table, control_table
 from fogzo.evidence.tables.compute import reached_table
 from fogzo.runs.files import atomic_write
+from fogzo.runs.records import add
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES, FIGURES = Path("results/tables"), Path("results/figures")
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="a folder with configs/experiment/ and results/")
     os.chdir(parser.parse_args().root)  # so that no page names a path of this machine
     try:
+        unpacked = add(Path("results")).faults
         every = [gather(experiment) for experiment in confirmed_experiments()]
         figures = draw_linked(every)
         TABLES.mkdir(exist_ok=True)
@@ -41,7 +44,10 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     problems = [problem for evidence in every for problem in [*evidence.problems, *evidence.tuning_faults()]]
-    if problems:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
+    if problems := [
+        *map(str, unpacked),
+        *problems,
+    ]:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
         sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 

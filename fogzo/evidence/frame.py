@@ -144,11 +144,10 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
     Records that cannot be read, that are stale, or that contradict themselves are left out and named in ``problems``.
 
     Raises:
-        RunError: if two runs claim one cell, or the experiment names a published table or row that there is not.
+        RunError: if the experiment names a published table or row that there is not.
     """
-    unusable: dict[Path, str] = {}
-    records = records_of(experiment, results, unusable)
-    problems = [*unusable.values(), *(f"{path}: {reason}: it is not used" for path, reason in records.stale.items())]
+    records = records_of(experiment, results)
+    problems = list(map(str, records.faults))
     evidence = Evidence(
         experiment=experiment,
         runs=records.runs,
@@ -187,5 +186,5 @@ def _not_finite(evidence: Evidence) -> list[str]:
         for run in evidence.finished(cell):
             for key in dict.fromkeys([evidence.metric_of(cell), *also]):
                 if not is_finite(run.summary.get(key)):
-                    found.append(f"{run.path}: {key} is {run.summary.get(key)}, no finite number: it is in no mean")
+                    found.append(f"{run.where}: {key} is {run.summary.get(key)}, no finite number: it is in no mean")
     return found

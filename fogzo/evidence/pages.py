@@ -40,7 +40,7 @@ def page(evidence: Evidence, figures: Collection[str] = ()) -> str:
     tuned = tuned_table(evidence)
     shown = [(f"{name}{end}", what) for end, what in FIGURES.items() if f"{name}{end}" in figures]
     parts = [
-        f"# {evidence.title}\n\nMade by `make tables` from `results/runs/{name}`; not typed. "
+        f"# {evidence.title}\n\nMade by `make tables` from `results/records/{name}.jsonl`; not typed. "
         f"Scale: {evidence.scale}.\n\n{said}",
         f"{heading}\n{markdown(comparison_table(evidence))}\n{METHOD}\n\n{COST_NOTE}\n\n{STATUS_RULE}\n\n",
         f"## FOGZO against the controls\n\n{markdown(controls)}\n" if controls else "",
@@ -94,7 +94,7 @@ def footer(evidence: Evidence) -> str:
         f"{package} {_list(str(versions.get(package, 'not recorded')) for versions in installed)}" for package in named
     ]
     return (
-        f"{len(runs)} runs in results/runs/{evidence.name}, scale {evidence.scale}, "
+        f"{len(runs)} runs in results/records/{evidence.name}.jsonl, scale {evidence.scale}, "
         f"data {_list(str((run.summary.get('data') or {}).get('name')) for run in runs)}, "
         f"seeds {_list(run.summary['seed'] for run in runs)}, commit {_list(commits)}{changed}, "
         f"{', '.join(versions)}, {_list(str(run.summary.get('device')) for run in runs)}. "

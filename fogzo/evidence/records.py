@@ -1,13 +1,13 @@
 """Which record fills which cell of an experiment, and which no longer does: nothing stale is used in silence.
 
-A record is stale when its config is not the one that its folder is named after, or when the experiment's file, or the
-file of tuned values, has changed since; one that is damaged, or was changed by hand, is a problem.  No torch here.
+A record is stale when the experiment's file, or the file of tuned values, has changed since; ``fogzo.runs.records``
+finds those that are damaged or were changed by hand.  No torch here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from fogzo.evidence.chosen import read_chosen, tune_command, tuned_values, tunin
 from fogzo.evidence.experiment import Cell, Experiment, key_of
 from fogzo.runs.folder import FIRST_FILES, RunError, one_line, parse_config
 from fogzo.runs.identity import differences, identity
-from fogzo.runs.records import Run, fault, load_runs
+from fogzo.runs.records import Fault, Run, drop_command, read_records
 
 
 @dataclass(frozen=True)
@@ -29,52 +29,44 @@ class Records:
     Attributes:
         runs: what fills each cell, by seed; finished or diverged.
         unfinished: runs that have begun and are not over, by cell and seed.
-        stale: records that are not to be used, and why.
+        faults: what is wrong with the records that are not to be used.
     """
 
     runs: Mapping[str, Mapping[int, Run]]
     unfinished: Mapping[str, Mapping[int, Path]]
-    stale: Mapping[Path, str]
+    faults: Sequence[Fault]
 
 
-def records_of(experiment: Experiment, results_dir: Path, problems: dict[Path, str] | None = None) -> Records:
-    """Every record below ``results_dir/runs/NAME``, sorted into cells.
-
-    Args:
-        problems: if given, what is wrong with a record that cannot be read or believed (``fogzo.runs.records.fault``)
-            is added to it, a sentence by folder, and the record left out.
-
-    Raises:
-        RunError: if a record cannot be read or believed, and ``problems`` is not given; or two records that are not
-            stale claim one cell and seed.
-    """
-    cells, folder = experiment.cells, results_dir / "runs" / experiment.name
+def records_of(experiment: Experiment, results_dir: Path) -> Records:
+    """Every record of an experiment, from ``results_dir/records`` and what has begun in ``results_dir/runs``."""
+    cells, read = experiment.cells, read_records(results_dir / "records" / f"{experiment.name}.jsonl")
+    begun, faults = _begun(results_dir / "runs" / experiment.name)
+    faults = [*read.faults, *faults]
     values = {name: known_values(experiment, cell) for name, cell in cells.items()}
-    runs: dict[str, dict[int, Run]] = {name: {} for name in cells}
+    found: dict[str, dict[int, list[Run]]] = {name: {} for name in cells}
     unfinished: dict[str, dict[int, Path]] = {name: {} for name in cells}
-    stale = {}
-    for run in [*load_runs(folder, problems), *_begun(folder, problems)]:
-        reason = staleness(run, experiment, values)
-        if reason is not None:
-            stale[run.path] = reason
-            continue
-        cell, seed = run.config["cell"], run.config["seed"]
-        if not run.summary:
-            unfinished[cell][seed] = run.path
-            continue
-        if (reason := fault(run)) is not None:
-            if problems is None:
-                raise RunError(reason)
-            problems[run.path] = reason
-            continue
-        if seed in runs[cell]:
-            other = runs[cell][seed].path
-            raise RunError(f"{run.path} and {other} both claim cell {cell}, seed {seed}: remove the one that is wrong")
-        runs[cell][seed] = run
-    for those in runs.values():
-        for seed, reason in _strangers(those).items():
-            stale[those.pop(seed).path] = reason
-    return Records(runs, unfinished, stale)
+    for run in [*read.runs.values(), *begun]:
+        cell, seed = str(run.config.get("cell")), run.config["seed"]
+        if (reason := staleness(run, experiment, values)) is not None:
+            faults.append(_fault(run, reason))
+        elif run.summary:
+            found[cell].setdefault(seed, []).append(run)
+        else:
+            unfinished[cell][seed] = run.place
+    runs: dict[str, dict[int, Run]] = {}
+    for cell, by_seed in found.items():
+        runs[cell] = {seed: same[0] for seed, same in by_seed.items() if len(same) == 1}
+        for seed, same in by_seed.items():
+            if len(same) > 1:
+                reason = f"lines {', '.join(str(run.line) for run in same)} all claim cell {cell}, seed {seed}"
+                faults += [_fault(run, reason) for run in same]
+        for seed, reason in _strangers(runs[cell]).items():
+            faults.append(_fault(runs[cell].pop(seed), reason))
+    return Records(runs, unfinished, faults)
+
+
+def _fault(run: Run, reason: str) -> Fault:
+    return Fault(run.place, run.line, reason, drop_command(run))
 
 
 def _strangers(runs: Mapping[int, Run]) -> dict[int, str]:
@@ -96,12 +88,10 @@ def staleness(run: Run, experiment: Experiment, values: Mapping[str, Mapping[str
     Args:
         values: ``known_values`` of each cell.
     """
-    config, name = run.config, run.path.name
+    config = run.config
     cell, seed = str(config.get("cell")), config.get("seed")
-    if name.rpartition("-")[2] != identity(config):
+    if not run.line and run.place.name.rpartition("-")[2] != identity(config):
         return f"its config gives the hash {identity(config)}, not the one in its name: it was changed by hand"
-    if run.summary and (str(run.summary.get("cell")), run.summary.get("seed")) != (cell, seed):
-        return "its summary names another cell or seed than its config"
     if config.get("experiment") != experiment.name or config.get("phase") != "confirm":
         return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
     if cell not in experiment.cells:
@@ -148,18 +138,16 @@ def gaps_of(
     return found
 
 
-def _begun(folder: Path, problems: dict[Path, str] | None) -> Iterable[Run]:
-    """The runs that are not over; of a folder that a run would refuse, what is wrong goes to ``problems``."""
-    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
-        if (path / "summary.json").exists():
-            continue
+def _begun(folder: Path) -> tuple[list[Run], list[Fault]]:
+    """The runs that are not over, and what is wrong with folders that a run would refuse."""
+    runs, faults = [], []
+    for path in sorted(path for path in folder.glob("*") if path.is_dir() and not (path / "summary.json").exists()):
         try:
             if (config := _config_of(path)) is not None:
-                yield Run(path, config, {})
+                runs.append(Run(path, 0, config))
         except RunError as error:
-            if problems is None:
-                raise
-            problems[path] = str(error)
+            faults.append(Fault(path, 0, str(error), drop_command(Run(path, 0, {}))))
+    return runs, faults
 
 
 def _config_of(path: Path) -> Mapping[str, Any] | None:
@@ -168,12 +156,14 @@ def _config_of(path: Path) -> Mapping[str, Any] | None:
     if not file.exists():
         if all(other.name in FIRST_FILES for other in path.iterdir()):
             return None
-        raise RunError(f"{path} holds files of a run but no config.yaml: remove the folder and run it again")
+        raise RunError("it holds files of a run but no config.yaml")
     try:
         config = parse_config(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{file} cannot be read ({one_line(error)}): remove its folder") from error
-    return config if isinstance(config, Mapping) else {}
+        raise RunError(f"its config.yaml cannot be read ({one_line(error)})") from error
+    if not isinstance(config, Mapping) or "seed" not in config:
+        raise RunError("its config.yaml is that of no run")
+    return config
 
 
 def _holds(config: Mapping[str, Any], override: str) -> bool:

@@ -116,7 +116,11 @@ class RunFolder:
         return folder.summary()
 
     def summary(self) -> dict[str, Any] | None:
-        """The outcome, or ``None`` while the run is not over."""
+        """Return the outcome, or ``None`` while the run is not over.
+
+        Raises:
+            RunError: if it cannot be read, or was changed after the run had ended.
+        """
         if not self.summary_file.exists():
             return None
         try:
@@ -127,7 +131,15 @@ class RunFolder:
             ) from error
         if not isinstance(summary, dict):
             raise RunError(f"{self.summary_file} does not hold a summary: remove that file to finish the run again")
+        if summary.get("digest", (digest := digest_of(summary, self._metrics()))) != digest:
+            raise RunError(
+                f"{self.summary_file} or metrics.jsonl was changed after the run had ended (its digest differs): give "
+                "back the old file, or remove summary.json to carry out the run again"
+            )
         return summary
+
+    def _metrics(self) -> bytes:
+        return self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics."""
@@ -160,7 +172,7 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the record's digest, and with them end the run."""
         try:
-            digest = digest_of(summary, self.metrics_file)
+            digest = digest_of(summary, self._metrics())
         except OSError as error:
             raise RunError(
                 f"{self.metrics_file} cannot be read ({error.strerror or error}): make it readable, and the same "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 # Keys that change where a run lies or what it shows, and not one bit of its result
@@ -43,18 +42,28 @@ def identity(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(_result_keys(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def digest_of(summary: Mapping[str, Any], metrics_file: Path) -> str:
-    """The SHA-256 (64 hexadecimal digits) of a record: the bytes of its metrics, and all else that its summary says.
+def label_of(config: Mapping[str, Any]) -> str:
+    """Return what a run is called in its experiment: its cell, or ``model-quantizer-estimator`` where there is none."""
+    groups = ("model", "quantizer", "estimator")
+    return str(config.get("cell") or "-".join(config[group]["name"] for group in groups))
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """Return the name that no other run of the experiment has: readable first, then the config's identity."""
+    return f"{label_of(config)}-seed{config['seed']}-{identity(config)}"
+
+
+def digest_of(summary: Mapping[str, Any], metrics: bytes) -> str:
+    """Return the SHA-256 (64 hexadecimal digits) of a record: its metrics, and all else that its summary says.
 
     No signature, which nobody else could make: it tells what a slip of an editor, a merge or a disk changed.
 
-    Raises:
-        OSError: if the metrics cannot be read.  A run that diverged before its first row has none: as if empty.
+    Args:
+        metrics: the bytes of ``metrics.jsonl``; empty for a run that diverged before its first row.
     """
     rest = {key: value for key, value in summary.items() if key != "digest"}
-    metrics = hashlib.sha256(metrics_file.read_bytes() if metrics_file.exists() else b"").hexdigest()
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{metrics} {canonical}".encode()).hexdigest()
+    return hashlib.sha256(f"{hashlib.sha256(metrics).hexdigest()} {canonical}".encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -69,7 +78,7 @@ def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
     for key, value in config.items():
         if prefix + key in PRESENTATION:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield from _result_keys(value, f"{prefix}{key}.")
         elif prefix + key not in ADDED or ADDED[prefix + key] != value:
             yield prefix + key, value

@@ -1,70 +1,282 @@
-"""Read run folders back, and say what is in them.  Needs no torch: records are text."""
+"""The packed records, ``results/records/EXPERIMENT.jsonl``: read, find, add and drop runs, one line each.
+
+The lines (``fogzo.runs.packed``) are sorted by cell and seed.  After a merge they may not be, which does no harm;
+``add`` sorts them again.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
-from fogzo.runs.folder import Loader, RunError, one_line, parse_config
-from fogzo.runs.identity import digest_of
+from fogzo.runs.files import atomic_write
+from fogzo.runs.folder import Loader, RunError, one_line
+from fogzo.runs.identity import label_of, run_name
+from fogzo.runs.packed import Run as Run
+from fogzo.runs.packed import pack_folder, place_name, unpack
 
-# What every row has, as a number; the costs among them, and the steps, a finished run's summary has too
-OF_ROW = ("step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", "seconds")
-OF_FINISHED = ("steps", "forward_equivalents", "flops", "seconds")
-WORDS = ("event",)  # in a row: no number
-NOT_KNOWN = ("loss", "peak_memory_bytes")  # may be null: no loss of the row was finite, memory could not be read
-# What a summary repeats of its config, and of the last row of its metrics: where they differ, somebody has edited one
-OF_CONFIG = ("seed", "cell", "experiment", "scale", "phase")
-OF_LAST_ROW = (
-    "train_loss",
-    "test_loss",
-    "accuracy",
-    "perplexity",
-    "forwards",
-    "backwards",
-    "flops",
-    "forward_equivalents",
-    "seconds",
-    "cpu_seconds",
-)
+RECIPES = "recipes"  # the file of runs that belong to no experiment
+COMMAND = "python scripts/records.py"
 
 
 @dataclass(frozen=True)
-class Run:
-    """The record of a run that is over."""
+class Fault:
+    """Why a record is not used.
 
-    path: Path
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    Attributes:
+        place, line: a file of records and the line in it, or a folder and 0.
+        command: what takes it away.
+    """
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows, in order; none if the run diverged before the first.
+    place: Path
+    line: int
+    reason: str
+    command: str
 
-        Raises:
-            RunError: if the file is damaged.
-        """
-        return self._rows
+    @property
+    def where(self) -> str:
+        """The place as a sentence names it."""
+        return place_name(self.place, self.line)
 
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}: it is not used; `{self.command}` takes it away"
+
+
+@dataclass(frozen=True)
+class Read:
+    """What stands in a file of records.
+
+    Attributes:
+        runs: those that can be used, by name, in the file's order.
+        faults: what is wrong with the other lines.
+        faulty: the faults of runs of which there is no usable line, by name, as far as that can be read.
+    """
+
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
+    faulty: Mapping[str, Fault] = field(default_factory=dict)
+
+
+@dataclass
+class Added:
+    """What came of adding folders: the names of new records, folders whose runs go on, and those not taken."""
+
+    new: list[str] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def file_of(config: Mapping[str, Any], records: Path) -> Path:
+    """Return the file that a run's record belongs to."""
+    return records / f"{config.get('experiment') or RECIPES}.jsonl"
+
+
+def drop_command(run: Run) -> str:
+    """Return the command that takes a run out of the records; of one that is not over, its folder away."""
+    if not run.line:
+        return _remove(run.place)
+    words = {"experiment": run.place.stem, "cell": label_of(run.config), "seed": run.config["seed"]}
+    return f"{COMMAND} drop {' '.join(shlex.quote(f'{key}={value}') for key, value in words.items())}"
+
+
+def _remove(folder: Path) -> str:
+    return f"rm -r {shlex.quote(str(folder))}"  # people copy folders, and name the copies with spaces
+
+
+def read_records(file: Path) -> Read:
+    """Return what stands in a file, each line checked; nothing if there is no such file.
+
+    Not used is a line that is damaged or was changed, one that repeats another, and two that give one run two results.
+    """
+    if not file.exists():
+        return Read()
+    stat = file.stat()
+    return _read(file, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read(file: Path, *state: int) -> Read:
+    """As ``read_records``, once for each state of the file: a sweep asks for each of its runs."""
+    command = f"{COMMAND} drop --unusable {shlex.quote(f'experiment={file.stem}')}"
+    found: dict[str, list[tuple[str, Run]]] = {}
+    faults: list[Fault] = []
+    faulty: dict[str, Fault] = {}
+    for number, text in enumerate(_lines(file), 1):
         try:
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} is damaged ({one_line(error)}): remove the folder and run it again") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise RunError(f"{file} is damaged (a line is no row): remove the folder and run it again")
-        return rows
+            run = unpack(text, file, number)
+            if file_of(run.config, file.parent) != file:
+                raise RunError(f"it is a run of experiment {run.config.get('experiment')}")
+            found.setdefault(run.name, []).append((text, run))
+        except RunError as error:
+            faults.append(Fault(file, number, one_line(error), command))
+            faulty[_name(text)] = faults[-1]
+    runs = {}
+    for name, same in found.items():
+        if len({text for text, _ in same}) == 1:
+            runs[name] = same[0][1]
+            faults += [Fault(file, run.line, f"it repeats line {runs[name].line}", command) for _, run in same[1:]]
+        else:
+            reason = f"lines {', '.join(str(run.line) for _, run in same)} give one run different results"
+            faults += [Fault(file, run.line, reason, command) for _, run in same]
+            faulty[name] = faults[-1]
+    return Read(runs, faults, {name: fault for name, fault in faulty.items() if name not in runs})
+
+
+def _name(text: str) -> str:
+    """Return the name that a line which cannot be used gives its run; "" if that cannot be read."""
+    try:
+        said = json.loads(text)
+        return f"{said['cell']}-seed{int(said['seed'])}-{said['identity']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def find(config: Mapping[str, Any], records: Path) -> Run | None:
+    """Return the packed run that ``config`` asks for, or ``None``.
+
+    Raises:
+        RunError: if there is one that cannot be used.
+    """
+    read, name = read_records(file_of(config, records)), run_name(config)
+    if name in read.faulty:
+        raise RunError(str(read.faulty[name]))
+    return read.runs.get(name)
+
+
+def add(results: Path, folders: Iterable[Path] | None = None) -> Added:
+    """Pack run folders into ``results/records``, and leave them; what is packed already is left as it is.
+
+    Args:
+        folders: by default all below ``results/runs``, but for the trials of tuning.
+    """
+    added, records = Added(), results / "records"
+    new: dict[Path, dict[str, str]] = {}
+    with _alone(records):
+        for folder in _folders(results / "runs") if folders is None else folders:
+            try:
+                if (folder / "config.yaml").exists() and not (folder / "summary.json").exists():
+                    added.unfinished.append(folder)
+                elif not _known(folder, records):
+                    _take(folder, records, new)
+            except RunError as error:
+                added.faults.append(Fault(folder, 0, one_line(error), _remove(folder)))
+        for file in sorted({*new, *record_files(results)}):
+            lines = new.get(file, {})
+            added.new += lines
+            if lines or not _sorted(read_records(file)):
+                _write(file, sorted(dict.fromkeys([*_lines(file), *lines.values()]), key=_order))
+    return added
+
+
+def _folders(runs: Path) -> list[Path]:
+    """Return every run folder; a run that is killed before it wrote its config leaves none."""
+    configs = [*runs.glob("*/config.yaml"), *runs.glob("*/*/config.yaml")]
+    return sorted(file.parent for file in configs if not file.parent.parent.name.endswith("_tuning"))
+
+
+def _known(folder: Path, records: Path) -> bool:
+    """Return whether the folder's run is packed, as far as its name and its digest tell: fast, for many folders."""
+    run = read_records(records / f"{folder.parent.name}.jsonl").runs.get(folder.name)
+    try:
+        return run is not None and json.loads((folder / "summary.json").read_text())["digest"] == run.summary["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _take(folder: Path, records: Path, new: dict[Path, dict[str, str]]) -> None:
+    """Put a folder's line, by file and name, into ``new``, unless its run is packed; RunError if it cannot be."""
+    line = pack_folder(folder)
+    run = unpack(line, folder, 0)
+    if run.config.get("phase") == "tune":
+        raise RunError("it is a trial of tuning, of which results/tuned keeps what came out")
+    file, name = file_of(run.config, records), run.name
+    packed = read_records(file).runs.get(name)
+    if packed is not None and packed.summary["digest"] != run.summary["digest"]:
+        raise RunError(f"{packed.where} has another result of this run")
+    if new.setdefault(file, {}).setdefault(name, line) != line:
+        raise RunError(f"another folder has another result of {name}")
+    if packed is not None:
+        del new[file][name]
+
+
+def drop(results: Path, choose: Callable[[Run], bool]) -> list[Run]:
+    """Take the usable records that are chosen out of their files, and return them."""
+    gone: list[Run] = []
+    with _alone(results / "records"):
+        for file in record_files(results):
+            chosen = [run for run in read_records(file).runs.values() if choose(run)]
+            _take_out(file, [run.line for run in chosen])
+            gone += chosen
+    return gone
+
+
+def drop_unusable(results: Path, names: Sequence[str] = ()) -> list[Fault]:
+    """Take every line that cannot be used out of the files of these names, or of all; return what was wrong with it."""
+    gone: list[Fault] = []
+    with _alone(results / "records"):
+        for file in record_files(results):
+            faults = read_records(file).faults if not names or file.stem in names else []
+            _take_out(file, [fault.line for fault in faults])
+            gone += faults
+    return gone
+
+
+def record_files(results: Path) -> list[Path]:
+    """Return every file of records."""
+    return sorted((results / "records").glob("*.jsonl"))
+
+
+def _alone(records: Path) -> FileLock:
+    """Return what holds other processes off the records while they are changed."""
+    records.mkdir(parents=True, exist_ok=True)
+    return FileLock(records / ".lock")
+
+
+def _take_out(file: Path, numbers: Sequence[int]) -> None:
+    if numbers:
+        _write(file, [line for number, line in enumerate(_lines(file), 1) if number not in numbers])
+
+
+def _write(file: Path, lines: list[str]) -> None:
+    """Write a file of records, if it is to change, whole or not at all; without lines it goes."""
+    if lines == _lines(file):
+        return
+    if lines:
+        atomic_write(file, "".join(f"{line}\n" for line in lines).encode())
+    else:
+        file.unlink()
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a file, without their ends; none if there is no file."""
+    if not file.exists():
+        return []
+    text = file.read_bytes().decode(errors="replace")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _sorted(read: Read) -> bool:
+    """Return whether the runs stand in their order."""
+    order = [(label_of(run.config), run.config["seed"], name) for name, run in read.runs.items()]
+    return order == sorted(order)
+
+
+def _order(line: str) -> tuple[str, int, str]:
+    """Return what lines are sorted by; those that cannot be read come last."""
+    if not (name := _name(line)):
+        return "~", 0, line
+    said = json.loads(line)
+    return str(said["cell"]), int(said["seed"]), name
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
@@ -88,56 +300,6 @@ def parse_yaml(path: Path, data: bytes) -> dict[str, Any] | None:
     return content
 
 
-def load_runs(folder: Path, problems: dict[Path, str] | None = None) -> list[Run]:
-    """Every run directly below ``folder`` that is over, sorted by name; unfinished ones are left out.
-
-    Args:
-        problems: if given, what is wrong with a record is added to it, a sentence by folder, and the record left out.
-
-    Raises:
-        RunError: if a record cannot be read, and ``problems`` is not given.
-    """
-    runs = []
-    for summary_file in sorted(folder.glob("*/summary.json")):
-        try:
-            runs.append(_read(summary_file.parent))
-        except RunError as error:
-            if problems is None:
-                raise
-            problems[summary_file.parent] = str(error)
-    return runs
-
-
-def _read(path: Path) -> Run:
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        config = parse_config((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(
-            f"the record in {path} cannot be read ({one_line(error)}): remove the folder and run it again"
-        ) from error
-    if not isinstance(summary, dict) or not isinstance(config, dict) or summary.get("seed") is None:
-        raise RunError(f"the record in {path} lacks its seed or its config: remove the folder and run it again")
-    return Run(path, config, summary)
-
-
-def fault(run: Run) -> str | None:
-    """Why a record is not to be believed, as a sentence; ``None``: nothing speaks against it.
-
-    A summary repeats parts of the config and, of a finished run, the last row of its metrics; it holds the costs, and a
-    digest of all that it and the metrics say.  (That the folder is named after the
-    config is for ``fogzo.evidence.records``.)
-    """
-    try:
-        run.metrics()
-    except RunError as error:
-        return str(error)
-    # the digest last: the others can say what is wrong
-    found = (check(run) for check in (_wrong_summary, _wrong_row, _wrong_end, _wrong_digest))
-    reason = next((reason for reason in found if reason is not None), None)
-    return None if reason is None else f"{run.path}: {reason}: remove the folder and run it again"
-
-
 def is_finite(value: Any) -> bool:
     """Whether ``value`` is a finite number, and not too large for a float.
 
@@ -150,53 +312,6 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def _wrong_summary(run: Run) -> str | None:
-    for key in OF_CONFIG:
-        if run.summary.get(key) != run.config.get(key):
-            return f"{key} is {run.summary.get(key)} in its summary, {run.config.get(key)} in its config"
-    status = run.summary.get("status")
-    if status not in ("finished", "diverged"):
-        return f"its status is {status}, neither finished nor diverged"
-    for key in OF_FINISHED if status == "finished" else ():
-        if not is_finite(run.summary.get(key)):
-            return f"{key} is {run.summary.get(key)} in its summary, no finite number"
-    return None
-
-
-def _wrong_row(run: Run) -> str | None:
-    diverged = run.summary["status"] == "diverged"
-    for number, row in enumerate(run.metrics(), 1):
-        for key in OF_ROW:
-            if key not in row:
-                return f"row {number} of its metrics has no {key}"
-        for key, value in row.items():
-            unknown = (value is None and key in NOT_KNOWN) or (diverged and key == "loss")
-            if not (unknown or key in WORDS or is_finite(value)):
-                return f"in row {number} of its metrics {key} is {value}, no finite number"
-    return None
-
-
-def _wrong_end(run: Run) -> str | None:
-    if run.summary["status"] != "finished":
-        return None
-    if not run.metrics():
-        return "it is finished, but its metrics are missing"
-    last = run.metrics()[-1]
-    for key, in_summary, in_row in [("step", "steps", "step"), *((key, key, key) for key in OF_LAST_ROW)]:
-        if run.summary.get(in_summary) != last.get(in_row):
-            return f"{key} is {run.summary.get(in_summary)} in its summary, {last.get(in_row)} in its last row"
-    return None
-
-
-def _wrong_digest(run: Run) -> str | None:
-    digest = run.summary.get("digest")
-    if digest is None:
-        return "it has no digest, so nothing shows that it is as the run left it"
-    if digest != digest_of(run.summary, run.path / "metrics.jsonl"):
-        return "it was changed by hand: its numbers are not those that its digest was made of"
-    return None
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

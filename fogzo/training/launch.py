@@ -14,8 +14,10 @@ from fogzo.data.text import known_sha256
 from fogzo.errors import UserError
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
-from fogzo.runs.identity import digest_of, identity
+from fogzo.runs.identity import run_name
+from fogzo.runs.packed import Run
 from fogzo.runs.provenance import provenance
+from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint
 from fogzo.training.build import build, reporters
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
@@ -46,6 +48,8 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
         return finished_before(record, summary, path)
+    if not cfg.run_dir and record["phase"] != "tune" and (run := find(record, Path(cfg.results_dir) / "records")):
+        return finished_before(record, dict(run.summary), path, run)
     alone = exclusive_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
     with alone, process_group(choose_device(cfg.device)):
         return _carry_out(cfg, record, path)
@@ -144,33 +148,30 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     """Return the run folder of a config: readable first, then the hash of all that changes the result."""
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    parts = (
-        [record["cell"]] if record["cell"] else [record[group]["name"] for group in ("model", "quantizer", "estimator")]
-    )
-    name = "-".join([*parts, f"seed{record['seed']}", identity(record)])
     folder = Path(cfg.results_dir) / "runs"
     if record["experiment"]:
         folder /= record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")
-    return folder / name
+    return folder / run_name(record)
 
 
-def finished_before(record: Mapping[str, Any], summary: dict[str, Any], folder: Path) -> dict[str, Any]:
+def finished_before(
+    record: Mapping[str, Any], summary: dict[str, Any], folder: Path, packed: Run | None = None
+) -> dict[str, Any]:
     """Say what the run of ``record`` ended with, and return its summary.
 
+    Args:
+        packed: its packed record; without one, its record is in ``folder``.
+
     Raises:
-        RunError: if the summary was edited, or the run was of other data than those that are there now.
+        RunError: if the run was of other data than those that are there now.
         Diverged: if it had diverged.
     """
-    if summary.get("digest", (digest := digest_of(summary, folder / "metrics.jsonl"))) != digest:
-        raise RunError(
-            f"{folder}/summary.json or metrics.jsonl was changed after the run had ended (its digest differs): give "
-            "back the old file, or remove summary.json to carry out the run again"
-        )
+    where = packed.where if packed else folder
     data, asked = summary.get("data") or {}, record["data"]
     here = known_sha256(asked["name"], asked.get("root", "data"))
     if here and data.get("sha256") and here != data["sha256"]:
         raise RunError(
-            f"the finished run in {folder} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "
+            f"the finished run in {where} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "
             f"{here[:12]}): give back the old data, or choose another results_dir or run_dir"
         )
     if summary.get("status") == "diverged":
@@ -178,19 +179,20 @@ def finished_before(record: Mapping[str, Any], summary: dict[str, Any], folder: 
     say(
         f"finished already: {headline(summary)}",
         f"data:     {data.get('name', asked['name'])} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
-        f"result:   {folder}",
-        *(f"note:     {note}" for note in _missing_weights(record, folder)),
+        f"result:   {where}",
+        *(f"note:     {note}" for note in _missing_weights(record, folder, packed)),
     )
     return summary
 
 
-def _missing_weights(record: Mapping[str, Any], folder: Path) -> list[str]:
+def _missing_weights(record: Mapping[str, Any], folder: Path, packed: Run | None) -> list[str]:
     """Say how to get weights that are asked for and not there."""
     wanted = ["model.pt", *(["best.pt"] if record.get("keep_best") else [])]
     missing = [name for name in wanted if not (folder / name).exists()]
     if not missing:
         return []
-    return [f"{' and '.join(missing)} not kept here: with {folder}/summary.json removed, the same command trains again"]
+    again = f"after `{drop_command(packed)}`" if packed else f"with {folder}/summary.json removed"
+    return [f"{' and '.join(missing)} not kept here: {again}, the same command trains again"]
 
 
 def summary_of(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:

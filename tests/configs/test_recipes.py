@@ -1,6 +1,5 @@
 """Every recipe opens with its command, what to expect, its cost and source; the cost is what plan=true computes."""
 
-import json
 import re
 
 import pytest
@@ -10,13 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.evidence.parse import read_experiment
+from fogzo.runs.records import read_records
 from fogzo.training.launch import plain_record
 from fogzo.training.plan import plan
 
 LARGE = {"llama_95m", "llama_200m", "llama_300m", "resnet50"}  # their weights take seconds to make
 RECIPES = sorted(file for file in CONFIGS.glob("recipe/*/*.yaml") if file.stem != "llama")
 LLAMAS = CONFIGS / "recipe" / "paper" / "llama.yaml"
-RECORDS = CONFIGS.parent / "results" / "runs" / "recipes"
+RECORDS = CONFIGS.parent / "results" / "records" / "recipes.jsonl"
 COST = re.compile(
     r"# Cost with (?:FOGZO, n = 1|70 % STE \+ 30 % FOGZO): (\S+) FLOPs(?:, (\S+) hours on an RTX 5090 at 1e14 FLOP/s)?"
 )
@@ -92,8 +92,9 @@ def test_what_a_mini_recipe_expects_was_recorded(file):
     _, _, expected, cost, *_ = header(file)
     summaries = {}
     for estimator in ("fogzo", "ste"):
-        for found in RECORDS.glob(f"{file.stem}-fixed-{estimator}-seed0-*/summary.json"):
-            summaries[estimator] = json.loads(found.read_text(encoding="utf-8"))
+        for run in read_records(RECORDS).runs.values():
+            if run.name.startswith(f"{file.stem}-fixed-{estimator}-seed0-"):
+                summaries[estimator] = run.summary
     if len(summaries) < 2:
         assert expected == "# Expected: not run by us."
         return

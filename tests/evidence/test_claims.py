@@ -89,11 +89,11 @@ def test_what_diverges_is_never_better_and_counts_as_worse_if_it_always_does(
     monkeypatch.chdir(tmp_path)
     seeds = 4 if 1 in diverging.values() else 3
     made = experiment(seeds=range(11, 11 + seeds))
-    folders = write(tmp_path, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
+    records = write(tmp_path, made, effect=lambda cell: 3 * cell.endswith(".fogzo"))
     for cell, count in diverging.items():
         for seed in range(11, 11 + count):
-            edit(folders[cell, seed], status="diverged", accuracy=GONE)
-            sign(folders[cell, seed])
+            edit(records[cell, seed], status="diverged", accuracy=GONE)
+            sign(records[cell, seed])
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN})
     evidence = gathered(made)
     (claim,) = claims_of([evidence])

@@ -4,11 +4,10 @@ import csv
 import io
 import math
 import re
-import shutil
 import statistics
 
 import pytest
-from helpers.made_up import change, edit, experiment, gathered, sign, write
+from helpers.made_up import edit, experiment, gathered, remove, sign, write
 
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
@@ -74,9 +73,9 @@ def test_the_csv_has_every_number_in_full(project):
 
 def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
     made = experiment()
-    folders = write(project, made)
+    records = write(project, made)
     for seed in made["seeds"]:
-        shutil.rmtree(folders["resnet.fogzo", seed])
+        remove(records["resnet.fogzo", seed])
     found = gathered(made)
     row = comparison_table(found).texts()[6]
     assert row[3:] == ["–", "–", "–", "–", "–", "not run"]
@@ -86,15 +85,15 @@ def test_a_cell_without_runs_is_a_dash_with_the_command_that_fills_it(project):
 
 def test_diverged_and_refused_runs_are_named_below(project):
     made = experiment()
-    folders = write(project, made)
+    records = write(project, made)
     for seed in made["seeds"]:
-        edit(folders["deit.fogzo", seed], status="diverged")
-        sign(folders["deit.fogzo", seed])
-    edit(folders["deit.ste", 11], accuracy=99)
+        edit(records["deit.fogzo", seed], status="diverged")
+        sign(records["deit.fogzo", seed])
+    edit(records["deit.ste", 11], accuracy=99)
     found = gathered(made)
     notes = "\n".join(comparison_table(found).notes)
     assert "Diverged (deit | a net, 2 bit, FOGZO, n = 1): seed 11, 12, 13" in notes
-    assert "Not used: results/runs/twin/deit.ste-seed11-" in notes
+    assert "Not used: results/records/twin.jsonl, line 1: it was changed" in notes
     assert status(found, found.cells["deit.fogzo"]).text == "diverged"
 
 
@@ -114,11 +113,10 @@ def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project)
 
 def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
     made = experiment()
-    for (cell, _), path in write(project, made, effect=effect).items():
+    for (cell, _), record in write(project, made, effect=effect).items():
         if cell == "deit.fogzo":
-            change(path, 20, signed=False, step=7)
-            edit(path, steps=7)
-            sign(path)
+            edit(record, steps=7)
+            sign(record)
     found = gathered(made)
     assert status(found, found.cells["deit.fogzo"]).text == "scaled-down twin: not at the paper's steps, not judged"
     found.paper["rows"]["deit_row"]["baseline_steps"] = found.finished(found.cells["deit.ste"])[0].summary["steps"] / 7
@@ -266,9 +264,7 @@ def test_the_page_names_runs_seeds_commit_and_versions(project):
     found = gathered(made)
     text = page(found)
     assert footer(found) in text
-    assert (
-        "30 runs in results/runs/twin, scale mini, data made up, seeds 11, 12, 13, commit 0123456789, torch 2.14.1"
-        in text
-    )
+    assert "30 runs in results/records/twin.jsonl, scale mini, data made up, seeds 11, 12, 13, commit 0123456" in text
+    assert "torch 2.14.1" in text
     assert "The paper: Nets on images. FOGZO is better than STE at the same number of steps." in text
     assert str(project) not in text

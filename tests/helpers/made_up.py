@@ -3,13 +3,16 @@
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from fogzo.evidence.frame import gather
 from fogzo.evidence.parse import parse
-from fogzo.runs.identity import digest_of, identity
+from fogzo.runs.files import atomic_write
+from fogzo.runs.identity import digest_of
+from fogzo.runs.packed import Run, pack
 
 METHODS = {  # those of configs/methods.yaml
     "ste": None,
@@ -18,6 +21,30 @@ METHODS = {  # those of configs/methods.yaml
     "noisy_ste": {"tuned_as": None},
     "ste_longer": None,
 }
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a made-up record stands."""
+
+    file: Path
+    cell: str
+    seed: int
+
+    @property
+    def number(self) -> int:
+        """Its line, from 1."""
+        said = [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        return 1 + [(one["cell"], one["seed"]) for one in said].index((self.cell, self.seed))
+
+    def replace(self, changed) -> None:
+        """Put what ``changed`` makes of the line in its place; None takes it out."""
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        at = self.number - 1
+        new = changed(json.loads(lines[at]))
+        lines[at : at + 1] = [] if new is None else [new]
+        atomic_write(self.file, "".join(f"{line}\n" for line in lines).encode())
+
 
 GONE = object()  # a value to edit away
 GROUPS = ("model", "data", "quantizer", "estimator", "activations", "optimizer", "schedule")
@@ -46,8 +73,8 @@ def gathered(made, *args):
     return gather(parse(made), *args)
 
 
-def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[tuple[str, int], Path]:
-    """Write experiment, published numbers, tuned values and a record for every cell and seed; returns their folders.
+def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[tuple[str, int], Record]:
+    """Write experiment, published numbers, tuned values and a record for every cell and seed; returns the records.
 
     Args:
         effect: from cell name to how far (in accuracy points) the cell lies above its baseline.
@@ -69,15 +96,16 @@ def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[t
     if tuned:
         dump(root / f"results/tuned/{name}.yaml", {name: entry_of(made, cell) for name, cell in cells.items()})
     effect = effect or (lambda cell: 0.0)
-    return {
-        (cell.name, seed): record(root / "results/runs" / name, made, cell, seed, effect(cell.name), rows)
-        for cell in cells.values()
-        for seed in made["seeds"]
-    }
+    file = root / f"results/records/{name}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    asked = [(cell, seed) for cell in cells.values() for seed in made["seeds"]]
+    packed = [line(made, cell, seed, effect(cell.name), rows) for cell, seed in asked]
+    file.write_text("".join(f"{one}\n" for one in packed), encoding="utf-8")
+    return {(cell.name, seed): Record(file, cell.name, seed) for cell, seed in asked}
 
 
-def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Path:
-    """One run's folder, as a finished run leaves it."""
+def line(made, cell, seed, effect=0.0, rows=20) -> str:
+    """One run's line, packed as a finished run's is."""
     noise = random.Random(f"{cell.name} {seed}")
     shared = random.Random(f"{cell.setting.name} {seed}").gauss(0, 0.5)
     about = {
@@ -102,20 +130,14 @@ def record(folder: Path, made, cell, seed, effect=0.0, rows=20, **summary) -> Pa
         )  # fmt: skip
     same = {key: lines[-1][key] for key in lines[-1] if key not in ("step", "loss")}
     ends = {"git_commit": "0123456789abcdef", "git_dirty": False, "versions": {"torch": "2.14.1"}, "device": "cpu"}
-    path = folder / f"{cell.name}-seed{seed}-{identity(config)}"
-    path.mkdir(parents=True)
-    dump(path / "config.yaml", config)
-    done = {"status": "finished", **about, **same, "steps": 1000, "data": {"name": "made up"}, **ends, **summary}
-    (path / "summary.json").write_text(json.dumps(done), encoding="utf-8")
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    sign(path)
-    return path
+    done = {"status": "finished", **about, **same, "steps": 1000, "data": {"name": "made up"}, **ends}
+    return signed(config, done, lines)
 
 
-def sign(path: Path) -> None:
-    """Give a record the digest of what it says now."""
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    edit(path, digest=digest_of(summary, path / "metrics.jsonl"))
+def signed(config, summary, rows) -> str:
+    """The line of a run with these rows, its digest that of what it says."""
+    metrics = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return pack(config, {**summary, "digest": digest_of(summary, metrics)}, metrics)
 
 
 def config_of(cell) -> dict:
@@ -149,28 +171,36 @@ def dump(path: Path, content) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def edit(path: Path, **values) -> None:
+def edit(record: Record, **values) -> None:
     """Change a summary by hand, its digest left as it was."""
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8")) | values
-    summary = {key: value for key, value in summary.items() if value is not GONE}
-    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+    def changed(said):
+        summary = said["summary"] | values
+        said["summary"] = {key: value for key, value in summary.items() if value is not GONE}
+        return json.dumps(said)
+
+    record.replace(changed)
 
 
-def lines(folder, edited):
-    file = folder / "metrics.jsonl"
-    file.write_text("".join(f"{line}\n" for line in edited(file.read_text().splitlines())))
+def sign(record: Record) -> None:
+    """Give a record the digest of what it says now."""
+    change(record, 0)
 
 
-def change(folder, number, *, signed=True, **values):
+def change(record: Record, number: int, **values) -> None:
     """Change a row (from 1), and with the last one the summary; with a new digest, as who means to deceive would."""
 
-    def changed(rows):
-        row = json.loads(rows[number - 1]) | values
-        rows[number - 1] = json.dumps({key: value for key, value in row.items() if value is not GONE})
-        if number == len(rows):
-            edit(folder, **values)
-        return rows
+    def changed(said):
+        rows, summary = Run(Path(), 0, {}, {}, said["metrics"]).metrics(), said["summary"]
+        for of in [rows[number - 1], *([summary] if number == len(rows) else [])] if number else []:
+            of |= values
+            for key in [key for key, value in values.items() if value is GONE]:
+                del of[key]
+        return signed(said["config"], summary, rows)
 
-    lines(folder, changed)
-    if signed:
-        sign(folder)
+    record.replace(changed)
+
+
+def remove(record: Record) -> None:
+    """Take a record out."""
+    record.replace(lambda said: None)

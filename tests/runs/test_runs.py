@@ -14,7 +14,6 @@ from torch import nn
 from fogzo.runs.files import atomic_write
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.identity import ADDED, PRESENTATION, differences, digest_of, identity
-from fogzo.runs.records import load_runs
 from fogzo.training import checkpoint
 
 CONFIG = {
@@ -200,11 +199,11 @@ def test_a_digest_is_of_every_byte_of_the_metrics_and_every_value_of_the_summary
     folder.finish({"seed": 0, "accuracy": 80.1, "steps": 2})
     summary = folder.summary()
     assert re.fullmatch("[0-9a-f]{64}", summary["digest"])
-    assert digest_of(dict(reversed(summary.items())), folder.metrics_file) == summary["digest"]
+    assert digest_of(dict(reversed(summary.items())), folder.metrics_file.read_bytes()) == summary["digest"]
     changed = [summary | {"accuracy": 80.2}, {key: value for key, value in summary.items() if key != "steps"}]
-    assert all(digest_of(other, folder.metrics_file) != summary["digest"] for other in changed)
+    assert all(digest_of(other, folder.metrics_file.read_bytes()) != summary["digest"] for other in changed)
     folder.truncate_metrics(folder.metrics_size() - 25)
-    assert digest_of(summary, folder.metrics_file) != summary["digest"]
+    assert digest_of(summary, folder.metrics_file.read_bytes()) != summary["digest"]
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
@@ -285,42 +284,3 @@ OTHERS = {"width": nn.Linear(5, 2), "tensors": nn.Linear(4, 2, bias=False), "nam
 def test_the_checkpoint_of_another_model_is_refused(other, tmp_path):
     with pytest.raises(RunError, match=r"c\.pt holds another model \(.+\): move it away"):
         checkpoint.restore_model(other, MODEL_STATE["model"], tmp_path / "c.pt")
-
-
-def write_run(root, name, **summary):
-    folder = root / name
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("seed: 0\n")
-    (folder / "summary.json").write_text(json.dumps({"seed": 0, "cell": None} | summary))
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    return folder
-
-
-def test_finished_runs_are_read_back_by_name_cell_and_seed(tmp_path):
-    for name, cell, seed in [("b", "ste", 1), ("a", "ste", 2), ("c", "other", 1), ("d", "ste", 9), ("e", None, 1)]:
-        write_run(tmp_path, name, cell=cell, seed=seed)
-    write_run(tmp_path, "unfinished").joinpath("summary.json").unlink()
-    runs = load_runs(tmp_path)
-    assert [run.path.name for run in runs] == ["a", "b", "c", "d", "e"]
-    assert runs[0].metrics() == [{"step": 1}, {"step": 2}]
-    assert load_runs(tmp_path / "missing") == []
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '"seed"'], ids=range(5))
-@pytest.mark.parametrize("file", ["summary.json", "config.yaml"])
-def test_a_damaged_record_is_refused_in_one_line(file, text, tmp_path):
-    (write_run(tmp_path, "run") / file).write_text(text)
-    with pytest.raises(RunError, match=r"^the record in \S*run .*remove the folder.*$"):
-        load_runs(tmp_path)
-    problems = {}
-    assert load_runs(tmp_path, problems) == []
-    assert re.match(r"^the record in \S*run .*remove the folder", problems[tmp_path / "run"])
-
-
-def test_damaged_metrics_are_refused_and_a_run_that_logged_none_has_no_rows(tmp_path):
-    run = write_run(tmp_path, "run")
-    (run / "metrics.jsonl").write_text('{"step": 1}\n{"st')
-    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
-        load_runs(tmp_path)[0].metrics()
-    (run / "metrics.jsonl").unlink()  # it diverged before its first row
-    assert load_runs(tmp_path)[0].metrics() == []

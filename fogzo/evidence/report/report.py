@@ -47,8 +47,8 @@ def report(found: Sequence[Evidence]) -> str:
     parts += [
         f"<section id='unrun'><h2>What was not run</h2>{_unrun(run, unrun)}</section>",
         f"<section id='reading'><h2>How to read this</h2>{prose(METHOD)}{prose(COST_NOTE)}{prose(STATUS_RULE)}",
-        "<p>Tables, figures and verdicts above are made by <code>make tables</code> from the run folders in "
-        "<code>results/runs</code>; the sentences of the answers are written by hand. Exploratory runs are not in them."
+        "<p>Tables, figures and verdicts above are made by <code>make tables</code> from <code>results/records</code>; "
+        "the sentences of the answers are written by hand. Exploratory runs are not in them."
         "</p></section></main></body></html>\n",
     ]
     return "\n".join(parts)
@@ -107,15 +107,15 @@ def _experiment(evidence: Evidence) -> str:
 
 
 def runs_table(evidence: Evidence) -> Table:
-    """Every run with its number and its folder."""
+    """Every run with its number and where its record stands."""
     rows = []
     for cell in evidence.cells.values():
         metric = METRICS[cell.metric]
         for seed, run in sorted(evidence.runs[cell.name].items()):
             value = evidence.values(cell).get(seed)
             text = str(run.summary["status"]) if value is None else f"{value:.{metric.digits}f}{metric.sign}"
-            headers = ["cell", "seed", "result", "run folder"]
-            rows.append(on_page(headers, [cell.name, seed, text, run.path.as_posix()]))
+            headers = ["cell", "seed", "result", "record"]
+            rows.append(on_page(headers, [cell.name, seed, text, run.where]))
     return Table(rows)
 
 
@@ -124,7 +124,7 @@ def _check(evidence: Evidence) -> str:
     return (
         f"# tune again: the values in {evidence.experiment.tuning.chosen}\n"
         f"python scripts/tune.py experiment={name}\n"
-        f"# run again: what is done is skipped, so remove a run folder first\n"
+        f"# run again: what is done is skipped, so drop a record first (scripts/records.py)\n"
         f"python train.py -m experiment={name}\n"
         f"# tables and figures again: results/tables/{name}.md and .csv, and this report\n"
         f"make tables report"
