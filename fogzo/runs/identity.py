@@ -34,6 +34,8 @@ ADDED = {
     "stop_on": "nonfinite",
     "deterministic": True,
     "begin_from": None,
+    "pull.strength": 0.0,
+    "pull.start": 0.8,
 }
 
 

@@ -31,6 +31,7 @@ from fogzo.training.distributed import synchronise_norms
 from fogzo.training.ledger import ComputeLedger, autocast, measure_flops
 from fogzo.training.reporters import Progress, Reporter
 from fogzo.training.shapes import DataShape, check_shape
+from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task, task_of
 from fogzo.training.trainer import Trainer
 
@@ -83,6 +84,7 @@ def build(cfg: DictConfig) -> Trainer:
         ledger=measure_ledger(model, task, settings.batch_size // parts),
         settings=settings,
         weights=weights,
+        pull=GridPull(weights, steps=settings.steps, **cfg.pull) if cfg.pull.strength else None,
         compiled=compiled,
         reduced=average_gradients(model, cfg) if world()[1] > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),
