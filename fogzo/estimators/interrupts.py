@@ -13,9 +13,13 @@ from types import FrameType
 def interrupts_deferred() -> Iterator[None]:
     """Within: Ctrl-C waits until the end, where it is delivered as it would have been; a second one strikes at once.
 
-    Without this a KeyboardInterrupt could fall between the lines that put weights back.
+    Without this a KeyboardInterrupt could fall between the lines that put weights back.  A handler whose ``only_notes``
+    is true is left in place: it does not raise at the first Ctrl-C.
     """
     before = signal.getsignal(signal.SIGINT)
+    if getattr(before, "only_notes", False):
+        yield
+        return
     if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
         yield  # only the main thread gets Ctrl-C; a handler that was not set from Python could not be set again
         return

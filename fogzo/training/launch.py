@@ -25,6 +25,7 @@ from fogzo.training.devices import choose_device, exclusive_gpu
 from fogzo.training.distributed import process_group
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
+from fogzo.training.resume import resume
 from fogzo.training.trainer import Trainer
 from fogzo.training.warm_start import warm_start
 from fogzo.training.watch import Diverged
@@ -115,7 +116,7 @@ def _follow(record: dict[str, Any], trainer: Trainer, path: Path) -> dict[str, A
 
 def _start(trainer: Trainer, folder: RunFolder, record: Mapping[str, Any]) -> bool:
     """Bring ``trainer`` to where it begins: to ``folder``'s checkpoint (returns ``True``), another run's, or step 0."""
-    resumed = trainer.resume(folder)
+    resumed = resume(trainer, folder)
     if not resumed:
         warm_start(trainer, record)
     same_start(trainer)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,33 +18,55 @@ from fogzo.runs.folder import one_line
 Row = Mapping[str, Any]
 
 
+SHOWN = (
+    *("loss", "train_loss", "test_loss", "accuracy", "perplexity", "agreement", "zero_probes", "crossings"),
+    *("flips", "forward_equivalents", "seconds"),
+)
+
+
 class Reporter(Protocol):
-    """Told of every step and every logged row; the record itself is ``metrics.jsonl``."""
+    """Told of every step, every logged row and each batch of an evaluation; the record itself is ``metrics.jsonl``."""
 
     def start(self, step: int, steps: int) -> None: ...
     def step(self, step: int, loss: float) -> None: ...
     def row(self, row: Row) -> None: ...
+    def evaluating(self, done: int, batches: int) -> None: ...
     def close(self) -> None: ...
 
 
 class Progress:
-    """A bar with loss, metric, speed and time left on a terminal; a line for each logged row elsewhere."""
+    """A bar with loss, metric, speed and time left on a terminal; lines elsewhere.
 
-    def __init__(self, *, bar: bool | None = None) -> None:
+    A line comes with each logged row, with the first step, and wherever none came for ``every`` seconds.
+    """
+
+    def __init__(self, *, bar: bool | None = None, every: float = 10.0) -> None:
         self.use_bar = sys.stderr.isatty() if bar is None else bar
+        self.every = every
         self.bar: tqdm[Any] | None = None
         self.metric = ""
-        self.steps = 0
+        self.steps = self.at_step = 0
+        self.printed: float | None = None  # when the last line was
 
     def start(self, step: int, steps: int) -> None:
-        self.steps = steps
+        self.steps, self.at_step, self.printed = steps, step, None
         if self.use_bar:
             self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.2)
 
     def step(self, step: int, loss: float) -> None:
+        self.at_step = step
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}{self.metric}", refresh=False)
             self.bar.update(1)
+        elif self._silent():
+            self._print(f"loss {loss:.4g}")
+
+    def evaluating(self, done: int, batches: int) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"evaluating: {done} of {batches} batches", refresh=False)
+            self.bar.update(0)
+        elif self._silent():
+            self._print(f"evaluating: {done} of {batches} batches")
 
     def row(self, row: Row) -> None:
         if "accuracy" in row:
@@ -50,26 +74,22 @@ class Progress:
         elif "perplexity" in row:
             self.metric = f", perplexity {row['perplexity']:.1f}"
         if self.bar is None:
-            shown = (
-                "loss",
-                "train_loss",
-                "test_loss",
-                "accuracy",
-                "perplexity",
-                "agreement",
-                "zero_probes",
-                "crossings",
-                "forward_equivalents",
-                "seconds",
-            )
-            values = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
-            event = f"{row['event']}: " if "event" in row else ""
-            print(f"step {row['step']}/{self.steps}  {event}{values}", flush=True)
+            values = "  ".join(f"{name} {row[name]:.4g}" for name in SHOWN if row.get(name) is not None)
+            self.at_step = row["step"]
+            self._print(f"{row['event']}: {values}" if "event" in row else values)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    def _silent(self) -> bool:
+        return self.printed is None or time.monotonic() - self.printed >= self.every
+
+    def _print(self, text: str) -> None:
+        self.printed = time.monotonic()
+        with suppress(OSError):  # a closed terminal or pipe ends no run
+            print(f"step {self.at_step}/{self.steps}  {text}", flush=True)
 
 
 class WandbMirror:
@@ -108,6 +128,9 @@ class WandbMirror:
 
     def step(self, step: int, loss: float) -> None:
         """Nothing to do: rows are mirrored, steps are not."""
+
+    def evaluating(self, done: int, batches: int) -> None:
+        """Nothing to do."""
 
     def row(self, row: Row) -> None:
         self.run.log({name: value for name, value in row.items() if value is not None}, step=int(row["step"]))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# SLURM sends SIGTERM before it kills, and ahead of the time limit what it is asked for: SIGUSR1 (--signal=USR1@120), or
-# SIGUSR2, which submitit asks for
-SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    *(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)),
-)
+# A closed terminal sends SIGHUP.  SLURM sends SIGTERM before it kills, and ahead of the time limit what it is asked
+# for: SIGUSR1 (--signal=USR1@120), or SIGUSR2, which submitit asks for
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # not on Windows
+]
+PATIENCE = 2.0  # seconds that a step may take to end once a stop is asked for
 
 
 class Interrupted(Exception):  # not an error: the run goes on when it is started again
@@ -26,16 +28,25 @@ class Interrupted(Exception):  # not an error: the run goes on when it is starte
         self.code = 128 + number
 
 
+class StepAbandoned(Exception):
+    """A step is given up between two passes, since a stop was asked for and it takes too long."""
+
+
 class StopRequest:
     """Context in which a stop signal sets ``number`` instead of striking; a second Ctrl-C stops at once."""
 
+    only_notes = True  # for fogzo.estimators.interrupts: it may be called at any moment
+
     def __init__(self) -> None:
         self.number: int | None = None
+        self.asked = 0.0  # when
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+            # what is ignored stays so: nohup has a run go on when the terminal closes
+            ours = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self) for number in ours}
         return self
 
     def __exit__(
@@ -59,7 +70,12 @@ class StopRequest:
         handler(number, None)
         return True
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    @property
+    def overdue(self) -> bool:
+        """Whether a stop was asked for so long ago that the step should not be waited for."""
+        return self.number is not None and time.monotonic() - self.asked > PATIENCE
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number, self.asked = number, time.monotonic()

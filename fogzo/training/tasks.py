@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,40 +37,48 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: Network, batch: Batch) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar."""
 
     @abstractmethod
     def metrics(self, train: list[float], test: list[float]) -> dict[str, float]:
-        """The metrics from two results of :meth:`sums` (added up)."""
+        """Return the metrics from two results of :meth:`sums` (added up over a split)."""
 
     @abstractmethod
     def sums(self, model: Network, batch: Batch) -> list[Tensor]:
-        """What is added up over a split: summed loss, predictions, right ones among them (0 where no metric)."""
+        """Return what is added up over a split: summed loss, predictions, right ones among them (0 where no metric)."""
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics over the test split and a part of the training split; exact for any number of ranks."""
+    def evaluate(self, model: nn.Module, told: Callable[[int, int], None] | None = None) -> dict[str, float]:
+        """Return metrics over the test split and a part of the training split; exact for any number of ranks.
+
+        ``told`` hears after each batch how many are done, and of how many.
+        """
+        splits = [(self.data.train, self.train_examples), (self.data.test, self.test_examples)]
+        batches = [self._batches(split, examples) for split, examples in splits]
+        done, of = 0, sum(map(len, batches))
+        totals = [[0.0, 0.0, 0.0] for _ in splits]
         was_training = model.training
         model.eval()
         try:
             with parametrize.cached():  # quantize once, not once a batch
-                train = self._totals(model, self.data.train, self.train_examples)
-                test = self._totals(model, self.data.test, self.test_examples)
+                for total, (split, _), parts in zip(totals, splits, batches, strict=True):
+                    for part in parts:
+                        for place, value in enumerate(self.sums(model, split.batch(part))):
+                            total[place] += float(value)
+                        done += 1
+                        if told is not None:
+                            told(done, of)
         finally:
             model.train(was_training)
-        return self.metrics(train, test)
+        device = next(model.parameters()).device
+        # divided once, by the metrics, so that ragged batches and ranks count right
+        return self.metrics(*(sum_over_ranks(total, device) for total in totals))
 
-    def _totals(self, model: nn.Module, split: Split, examples: int) -> list[float]:
-        """Sums over ``examples`` of the split; divided once, later, so that ragged batches and ranks count right."""
+    def _batches(self, split: Split, examples: int) -> Sequence[Tensor]:
+        """Return this rank's batches of ``examples`` of a split: whole ones, which one process would take too."""
         examples = min(examples, len(split))
-        indices = torch.arange(examples) * len(split) // examples
         rank, ranks = world()
-        totals = [0.0, 0.0, 0.0]
-        # every rank takes whole batches, the same that one process would have taken
-        for part in torch.split(indices, self.evaluation_batch)[rank::ranks]:
-            values = self.sums(model, split.batch(part))
-            totals = [total + float(value) for total, value in zip(totals, values, strict=True)]
-        return sum_over_ranks(totals, next(model.parameters()).device)
+        return torch.split(torch.arange(examples) * len(split) // examples, self.evaluation_batch)[rank::ranks]
 
 
 class Classification(Task):
@@ -130,7 +138,7 @@ class LanguageModelling(Task):
 
 
 def task_of(data: Data, evaluation_tokens: int = 2**17, evaluation_examples: int | None = None) -> Task:
-    """The task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split, images on
+    """Return the task that a data set is for; text is evaluated on ``evaluation_tokens`` of its test split, images on
     ``evaluation_examples`` of either split (``None``: see :class:`Classification`)."""
     return (
         LanguageModelling(data, evaluation_tokens)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fogzo.data import Batch, DataOrder, Feed
-from fogzo.estimators import Estimate, Estimator, evaluations_per_call
-from fogzo.estimators.replay import tracking_norms
+from fogzo.data import DataOrder, Feed
+from fogzo.estimators import Estimate, Estimator
 from fogzo.quantize import QuantizedWeight
-from fogzo.ranks import as_rank_0, barrier, gather, share, world
+from fogzo.quantizers import Quantizer
+from fogzo.ranks import barrier, gather, share, world
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
 from fogzo.seeding import seed_step
 from fogzo.training import checkpoint
+from fogzo.training.closure import BatchClosure
 from fogzo.training.config import Settings
 from fogzo.training.ledger import PEAK, ComputeLedger, autocast
 from fogzo.training.reporters import Reporter
 from fogzo.training.schedules import Schedule
-from fogzo.training.signals import Interrupted, StopRequest
+from fogzo.training.signals import Interrupted, StepAbandoned, StopRequest
 from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task
 from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, numbers
@@ -69,6 +69,9 @@ class Trainer:
         self.schedule, self.ledger, self.settings = schedule, ledger, settings
         self.folder, self.reporters = folder, reporters
         self.device = next(model.parameters()).device
+        # what a forward pass may write: quantizers' own stand still
+        writers = (module for module in model.modules() if not isinstance(module, Quantizer))
+        self.buffers = [buffer for module in writers for buffer in module.buffers(recurse=False)]
         self.rank, self.ranks = world()
         part = share(settings.batch_size, self.rank, self.ranks) if settings.parallel == "data" else None
         self.order = DataOrder(len(task.data.train), settings.batch_size, settings.seed, repeats)
@@ -81,6 +84,7 @@ class Trainer:
         self.schedule.follow(weights)
         self.best: float | None = None  # of the task's metric
         self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
+        self.stop = StopRequest()
         self.notes: list[str] = []  # what a resumed run has to say
 
     def fit(self) -> dict[str, float]:
@@ -97,35 +101,57 @@ class Trainer:
             self.codes.row()
         evaluation: dict[str, float] = {}
         try:
-            with StopRequest() as stop:
+            with StopRequest() as self.stop:
                 while self.step < self.settings.steps:
-                    begun, begun_cpu = time.perf_counter(), time.process_time()
-                    estimate = self.train_step(self.step)
-                    self.step += 1
-                    loss = self._observe(estimate)
-                    self.ledger.seconds += time.perf_counter() - begun
-                    self.ledger.cpu_seconds += time.process_time() - begun_cpu
-                    for reporter in self.reporters:
-                        reporter.step(self.step, loss)
-                    evaluation = self.evaluate() if self._due("evaluate_every") else {}
-                    if evaluation or self._due("log_every"):
-                        self._log(evaluation)
-                    signal = self._over_ranks(stop.number or 0)[1]
-                    if signal or (self._due("checkpoint_every") and self.step < self.settings.steps):
-                        self.save()
-                    if signal and self.step < self.settings.steps and not stop.pass_on(signal):
-                        raise Interrupted(signal, self.step)
+                    if self._finish_step():
+                        evaluation = self.evaluate() if self._due("evaluate_every") else {}
+                        if evaluation or self._due("log_every"):
+                            self._log(evaluation)
+                    self._save_or_leave()
         finally:
             self.feed.close()
             for reporter in self.reporters:
                 reporter.close()
         return evaluation or self.evaluate()
 
+    def _finish_step(self) -> bool:
+        """Take the next step and note what it saw; ``False`` if it was given up, and nothing has changed."""
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        ledger, estimator = copy.copy(self.ledger), self.estimator.state_dict()
+        buffers = [buffer.clone() for buffer in self.buffers]
+        try:
+            estimate = self.train_step(self.step)
+        except StepAbandoned:
+            self.ledger.load_state_dict(ledger.state_dict())
+            self.estimator.load_state_dict(estimator)
+            for buffer, before in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(before)
+            return False
+        self.step += 1
+        loss = self._observe(estimate)
+        self.ledger.seconds += time.perf_counter() - begun
+        self.ledger.cpu_seconds += time.process_time() - begun_cpu
+        for reporter in self.reporters:
+            reporter.step(self.step, loss)
+        return True
+
+    def _save_or_leave(self) -> None:
+        """Save where a checkpoint is due or a stop was asked for; after that, leave.
+
+        Raises:
+            Interrupted: if a stop was asked for.
+        """
+        asked = self._over_ranks(self.stop.number or 0)[1]
+        if asked or (self._due("checkpoint_every") and self.step < self.settings.steps):
+            self.save()
+        if asked and self.step < self.settings.steps and not self.stop.pass_on(asked):
+            raise Interrupted(asked, self.step)
+
     def evaluate(self) -> dict[str, float]:
         """Return the task's metrics at the current weights; the best weights so far are kept if the settings say so."""
         self.ledger.note_memory(self.device)
         with autocast(self.settings.precision, self.device):
-            metrics = self.task.evaluate(self.model)
+            metrics = self.task.evaluate(self.model, self._evaluating)
         PEAK.forget(self.device)  # the ledger's is of training
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -137,6 +163,10 @@ class Trainer:
                 self.folder.keep("best.pt", checkpoint.weights(self.model))
         return metrics
 
+    def _evaluating(self, done: int, batches: int) -> None:
+        for reporter in self.reporters:
+            reporter.evaluating(done, batches)
+
     def train_step(self, step: int) -> Estimate:
         """Take one step: batch, learning rate, estimate, clip, update."""
         seed_step(self.settings.seed, step, self.rank if self.settings.parallel == "data" else 0)
@@ -146,14 +176,17 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
+        measured = self.estimator.state_dict()
         estimate = self.estimator.estimate(BatchClosure(self, batch), step=step)
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         # with stop_on=never a step without finite loss and gradients changes nothing, on any rank
         if self.settings.stop_on != "never" or self._finite(estimate):
             self.optimizer.step()
-        if self.pull is not None:
-            self.pull(step, self.optimizer.param_groups[0]["lr"])
+            if self.pull is not None:
+                self.pull(step, self.optimizer.param_groups[0]["lr"])
+        else:
+            self.estimator.load_state_dict(measured)
         self.schedule.observe(step)
         self.ledger.examples += self.settings.batch_size
         return estimate
@@ -162,45 +195,6 @@ class Trainer:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         total = torch.stack(torch._foreach_norm(grads)).sum() + estimate.loss
         return bool(gather(total).isfinite().all())
-
-    def closure(self, batch: Batch, *, backward: bool) -> Tensor:
-        """Return the loss of one batch at the current weights, in micro-batches; charge the ledger for it.
-
-        With several ranks it is the loss of this rank's part: gradients are averaged here, losses by the estimator.
-        """
-        micro_batches = self.settings.micro_batches
-        losses = []
-        for i, part in enumerate(zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True)):
-            with self._network(backward=backward, last=i == micro_batches - 1) as network:
-                with autocast(self.settings.precision, self.device):
-                    loss = self.task.loss(network, part) / micro_batches
-                if backward:
-                    loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        if self.settings.parallel == "probes":  # the estimator sees what it would in one process
-            as_rank_0(p.grad for p in self.model.parameters() if backward)
-            as_rank_0(buffer for norm in tracking_norms(self.model) for buffer in norm.buffers())  # in probes: none
-        self.ledger.charge(forwards=evaluations_per_call(), backwards=int(backward), examples=self.settings.batch_size)
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    def slice_loss(self, batch: Batch, k: int) -> Tensor:
-        """Return the mean loss of micro-batch ``k``; the last one of a round charges the ledger for a whole batch."""
-        micro_batches = self.settings.micro_batches
-        with autocast(self.settings.precision, self.device):
-            inputs, targets = (tensor.chunk(micro_batches)[k] for tensor in batch)
-            loss = self.task.loss(self.forward, (inputs, targets))
-        if k == micro_batches - 1:
-            self.ledger.charge(forwards=1, examples=self.settings.batch_size)
-        return loss.detach()
-
-    @contextmanager
-    def _network(self, *, backward: bool, last: bool) -> Iterator[Callable[..., Any]]:
-        """Yield what runs the model: gradients are averaged over ranks once, with the last micro-batch."""
-        if self.reduced is None or not backward:
-            yield self.forward
-        else:
-            with nullcontext() if last else self.reduced.no_sync():
-                yield self.reduced
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
@@ -239,55 +233,17 @@ class Trainer:
             checkpoint.keep_last(self.folder.checkpoint_file, self.step, self.settings.keep_checkpoints)
         barrier()  # a rank that left now would have torchrun end the one that writes
 
-    def resume(self, folder: RunFolder | None = None) -> bool:
-        """Go on from the newest whole checkpoint in ``folder`` (default: its own); ``False`` if there is none.
-
-        ``self.notes`` says what is not as usual about it.
-
-        Raises:
-            RunError: if all of them are damaged, or :func:`fogzo.training.checkpoint.check_run` refuses it.
-        """
-        folder = folder or self.folder
-        if folder is None:
-            return False
-        newest = checkpoint.newest(folder.checkpoint_file)
-        if newest is None:
-            if self.folder is not None:
-                self.folder.truncate_metrics(0)
-            return False
-        path, state, damaged = newest
-        checkpoint.check_run(self.state_dict() | {"run": identity(folder.config)}, state, path)
-        self._use_threads(state.get("threads"))
-        self.begun_from = state.get("begun_from")
-        self.restore(state, path)
-        if self.folder is not None:
-            self.folder.truncate_metrics(state["metrics_bytes"])
-            checkpoint.set_aside(damaged)
-        if path != folder.checkpoint_file:
-            unread = ", ".join(file.name for file in damaged)
-            reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"
-            self.notes.append(f"{reason}: going on from {path.name}, the newest that can be read")
-        return True
-
-    def restore(self, state: Mapping[str, Any], path: Path, way_out: str = checkpoint.AWAY) -> None:
-        """Take over what the checkpoint in ``path`` holds; it was checked."""
-        checkpoint.restore_model(self.model, state["model"], path, way_out)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned; of the model's, see :mod:`fogzo.training.resume`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
         self.watch.load_state_dict(state["watch"])
-        self.codes.load_state_dict(state.get("codes"))
+        self.codes.load_state_dict(state.get("codes"))  # the first checkpoints had none
         for name, part in (("estimator", self.estimator), ("schedule", self.schedule)):
             if (before := state.get(name, {})).keys() == part.state_dict().keys():  # another run may have had another
                 part.load_state_dict(before)
         self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
         self.step, self.best = state["step"], state["best"]
-
-    def _use_threads(self, before: int | None) -> None:
-        """On the CPU: compute with as many threads as before, since sums are split by their number."""
-        now = torch.get_num_threads()
-        if self.device.type == "cpu" and before and before != now:  # the first checkpoints did not name it
-            torch.set_num_threads(before)
-            self.notes.append(f"computing with {before} CPU threads, as before, not with {now}: the bits would differ")
 
     def _due(self, interval: str) -> bool:
         every = getattr(self.settings, interval)
@@ -325,17 +281,3 @@ class Trainer:
             self.folder.log(row)
         for reporter in self.reporters:
             reporter.row(row)
-
-
-class BatchClosure:
-    """One step's loss, whole or in slices (its micro-batches), for estimators."""
-
-    def __init__(self, trainer: Trainer, batch: Batch) -> None:
-        self.trainer, self.batch = trainer, batch
-        self.slices = trainer.settings.micro_batches
-
-    def __call__(self, *, backward: bool) -> Tensor:
-        return self.trainer.closure(self.batch, backward=backward)
-
-    def slice_loss(self, k: int) -> Tensor:
-        return self.trainer.slice_loss(self.batch, k)

@@ -10,6 +10,7 @@ from typing import Any
 from fogzo.data.shards import sha256_of
 from fogzo.errors import UserError
 from fogzo.training import checkpoint
+from fogzo.training.resume import restore
 from fogzo.training.trainer import Trainer
 
 OTHER = "name another checkpoint, or begin_from=null to start from the beginning"
@@ -41,7 +42,7 @@ def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
     if [set(group) for group in state["optimizer"]["param_groups"]] != [{*group, "params"} for group in groups]:
         raise UserError(f"begin_from={path} was made with another optimizer: give back the old one, or {OTHER}")
-    trainer.restore(state, path, OTHER)
+    restore(trainer, state, path, OTHER)
     for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
         group.update(values)  # of this config: load_state_dict has put the old ones there
     trainer.watch = replace(trainer.watch, factor=trainer.settings.spike_factor, stop_on=trainer.settings.stop_on)

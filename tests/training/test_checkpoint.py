@@ -13,6 +13,7 @@ from helpers.trainers import TIMES, Tell, assert_same_end, assert_same_state, ma
 from fogzo.data import TensorSplit
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.training import checkpoint
+from fogzo.training.resume import resume
 from fogzo.training.tasks import Classification
 from fogzo.training.watch import Diverged
 
@@ -41,7 +42,7 @@ def test_a_foreign_checkpoint_is_refused_and_the_rows_are_kept(kind, open_run):
         trainer.save()
         checkpoint.save(own, {key: value for key, value in checkpoint.load(own).items() if key != what})
     with pytest.raises(RunError, match=r"checkpoint\.pt .*move it away"):
-        make(folder=open_run(), steps=2).resume()
+        resume(make(folder=open_run(), steps=2))
     assert trainer.folder.metrics_file.read_bytes() == rows
 
 
@@ -51,7 +52,7 @@ def test_lost_rows_are_noticed(open_run):
     trainer.save()
     trainer.folder.metrics_file.unlink()
     with pytest.raises(RunError, match="rows are missing"):
-        make(folder=open_run(), steps=2).resume()
+        resume(make(folder=open_run(), steps=2))
 
 
 def test_weights_that_a_step_made_infinite_are_no_good_checkpoint(open_run):
@@ -83,7 +84,7 @@ def test_the_last_three_checkpoints_are_kept_and_a_run_goes_on_from_the_newest_o
     older = (first.folder.path / kept[0]).read_bytes()
 
     again = make(folder=open_run(), **options)
-    assert again.resume()
+    assert resume(again)
     assert again.step == 5
     again.fit()
     assert_same_end(again, whole)
@@ -91,7 +92,7 @@ def test_the_last_three_checkpoints_are_kept_and_a_run_goes_on_from_the_newest_o
 
     again.folder.checkpoint_file.write_bytes(older)
     once_more = make(folder=open_run(), **options)
-    assert once_more.resume()
+    assert resume(once_more)
     assert once_more.step == 3
     once_more.fit()
     assert_same_end(once_more, whole)
@@ -115,7 +116,7 @@ class Scripted(Classification):
         super().__init__(data)
         self.script, self.higher_is_better, self.trainer = script, higher_is_better, None
 
-    def evaluate(self, model):
+    def evaluate(self, model, told=None):
         return super().evaluate(model) | {"accuracy": self.script[self.trainer.step - 1]}
 
 
@@ -146,7 +147,7 @@ def test_the_weights_of_the_best_evaluation_are_kept_also_over_a_resume(
         with pytest.raises(ZeroDivisionError):
             start("run", killed_after).fit()
     trainer = start("run")
-    trainer.resume()
+    resume(trainer)
     trainer.fit()
     kept = torch.load(trainer.folder.path / "best.pt", weights_only=True)
     assert_same_state(dict(kept), states[best])
@@ -170,7 +171,7 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_and_the_rows_are_kep
     rows = outcome(trainer)[0]
     again = make(folder=open_run(), steps=2)
     with pytest.raises(RunError, match=r"made by 2 ranks, but there are 1 now: start the run with as many processes"):
-        again.resume()
+        resume(again)
     assert again.step == 0
     assert [row | TIMES for row in rows_of(again.folder)] == rows
 
@@ -182,7 +183,7 @@ def test_a_checkpoint_of_another_kind_of_device_is_refused(open_run):
     assert state["device"] == "cpu"
     checkpoint.save(trainer.folder.checkpoint_file, state | {"device": "cuda"})
     with pytest.raises(RunError, match=r"another kind of device \(cuda → cpu\).*: choose device=cuda"):
-        trainer.resume()
+        resume(trainer)
 
 
 def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
@@ -196,7 +197,7 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     again.task.data = replace(same, train=TensorSplit(same.train.inputs[:50], same.train.targets[:50]), sha256="f00")
     rows = again.folder.metrics_file.read_bytes()
     with pytest.raises(RunError, match=r"made with other data \(train: 60 → 50; sha256:  → f00\): give back the old"):
-        again.resume()
+        resume(again)
     assert (again.step, again.folder.metrics_file.read_bytes()) == (0, rows)
     assert again.folder.checkpoint_file.read_bytes() == kept
 
@@ -205,7 +206,7 @@ def test_a_checkpoint_made_with_other_data_is_refused_by_what_differs(open_run):
     checkpoint.save(again.folder.checkpoint_file, state)
     for data in (same, replace(same, sha256="f00")):
         again.task.data = data
-        assert again.resume()
+        assert resume(again)
     again.fit()
     assert_same_end(again, whole)
 
@@ -215,7 +216,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before_and_says_so(open_
         make(folder=open_run(), steps=4, checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
     torch.set_num_threads(2)
     again = make(folder=open_run(), steps=4)
-    assert again.resume()
+    assert resume(again)
     assert torch.get_num_threads() == 1
     assert again.notes == ["computing with 1 CPU threads, as before, not with 2: the bits would differ"]
 
@@ -225,7 +226,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before_and_says_so(open_
     for count in (1, 2):
         torch.set_num_threads(count)
         old = make(folder=open_run(), steps=4)
-        assert old.resume()
+        assert resume(old)
         assert (torch.get_num_threads(), old.notes) == (count, [])
 
 
@@ -258,11 +259,11 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read_and_ends_with
 
     other_rank = make(**options)  # it reads the folder, and leaves it as it is
     before = {file.name: file.read_bytes() for file in folder.path.glob("*.pt")}
-    assert other_rank.resume(RunFolder.view(folder.path, folder.config))
+    assert resume(other_rank, RunFolder.view(folder.path, folder.config))
     assert {file.name: file.read_bytes() for file in folder.path.glob("*.pt")} == before
 
     again = make(folder=folder, **options)
-    assert again.resume()
+    assert resume(again)
     assert again.step == other_rank.step == 3
     (note,) = again.notes
     assert note.endswith(f"going on from {third.name}, the newest that can be read")
@@ -289,7 +290,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_nothing_is_touch
     before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
     again = make(folder=folder, **options)
     with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read \(.*\): move it away, and any checkpoint-STEP"):
-        again.resume()
+        resume(again)
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
     assert again.step == 0
 
@@ -312,7 +313,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(earlier, open_run,
         with pytest.raises(RunError, match=rf"cannot be written \(No space left on device\); {kept}.*: make room"):
             make(folder=open_run(), checkpoint_every=1).fit()
     again = make(folder=open_run(), checkpoint_every=1)
-    assert again.resume() == (earlier > 0)
+    assert resume(again) == (earlier > 0)
     assert again.step == earlier
     if good:
         assert again.folder.checkpoint_file.read_bytes() == good[-1]

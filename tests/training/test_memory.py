@@ -9,6 +9,7 @@ from helpers.trainers import Tell, make
 
 from fogzo.training import ledger
 from fogzo.training.ledger import ComputeLedger, PeakMemory
+from fogzo.training.resume import resume
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -71,7 +72,7 @@ def test_a_resumed_run_keeps_the_larger_peak_in_rows_and_state(open_run, monkeyp
         make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
     monkeypatch.setattr("fogzo.training.ledger.PEAK.read", lambda device: 500)
     again = make(folder=open_run())
-    assert again.resume()
+    assert resume(again)
     again.fit()
     rows = [json.loads(line) for line in again.folder.metrics_file.read_text().splitlines()]
     assert [row["peak_memory_bytes"] for row in rows] == [900] * 6

@@ -23,6 +23,7 @@ from torch import nn
 from fogzo.data import TensorSplit, mnist5k
 from fogzo.models import mlp
 from fogzo.training import checkpoint
+from fogzo.training.resume import resume
 from fogzo.training.tasks import Classification, task_of
 from fogzo.training.watch import Diverged
 
@@ -41,7 +42,7 @@ def test_a_killed_run_ends_bit_for_bit_where_the_unkilled_one_ends(estimator, qu
         with pytest.raises(ZeroDivisionError):
             first.fit()
         again = make(*chosen, folder=open_run(f"{saved}"), **settings)
-        assert again.resume() == (saved > 0)
+        assert resume(again) == (saved > 0)
         assert again.step == saved
         assert again.fit() == metrics
         assert_same_end(again, whole)
@@ -51,10 +52,10 @@ def test_a_run_without_a_checkpoint_begins_anew_and_drops_old_rows(open_run):
     folder = open_run()
     folder.log({"step": 99})
     trainer = make(folder=folder)
-    assert not trainer.resume()
+    assert not resume(trainer)
     trainer.fit()
     assert [row["step"] for row in outcome(trainer)[0]] == [1, 2, 3, 4, 5, 6]
-    assert not make().resume()  # nor is there one without a folder
+    assert not resume(make())  # nor is there one without a folder
 
 
 def test_the_time_that_steps_wait_for_data_is_kept_apart_and_goes_on_with_the_run(open_run):
@@ -66,7 +67,7 @@ def test_the_time_that_steps_wait_for_data_is_kept_apart_and_goes_on_with_the_ru
     with pytest.raises(ZeroDivisionError):
         slow(make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)])).fit()
     again = make(folder=open_run())
-    again.resume()
+    resume(again)
     waited = again.ledger.data_seconds
     assert 0.04 <= waited < again.ledger.seconds
     slow(again).fit()
@@ -80,7 +81,7 @@ def test_the_time_that_a_process_computes_is_recorded_and_goes_on_with_the_run(o
     with pytest.raises(ZeroDivisionError):
         make(folder=open_run(), checkpoint_every=2, reporters=[Tell(3, lambda: 1 / 0)]).fit()
     again = make(folder=open_run())
-    again.resume()
+    resume(again)
     assert again.ledger.cpu_seconds == 2
     again.fit()
     assert json.loads(again.folder.metrics_file.read_text().splitlines()[-1])["cpu_seconds"] == 6

@@ -13,6 +13,7 @@ from fogzo.errors import UserError
 from fogzo.runs.identity import identity
 from fogzo.training import checkpoint
 from fogzo.training.launch import train
+from fogzo.training.resume import resume
 from fogzo.training.warm_start import warm_start
 from fogzo.training.watch import Diverged, LossWatch
 
@@ -30,7 +31,7 @@ def good(open_run):
 
 def begun(open_run, good, name="begun", **options):
     trainer = make(folder=open_run(name, {"seed": 5, "begin_from": str(good)}), **OPTIONS | options)
-    if not trainer.resume():
+    if not resume(trainer):
         warm_start(trainer, trainer.folder.config)
     return trainer
 

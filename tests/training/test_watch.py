@@ -13,6 +13,7 @@ from torch import nn
 
 import fogzo
 from fogzo.training import checkpoint
+from fogzo.training.resume import resume
 from fogzo.training.watch import STOP_ON, CodeWatch, Diverged, LossWatch, Means, numbers
 
 COLUMNS = {"step", "loss", "forwards", "backwards", "flops", "forward_equivalents", "examples", *TIMES}
@@ -199,7 +200,7 @@ def test_a_spike_ends_the_run_where_stop_on_says_so_and_a_resumed_run_has_not_fo
         tampered([22], lambda loss: loss + 1000, folder=open_run(), **options).fit()
     assert checkpoint.load(open_run().checkpoint_file)["step"] == 20
     again = tampered([22], lambda loss: loss + 1000, folder=open_run(), **options)
-    assert again.resume()
+    assert resume(again)
     with pytest.raises(Diverged, match="at step 22"):  # two steps after the start: the warm-up counts on
         again.fit()
     tampered([22], lambda loss: loss + 1000, **options | {"spike_factor": 0.0}).fit()
@@ -244,7 +245,7 @@ def test_a_run_that_skips_steps_ends_bit_for_bit_the_same_after_a_resume(open_ru
         with pytest.raises(ZeroDivisionError):
             first.fit()
         again = start(f"{killed_after}")
-        assert again.resume()
+        assert resume(again)
         again.fit()
         assert_same_end(again, whole)
         assert again.watch == whole.watch
@@ -294,7 +295,7 @@ def test_a_checkpoint_from_before_flips_were_counted_is_gone_on_from_and_counts_
     assert {codes.dtype for codes in state.pop("codes")} == {torch.int8}
     checkpoint.save(folder.checkpoint_file, state)
     again = make("fogzo", "lsq", folder=folder)
-    assert again.resume()
+    assert resume(again)
     again.fit()
     flips = [row.get("flips") for row in rows_of(whole.folder)]
     assert [row.get("flips") for row in rows_of(folder)] == [*flips[:2], None, *flips[3:]]

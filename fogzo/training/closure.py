@@ -1,0 +1,80 @@
+"""The loss of one step's batch, as estimators ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fogzo.data import Batch
+from fogzo.estimators import evaluations_per_call
+from fogzo.estimators.replay import tracking_norms
+from fogzo.ranks import as_rank_0
+from fogzo.training.ledger import autocast
+from fogzo.training.signals import StepAbandoned
+
+if TYPE_CHECKING:
+    from fogzo.training.trainer import Trainer
+
+
+class BatchClosure:
+    """One step's loss at the current weights, whole or in slices (its micro-batches); it charges the ledger.
+
+    With several ranks it is the loss of this rank's part: gradients are averaged here, losses by the estimator.
+    """
+
+    def __init__(self, trainer: Trainer, batch: Batch) -> None:
+        self.trainer, self.batch = trainer, batch
+        self.slices = trainer.settings.micro_batches
+
+    def __call__(self, *, backward: bool) -> Tensor:
+        """Return the mean loss of the batch; with ``backward`` fill ``.grad``.
+
+        Raises:
+            StepAbandoned: where a stop was asked for, and the step takes too long to be finished first.
+        """
+        trainer = self.trainer
+        if trainer.stop.overdue and trainer.ranks == 1:  # several would have to give up at the same pass
+            raise StepAbandoned
+        losses = []
+        for i, part in enumerate(self._parts()):
+            with self._network(backward=backward, last=i == self.slices - 1) as network:
+                with autocast(trainer.settings.precision, trainer.device):
+                    loss = trainer.task.loss(network, part) / self.slices
+                if backward:
+                    loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        if trainer.settings.parallel == "probes":  # the estimator sees what it would in one process
+            as_rank_0(p.grad for p in trainer.model.parameters() if backward)
+            as_rank_0(buffer for norm in tracking_norms(trainer.model) for buffer in norm.buffers())  # in probes: none
+        self._charge(forwards=evaluations_per_call(), backwards=int(backward))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def slice_loss(self, k: int) -> Tensor:
+        """Return the mean loss of micro-batch ``k``; the last one of a round charges the ledger for a whole batch."""
+        trainer = self.trainer
+        with autocast(trainer.settings.precision, trainer.device):
+            loss = trainer.task.loss(trainer.forward, self._parts()[k])
+        if k == self.slices - 1:
+            self._charge(forwards=1)
+        return loss.detach()
+
+    def _parts(self) -> list[Batch]:
+        inputs, targets = self.batch
+        return list(zip(inputs.chunk(self.slices), targets.chunk(self.slices), strict=True))
+
+    def _charge(self, *, forwards: int, backwards: int = 0) -> None:
+        self.trainer.ledger.charge(forwards=forwards, backwards=backwards, examples=self.trainer.settings.batch_size)
+
+    @contextmanager
+    def _network(self, *, backward: bool, last: bool) -> Iterator[Callable[..., Any]]:
+        """Yield what runs the model: gradients are averaged over ranks once, with the last micro-batch."""
+        reduced = self.trainer.reduced
+        if reduced is None or not backward:
+            yield self.trainer.forward
+        else:
+            with nullcontext() if last else reduced.no_sync():
+                yield reduced
