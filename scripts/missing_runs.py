@@ -1,8 +1,9 @@
 """What the tables still lack, and the command that fills each gap:  python scripts/missing_runs.py [experiment=NAME]
 
-Lists, by experiment, the cells that are untuned or tuned otherwise than the experiment asks for, and the runs
-that are missing, unfinished, stale (run with what the experiment no longer says), damaged or changed by hand.  Diverged
-runs are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1: something is.
+Packs finished runs, then lists, by experiment, the cells that are untuned or tuned otherwise than the experiment asks
+for, and the runs that are missing, unfinished, stale (run with what the experiment no longer says), damaged or changed
+by hand.  Diverged runs are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1:
+something is.
 """
 
 from __future__ import annotations
@@ -12,55 +13,42 @@ import sys
 from pathlib import Path
 
 from fogzo.evidence.chosen import whole_commands
-from fogzo.evidence.experiment import Cell, Experiment
-from fogzo.evidence.parse import read_experiment
-from fogzo.evidence.records import Records, gaps_of, records_of
+from fogzo.evidence.frame import Evidence, gather
+from fogzo.evidence.parse import CONFIGS, read_experiment
 from fogzo.runs.records import add
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path("results")
 
 
 def main() -> None:
-    os.chdir(ROOT)  # the files of tuned values are named relative to it
+    os.chdir(CONFIGS.parent)  # the files of chosen values are named relative to it
     files = {file.stem: file for file in sorted(Path("configs/experiment").glob("*.yaml"))}
-    chosen = [word.removeprefix("experiment=") for word in sys.argv[1:]]
-    if unknown := [name for name in chosen if name not in files]:
+    asked = [word.removeprefix("experiment=") for word in sys.argv[1:]]
+    if unknown := [name for name in asked if name not in files]:
         sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
-    faults = add(RESULTS).faults
-    complete = not faults
+    faults = add(Path("results")).faults
     for fault in faults:
         print(fault)
-    for name in chosen or files:
-        try:
-            experiment = read_experiment(files[name])
-            complete &= report(experiment, records_of(experiment, RESULTS))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-    sys.exit(0 if complete else 1)
+    try:
+        complete = [report(gather(read_experiment(files[name]))) for name in asked or files]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if all(complete) and not faults else 1)
 
 
-def report(experiment: Experiment, records: Records) -> bool:
-    """Print what is left to do for one experiment; true if there is nothing."""
-    cells = experiment.cells
-    have, wanted = sum(map(len, records.runs.values())), len(cells) * len(experiment.seeds)
-    print(f"{experiment.name}: {have} of {wanted} runs")
-    spoilt = [(f"{fault.where}: {fault.reason}", fault.command) for fault in records.faults]
-    lacking = [gap for cell in cells.values() for gap in gaps(experiment, cell, records)]
-    if not have and not spoilt and not any(records.unfinished.values()):
-        lacking = [("nothing was run yet", " && ".join(whole_commands(experiment)))]
-    for what, command in dict.fromkeys([*spoilt, *lacking]):  # once, what two cells lack
-        print(f"  {what}\n      {command}")
-    for cell, runs in records.runs.items():
-        if diverged := [str(seed) for seed, run in sorted(runs.items()) if run.summary.get("status") == "diverged"]:
-            print(f"  {cell}: seed {', '.join(diverged)} diverged, which is a result")
-    return not (lacking or spoilt)
-
-
-def gaps(experiment: Experiment, cell: Cell, records: Records) -> list[tuple[str, str]]:
-    """What one cell lacks, and the commands."""
-    missing = [seed for seed in experiment.seeds if seed not in records.runs[cell.name]]
-    return gaps_of(experiment, cell, missing, list(records.unfinished[cell.name]))
+def report(evidence: Evidence) -> bool:
+    """Print what is left to do for one experiment, and return whether there is nothing."""
+    cells = evidence.cells.values()
+    have, wanted = len(evidence.all_runs()), len(cells) * len(evidence.experiment.seeds)
+    print(f"{evidence.name}: {have} of {wanted} runs")
+    faults = [(f"{fault.where}: {fault.reason}", fault.command) for fault in evidence.records.faults]
+    gaps = [gap for cell in cells for gap in evidence.gaps(cell)]
+    if not have and not faults and not any(evidence.records.unfinished.values()):
+        gaps = [("nothing was run yet", " && ".join(whole_commands(evidence.experiment)))]
+    for lack, command in dict.fromkeys([*faults, *gaps]):  # once, what two cells lack
+        print(f"  {lack}\n      {command}")
+    for cell in cells:
+        if diverged := evidence.diverged(cell):
+            print(f"  {cell.name}: seed {', '.join(map(str, diverged))} diverged, which is a result")
+    return not (gaps or faults)
 
 
 if __name__ == "__main__":

@@ -209,9 +209,6 @@ class Experiment:
         """Whether it has settings besides the one without a name."""
         return "" not in self.settings
 
-    def setting_label(self, setting: str) -> str:
-        return self.settings[setting].label
-
     def choose(self, *, cell: str | None = None, setting: str | None = None) -> list[Cell]:
         """Return all cells, or the one of a name, or those of a setting.
 

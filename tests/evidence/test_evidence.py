@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers.made_up import GONE, change, dump, edit, experiment, gathered, remove, sign, signed, write
 
-from fogzo.runs.folder import RunError
+from fogzo.errors import UserError
 from fogzo.runs.records import read_yaml
 
 
@@ -44,6 +44,19 @@ def test_a_metric_that_is_no_number_is_named_and_is_in_no_mean(value, made, tmp_
     found = gathered(made)
     assert set(found.values(found.cells["deit.fogzo"])) == {12, 13}
     assert re.search(r"twin\.jsonl, line \d+: accuracy is .*, no finite number: it is in no mean", found.problems[0])
+
+
+def test_the_frame_has_a_row_a_run_with_its_cell_and_all_its_numbers(made, tmp_path):
+    write(tmp_path, made)
+    found = gathered(made)
+    assert len(found.frame) == len(found.all_runs()) == 30
+    row = found.frame.set_index(["cell", "seed"]).loc["deit.fogzo", 12]
+    run = found.runs["deit.fogzo"][12]
+    assert (row["setting"], row["method"], row["status"]) == ("deit", "fogzo", "finished")
+    assert (row["accuracy"], row["flops"]) == (run.summary["accuracy"], run.summary["flops"])
+    means = found.frame.groupby("cell")["accuracy"].mean()
+    assert means["deit.fogzo"] == pytest.approx(found.mean(found.cells["deit.fogzo"], "accuracy"))
+    assert gathered(made | {"name": "unrun", "table": None}).frame.empty
 
 
 def test_a_diverged_run_is_over_and_in_no_mean(made, tmp_path):
@@ -89,7 +102,7 @@ def test_two_runs_for_one_cell_are_both_named_and_not_used(made, tmp_path):
 )
 def test_what_is_not_there_is_refused_by_name(changes, message, made, tmp_path):
     write(tmp_path, made)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(UserError, match=message):
         gathered(made | changes)
 
 

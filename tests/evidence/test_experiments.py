@@ -84,3 +84,5 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
         rows = {row for setting in experiment.settings.values() for row in setting.paper}
         assert rows <= paper["rows"].keys()
         assert rows or not experiment.has_settings
+        values = [value for row in paper["rows"].values() for value in (row, *row.values()) if isinstance(value, dict)]
+        assert {value.get("direction", "better") for value in values} <= {"better", "worse"}

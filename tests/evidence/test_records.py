@@ -11,7 +11,7 @@ from helpers.made_up import signed
 from fogzo.evidence.chosen import tuned_under, tuning_fault
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse
-from fogzo.evidence.records import records_of
+from fogzo.evidence.usable import records_of
 from fogzo.runs.files import atomic_write
 from fogzo.runs.identity import run_name
 

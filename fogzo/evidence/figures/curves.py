@@ -48,7 +48,7 @@ def curves(evidence: Evidence) -> Figure:
             _panels(axes, evidence, cells, key, handles)
             axes[0].set_ylabel(METRICS[key].label if key in METRICS else "loss of the batches")
             if setting:
-                axes[0].set_title(evidence.setting_label(setting), loc="left")
+                axes[0].set_title(evidence.experiment.settings[setting].label, loc="left")
         for axis, cost in zip(grid[-1], COSTS.values(), strict=True):
             axis.set_xlabel(cost)
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
@@ -57,7 +57,7 @@ def curves(evidence: Evidence) -> Figure:
 
 def _logged(evidence: Evidence, cells: Sequence[Cell]) -> str:
     """What was logged often enough to draw: the metric, else the loss of the batches."""
-    key = evidence.metric_of(cells[0])
+    key = cells[0].metric
     counts = [len(_rows(run, key)) for cell in cells for run in evidence.finished(cell)]
     return key if min(counts) >= FEWEST_POINTS else "loss"
 
@@ -158,9 +158,9 @@ def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
     entries: list[ForestRow] = []
     for setting, cells in evidence.settings().items():
         found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
-        shown = [(cell, difference) for cell, difference in found if difference and evidence.metric_of(cell) == key]
+        shown = [(cell, difference) for cell, difference in found if difference and cell.metric == key]
         if shown and setting:
-            entries.append((evidence.setting_label(setting), None))
+            entries.append((evidence.experiment.settings[setting].label, None))
         entries += [(cell.method.full_label, (evidence, cell, found)) for cell, found in shown]
     return entries
 
@@ -190,7 +190,7 @@ def _limit(found: Sequence[Difference]) -> float:
 
 
 def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference: Difference, limit: float) -> None:
-    metric = METRICS[evidence.metric_of(cell)]
+    metric = METRICS[cell.metric]
     digits = metric.digits
     shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
     base = evidence.baseline(cell)

@@ -101,7 +101,7 @@ def _lines(
     for cell in evidence.cells.values():
         names = (cell.setting.name, cell.method.name)
         place, line_of = names if by_settings else names[::-1]
-        shown = key in (evidence.metric_of(cell), asked.metric)
+        shown = key in (cell.metric, asked.metric)
         if shown and place in places and evidence.values(cell, key):
             found.setdefault(line_of, []).append((places[place], cell))
     # a setting with one of the methods alone shows nothing of what they vary
@@ -112,7 +112,7 @@ def _lines(
             yield points[0][1].label, points[0][1].method, points
         else:
             several = len(found) > 1
-            yield "FOGZO" + (f", {evidence.setting_label(line_of)}" if several else ""), FOGZO, points
+            yield "FOGZO" + (f", {evidence.experiment.settings[line_of].label}" if several else ""), FOGZO, points
 
 
 def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], ha
         if setting not in drawn:
             continue
         baseline = next((cell for cell in cells if evidence.baseline(cell) is None), None)
-        if baseline is None or evidence.metric_of(baseline) != key or not evidence.values(baseline):
+        if baseline is None or baseline.metric != key or not evidence.values(baseline):
             continue
         seeds: Sequence[float] = list(evidence.values(baseline).values())
         shade = colour(baseline.method)

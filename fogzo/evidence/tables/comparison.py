@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ from fogzo.evidence.tables.base import (
 )
 from fogzo.evidence.verdicts import Case, verdicts
 from fogzo.evidence.words import Word
-from fogzo.runs.records import Run
 from fogzo.runs.schema import METRICS
 
 PARTS_NOTE = (
@@ -87,16 +85,10 @@ def _quantity(evidence: Evidence, cell: Cell, key: str) -> Quantity:
     return Quantity(list(evidence.values(cell, key).values()), METRICS[key].digits)
 
 
-def mean_cost(runs: Sequence[Run], key: str) -> float | None:
-    """Return the mean over the runs that have the key; ``None`` if none has."""
-    values = [run.summary[key] for run in runs if run.summary.get(key) is not None]
-    return statistics.fmean(values) if values else None
-
-
 def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = None) -> Cost:
     """The mean cost of a cell's runs, and how many times that of another cell it is."""
-    mean = mean_cost(evidence.finished(cell), key)
-    base = mean_cost(evidence.finished(relative_to), key) if relative_to else None
+    mean = evidence.mean(cell, key)
+    base = evidence.mean(relative_to, key) if relative_to else None
     return Cost(mean, mean / base if mean is not None and base else None)
 
 

@@ -24,7 +24,6 @@ from fogzo.evidence.tables.base import (
     on_page,
     whole_effect,
 )
-from fogzo.evidence.tables.comparison import mean_cost
 from fogzo.evidence.tables.compute import ratio_texts
 from fogzo.evidence.verdicts import Case, effects_of, run_of
 from fogzo.runs.schema import METRICS
@@ -145,12 +144,12 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
 
 def equal_ste(evidence: Evidence, cell: Cell) -> Cell | None:
     """Return the STE of ``cell``'s setting that cost what it cost; ``None`` if there is none, or for an STE itself."""
-    cost = mean_cost(evidence.finished(cell), "forward_equivalents")
+    cost = evidence.mean(cell, "forward_equivalents")
     if cell.method.family == "ste" or not cost:
         return None
     shares = {}
     for other in evidence.settings()[cell.setting.name]:
-        of_other = mean_cost(evidence.finished(other), "forward_equivalents")
+        of_other = evidence.mean(other, "forward_equivalents")
         if other.method.family == "ste" and of_other:
             shares[other.name] = abs(of_other / cost - 1)
     nearest = min(shares, key=lambda name: shares[name], default=None)
