@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fogzo.evidence.claims import claims_of
+from fogzo.evidence.fills import fill
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.pages import equal_loss_section, verdict_list
 from fogzo.evidence.render import markdown
@@ -43,14 +44,15 @@ def fill_pages(every: Sequence[Evidence]) -> None:
     for page in pages():
         old = page.read_text(encoding="utf-8")
         new = MARKED.sub(lambda mark: f"{mark[1]}{_asked(every, mark[2], page)}{mark[3]}", old)  # noqa: B023
+        new = fill(new, every, str(page))
         if new != old:
             atomic_write(page, new.encode())
 
 
 def _asked(every: Sequence[Evidence], what: str, page: Path) -> str:
     of_all: dict[str, Callable[[], Table]] = {
-        "claims": lambda: claims_table(claims_of(every)),
-        "members": lambda: members_table(every),
+        "claims": lambda: claims_table(claims_of(every)).directed(),
+        "members": lambda: members_table(every).directed(),
     }
     of_one: dict[str, Callable[[Evidence], str]] = {
         "table": lambda evidence: _without_notes(comparison_table(evidence)),

@@ -1,0 +1,92 @@
+"""Numbers in the sentences of docs/replication.md: filled in from the records, never typed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fogzo.evidence.fills import FILL, fill
+from fogzo.evidence.frame import gather
+from fogzo.evidence.parse import confirmed_experiments
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "replication.md"
+# What describes a setting, a method or a claim of the paper; none is a result of ours
+OF_THE_DESIGN = {
+    *("2-bit", "two bits", "1 bit", "n = 1", "n = 7960", "5/3", "0.999", "0.99999", "0.01 ε̄", "β = 1", "796"),
+    *(
+        "1 to 8 %",
+        "1 to 2 %",
+        "1.174",
+        "nearer to 1",
+        "70 % STE + 30 % FOGZO",
+        "256",
+        "1,000",
+        "4,000",
+        "1.6 million",
+        "near 1",
+        "toward 0",
+        "question 1",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def every():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield [gather(experiment) for experiment in confirmed_experiments()]
+
+
+def test_the_page_says_what_the_records_say(every):
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(FILL.findall(text)) > 40
+    assert fill(text, every, "docs/replication.md") == text
+
+
+def test_no_number_of_a_result_is_typed():
+    text = FILL.sub("", PAGE.read_text(encoding="utf-8"))
+    text = re.sub(r"`[^`]*`|!?\[[^\]]*\]\([^)]*\)|^#+ .*$|^\| [1-7]\. ", "", text, flags=re.MULTILINE)
+    for known in sorted(OF_THE_DESIGN, key=len, reverse=True):
+        text = text.replace(known, "")
+    assert re.findall(r"[^\n]{0,30}\d[^\n]{0,20}", text) == []
+
+
+def test_the_page_is_short():
+    text = re.sub(r"<!--.*?-->", "", PAGE.read_text(encoding="utf-8"))
+    assert len(text.split()) <= 1500
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("value lsq_mini llama.ste", r"[\d,.]+ ppl"),
+        ("value mlp_factors base.fogzo mean_agreement", r"[\d.]+"),
+        ("difference lsq_mini llama.fogzo", r"[\d.]+ ppl worse"),
+        ("difference lsq_mini llama.fogzo ste_longer", r"[\d.]+ ppl worse"),
+        ("range lsq_mini,w2a2_mini fogzo ste llama*", r"[\d.]+ ppl worse"),
+        ("reach lsq_mini fogzo ste deit*", r"[\d.]+ points better"),
+        ("count mlp_factors fogzo ste open", r"\d+"),
+        ("ratio mlp_compute nspsa_796 fogzo_1", r"[\d,]+"),
+        ("seeds lsq_mini,mlp_factors", "5 to 8"),
+        ("runs lsq_mini", r"\d+"),
+    ],
+)
+def test_each_kind_gives_its_number_or_words(every, asked, says):
+    filled = fill(f"<!--= {asked} -->old<!--/-->", every, "a page")
+    assert re.fullmatch(rf"<!--= {re.escape(asked)} -->{says}<!--/-->", filled), filled
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "mean lsq_mini llama.ste",
+        "value lsq llama.ste",
+        "value lsq_mini llama.sgd",
+        "difference lsq_mini",
+        "count lsq_mini fogzo ste bad",
+    ],
+)
+def test_what_is_not_known_is_named_with_its_page(every, asked):
+    with pytest.raises(ValueError, match=re.escape(f"a page asks for `{asked}`")):
+        fill(f"<!--= {asked} --><!--/-->", every, "a page")
