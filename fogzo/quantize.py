@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from fogzo.checks import flag
-from fogzo.errors import UserError
+from fogzo.errors import ArgumentError, UserError
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Multiply too, and stay in full precision; transformers' Conv1D (GPT-2's linear layer) is known by its name alone
+LEFT_OUT = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, _ConvTransposeNd)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +72,8 @@ def quantize_model(
 ) -> nn.Module:
     """Quantize the weights of every ``nn.Linear`` and ``nn.Conv1d/2d/3d`` of ``model``, in place.
 
-    Other modules that multiply (``nn.MultiheadAttention``'s packed input projection, transposed convolutions) stay in
-    full precision.
+    Other modules that multiply (recurrent ones, ``nn.MultiheadAttention``'s packed input projection, transposed
+    convolutions, transformers' ``Conv1D``) stay in full precision, and a warning names those that ``skip`` does not.
 
     Args:
         model: any module, in fp32 (or fp64), with its initial weights: scales are fitted to them, here and only here.
@@ -85,12 +89,13 @@ def quantize_model(
 
     Raises:
         ValueError: for latent weights in 16 bits, a pattern that matches nothing, nothing left to quantize, a
-            tensor that has a parametrization already or is shared between layers, and weights that no scale can be
-            fitted to.  The model is left as it was.
+            tensor that has a parametrization or hook already or is shared between layers, and weights that no scale
+            can be fitted to.  The model is left as it was.
     """
-    skip = [skip] if isinstance(skip, str) else list(skip)
+    patterns = _checked_patterns(skip)
     flag(biases, "biases")
-    skipped = _skipped(model, skip)
+    _check_prototype(quantizer, "quantizer")
+    skipped = _skipped(model, patterns)
     found: list[tuple[nn.Module, str, Quantizer]] = []
     owners = _owners_of_parameters(model)
     for layer_name, layer in model.named_modules():
@@ -104,12 +109,21 @@ def quantize_model(
                 check_inputs(layer, layer_name)
             latent = getattr(layer, tensor_name)
             if latent is not None:
-                found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners[id(latent)])))
+                found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners.get(id(latent), []))))
+    left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
     if not found:
+        also = f"; it has {', '.join(left_out)}, which stay in full precision" if left_out else ""
         raise UserError(
-            f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} (skip={skip})"
+            f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} "
+            f"(skip={patterns}){also}"
+        )
+    if left_out:
+        warnings.warn(
+            f"{', '.join(left_out)} multiply, but stay in full precision: name them in skip= if that is meant",
+            stacklevel=2,
         )
     if activations is not None:
+        _check_prototype(activations, "activations")
         activations.for_inputs(channels=1)  # refuses what has no form for activations
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
@@ -159,8 +173,27 @@ def _quantized_tensors(layer: nn.Module) -> dict[str, parametrize.Parametrizatio
     return {name: chain for name, chain in chains.items() if isinstance(chain[0], Quantizer)}
 
 
+def _check_prototype(quantizer: object, name: str) -> None:
+    if not isinstance(quantizer, Quantizer):
+        raise ArgumentError(name, quantizer, "is no quantizer: give an object such as fogzo.LSQ(bits=2)")
+
+
+def _checked_patterns(skip: Any) -> list[str]:
+    patterns = [skip] if isinstance(skip, str) else list(skip) if isinstance(skip, Iterable) else [skip]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentError("skip", skip, 'is not possible: give a list of names or patterns, such as ["head"]')
+    return patterns
+
+
+def _left_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that multiply, but are not quantized."""
+    named = model.named_modules()
+    return [(name, m) for name, m in named if isinstance(m, LEFT_OUT) or type(m).__name__ == "Conv1D"]
+
+
 def _skipped(model: nn.Module, patterns: list[str]) -> set[str]:
     layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+    layers += [name for name, _ in _left_out(model)]
     skipped: set[str] = set()
     for pattern in patterns:
         outer = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
@@ -182,11 +215,21 @@ def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _fitted_copy(prototype: Quantizer, latent: Tensor, name: str, owners: list[str]) -> Quantizer:
+    layer = name.rpartition(".")[0]
+    if not owners:
+        raise UserError(
+            f"{name} is computed by a hook (of prune, weight_norm or spectral_norm): remove that first, or skip {layer}"
+        )
     if len(owners) > 1:
-        raise UserError(f"one tensor is shared by {' and '.join(owners)}: untie it, or skip both layers")
+        others = " and ".join(owner for owner in owners if owner != name)
+        raise UserError(f"{name} is one tensor with {others}: untie it, or skip {layer} (and the other, if quantized)")
     quantizer = copy.deepcopy(prototype)
     try:
         check_latent(latent)
+        if latent.is_meta:
+            raise UserError("a tensor on the meta device holds no values to fit a scale to: load the weights first")
+        if not bool(latent.isfinite().all()):
+            raise UserError("the initial weights are not finite: a scale is fitted to them, so initialise them first")
         quantizer.fit(latent.detach())
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

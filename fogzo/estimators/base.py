@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fogzo.checks import whole
@@ -16,7 +17,7 @@ from fogzo.quantizers.base import check_latent
 
 
 class Closure(Protocol):
-    """This step's loss at the current parameters, a scalar.
+    """This step's loss at the current parameters, a tensor of one number.
 
     With ``backward=True`` it also calls ``backward()``, so that ``.grad`` holds the straight-through gradient of the
     whole batch (micro-batches live inside).  Otherwise it is called under ``torch.no_grad()``.
@@ -63,8 +64,10 @@ class Estimator(ABC):
     together: int = 1  # losses that one call of the closure evaluates at most; more where probes are batched
 
     @abstractmethod
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         """Fill ``.grad`` of every trainable parameter for training step ``step``, and say what was seen.
+
+        The noise is a function of ``step``: one that stood still would try the same directions for ever.
 
         ``.grad`` must be empty on entry (``optimizer.zero_grad()``): estimators refuse anything but zeros, the STE if
         it was given the weights.  Weights are restored bit for bit also when the closure raises; ``.grad`` is then
@@ -112,8 +115,42 @@ def check_gradients_empty(model: nn.Module) -> None:
             plain_name = name.replace("parametrizations.", "").removesuffix(".original")
             raise UserError(
                 f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "
-                "first (accumulate micro-batches inside the closure)"
+                "first, of an optimizer that was built after fogzo.quantize_model (accumulate micro-batches inside the "
+                "closure)"
             )
+
+
+def loss_of(closure: Closure, *, backward: bool) -> Tensor:
+    """Call ``closure`` and return its loss, detached, of shape ().
+
+    Raises:
+        UserError: if it returns anything but a tensor of one number.
+    """
+    loss: Any = closure(backward=backward)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a loss of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"the closure returned {what}: return a tensor of one number, such as loss.mean().detach()")
+    return loss.detach().reshape(())
+
+
+def first_order(closure: Closure, weights: Sequence[QuantizedWeight]) -> tuple[Tensor, list[QuantizedWeight]]:
+    """Call ``closure`` with its backward pass; return the loss, and those of ``weights`` that it gave a gradient.
+
+    A weight that this step's loss does not reach has no gradient, and gets none of the noise either.
+
+    Raises:
+        UserError: if it reached none of them.
+    """
+    for weight in weights:
+        weight.latent.grad = None  # zeros that zero_grad(set_to_none=False) left would look like gradients
+    with torch.enable_grad():
+        loss = loss_of(closure, backward=True)
+    if not (reached := [weight for weight in weights if weight.latent.grad is not None]):
+        raise UserError(
+            "closure(backward=True) left no gradient on any quantized weight: it must call loss.backward(), and its "
+            "loss must come from the model that was quantized"
+        )
+    return loss, reached
 
 
 def trains_others(weights: Sequence[QuantizedWeight]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import choice, choices_of, number, positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.baseline import RunningMean
 from fogzo.estimators.guide import gradient_or_zeros
 from fogzo.estimators.perturb import Noise
@@ -60,18 +60,17 @@ class ControlVariate(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.even_part = RunningMean()
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         trust = number(self.trust(step), "trust", lowest=0, highest=1) if callable(self.trust) else self.trust
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in self.weights]
-            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become g in grid units, then G, in place
+            units = [weight.grid_unit() * self.epsilon for weight in weights]
+            grads = [gradient_or_zeros(weight) for weight in weights]  # become g in grid units, then G, in place
             torch._foreach_mul_(grads, units)
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            noise = Noise(self.weights, self.seed, step)
+            noise = Noise(weights, self.seed, step)
             believed: list[Tensor] = []
 
             def directions(samples: range) -> Iterator[Tensor]:  # z_i, noting ⟨g, z_i⟩ on the way
@@ -81,7 +80,7 @@ class ControlVariate(Estimator):
                     yield z
                 believed.append(total)
 
-            probes = Probes(closure, self.weights, units, random_state, first_pass_done=True)
+            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
             losses = probes.one_by_one(directions, self.samples, sides=self.sides)
             measured = slopes_of(losses) if self.sides == 2 else losses[:, 0] - same_mean(loss, None)
             excess = measured - torch.stack(believed).to(measured)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from fogzo.checks import whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.fogzo import FOGZO
 from fogzo.estimators.perturb import Noise
@@ -34,22 +34,17 @@ class NoisyStraightThrough(Estimator):
         self.beta = check_beta(beta, guided=True)
         self.seed = whole(seed, "seed", lowest=0)
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
         check_gradients_empty(self.weights[0].model)
-        with torch.enable_grad():
-            loss = closure(backward=True)
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            units = [weight.grid_unit() for weight in self.weights]
-            guides = [weight.latent.grad for weight in self.weights]
-            norms = [torch.linalg.vector_norm(g * unit) for g, unit in zip(guides, units, strict=True) if g is not None]
-            g_norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-            noise = Noise(self.weights, self.seed, step).draw(range(1))
-            for weight, unit, z in zip(self.weights, units, noise, strict=True):
-                added = math.sqrt((1 - beta) / beta) * g_norm * z.squeeze(0) / unit
+            g_norm = grid_norm(weights, [weight.latent.grad for weight in weights])
+            for weight, z in zip(weights, Noise(weights, self.seed, step).draw(range(1)), strict=True):
+                added = math.sqrt((1 - beta) / beta) * g_norm * z.squeeze(0) / weight.grid_unit()
                 weight.latent.grad = added if weight.latent.grad is None else weight.latent.grad.add_(added)
-        share = noise_share(beta, self.weights)
-        return Estimate(loss=loss.detach(), beta=beta, noise_share=share, guide_norm=g_norm)
+        share = noise_share(beta, weights)
+        return Estimate(loss=loss, beta=beta, noise_share=share, guide_norm=g_norm)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps, steps
@@ -78,35 +73,32 @@ class RescaledStraightThrough(Estimator):
         )
         self.buffers = self.inner.buffers + 1  # the STE's gradient
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         weights = self.inner.weights
         beta_at(self.inner.beta, step, guided=True)
-        kept: list[torch.Tensor] = []
+        kept: list[torch.Tensor | None] = []
 
         def keeping(*, backward: bool) -> torch.Tensor:
             loss = closure(backward=backward)
             if backward:
-                kept.extend(
-                    torch.zeros_like(w.latent) if w.latent.grad is None else w.latent.grad.clone() for w in weights
-                )
+                kept.extend(None if w.latent.grad is None else w.latent.grad.clone() for w in weights)
             return loss
 
         estimate = self.inner.estimate(keeping, step=step)
         with torch.no_grad():
-            target, own = (self._norm(grads) for grads in ([w.latent.grad for w in weights], kept))
+            target, own = (grid_norm(weights, grads) for grads in ([w.latent.grad for w in weights], kept))
             factor = torch.where(own > 0, target / own, 0.0)
             for weight, grad in zip(weights, kept, strict=True):
-                weight.latent.grad = grad.mul_(factor)
+                weight.latent.grad = None if grad is None else grad.mul_(factor)
         return estimate
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return self.inner.passes(steps, first=first)
 
-    def _norm(self, grads: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        parts = [
-            torch.linalg.vector_norm(grad * weight.grid_unit())
-            for weight, grad in zip(self.inner.weights, grads, strict=True)
-            if grad is not None
-        ]
-        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts))
-        return norm
+
+def grid_norm(weights: Sequence[QuantizedWeight], grads: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Return the norm of ``grads`` in grid units, over all ``weights`` together; 0 where there is none."""
+    each = zip(weights, grads, strict=True)
+    parts = [torch.linalg.vector_norm(grad * weight.grid_unit()) for weight, grad in each if grad is not None]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
+    return norm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.baseline import RunningMean
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.guide import gradient_or_zeros, normalise
@@ -38,22 +38,21 @@ class ExactDirectional(Estimator):
         self.beta = check_beta(beta, guided=True)
         self.seed = whole(seed, "seed", lowest=0)
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
         check_gradients_empty(self.weights[0].model)
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            units = [weight.grid_unit() for weight in self.weights]
-            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become ĝ, then G, in place
+            units = [weight.grid_unit() for weight in weights]
+            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
             g_norm, _ = normalise(grads, units)
-            noise = Noise(self.weights, self.seed, step)
+            noise = Noise(weights, self.seed, step)
             slopes = torch.stack([self._believed(grads, g_norm, noise, i, beta) for i in range(self.samples)])
             torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
             for i in range(self.samples):
                 add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / self.samples * slopes[i : i + 1])
             torch._foreach_div_(grads, units)
-        return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, self.weights), guide_norm=g_norm)
+        return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, weights), guide_norm=g_norm)
 
     def _believed(self, guides: Sequence[Tensor], g_norm: Tensor, noise: Noise, i: int, beta: float) -> Tensor:
         """Return ⟨g, u_i⟩ = ‖g‖ (√β + √(1-β) ⟨ĝ, z_i⟩)."""
@@ -85,25 +84,24 @@ class GuideOrNoise(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.squared_norm = RunningMean()
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in self.weights]
-            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become ĝ, then G, in place
+            units = [weight.grid_unit() * self.epsilon for weight in weights]
+            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
             g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(self.weights, self.seed, step)
+            noise = Noise(weights, self.seed, step)
 
             def directions(samples: range) -> Iterator[Tensor]:  # the guide, then noise
                 return (g.unsqueeze(0) for g in grads) if samples.start == 0 else noise.draw(range(1))
 
-            probes = Probes(closure, self.weights, units, random_state, first_pass_done=True)
+            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
             losses = probes.one_by_one(directions, 2)
             along, across = slopes_of(losses)
             self.squared_norm.subtract_from(across.square())
-            d = sum(weight.latent.numel() for weight in self.weights)
+            d = sum(weight.latent.numel() for weight in weights)
             guided = (along.square() * d > self.squared_norm.value().to(along)).to(along)
             torch._foreach_mul_(grads, (guided * along).to(grads[0]))
             add_weighted(grads, noise.draw(range(1)), ((1 - guided) * across).reshape(1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fogzo.checks import number, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.interrupts import interrupts_deferred
 from fogzo.estimators.perturb import Displacement, Noise
 from fogzo.quantize import QuantizedWeight
@@ -39,20 +39,17 @@ class DisplacedStraightThrough(Estimator):
         self.sigma = sigma if callable(sigma) else number(sigma, "sigma", lowest=0)
         self.seed = whole(seed, "seed", lowest=0)
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         sigma = number(self.sigma(step), "sigma", lowest=0) if callable(self.sigma) else self.sigma
         check_gradients_empty(self.weights[0].model)
         if sigma == 0:
-            with torch.enable_grad():
-                return Estimate(loss=closure(backward=True).detach())
+            return Estimate(loss=first_order(closure, self.weights)[0])
         units = [weight.grid_unit() * sigma for weight in self.weights]
         noise = (z.squeeze(0) for z in Noise(self.weights, self.seed, step).draw(range(1)))
         with interrupts_deferred(), Displacement([weight.latent for weight in self.weights]) as displacement:
             with torch.no_grad():
                 displacement.move(noise, units)
-            with torch.enable_grad():
-                loss = closure(backward=True)
-        return Estimate(loss=loss.detach())
+            return Estimate(loss=first_order(closure, self.weights)[0])
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps, steps

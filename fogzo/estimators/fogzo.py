@@ -25,7 +25,16 @@ from torch import Tensor
 
 from fogzo.checks import choice, choices_of, flag, positive, whole
 from fogzo.errors import UserError
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, trains_others
+from fogzo.estimators.base import (
+    Closure,
+    Estimate,
+    Estimator,
+    check_gradients_empty,
+    check_weights,
+    first_order,
+    loss_of,
+    trains_others,
+)
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.guide import GuideNorm, gradient_or_zeros, normalise
 from fogzo.estimators.perturb import Noise
@@ -116,18 +125,18 @@ class FOGZO(Estimator):
         probes = 2 * (alone + (steps - alone) * self.samples)
         return guided + (steps - guided) * forward + probes, guided + (steps - guided) * backward
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step)
         for weight in self.weights:
             check_latent(weight.latent)
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
-        loss = self._first_order(closure, beta)
+        loss, weights = self._first_order(closure, beta)
         with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in self.weights]  # ε·α
-            grads = [gradient_or_zeros(weight, keep=beta > 0) for weight in self.weights]  # become ĝ, then G, in place
+            units = [weight.grid_unit() * self.epsilon for weight in weights]  # ε·α
+            grads = [gradient_or_zeros(weight, keep=beta > 0) for weight in weights]  # become ĝ, then G, in place
             g_norm, believed_slope = normalise(grads, units, self.guide_norm)
-            noise = Noise(self.weights, self.seed, step)
+            noise = Noise(weights, self.seed, step)
             n = self.samples if beta < 1 else 1
 
             def directions(samples: range) -> Iterator[Tensor]:  # u_i, weight by weight
@@ -136,8 +145,8 @@ class FOGZO(Estimator):
                     yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
 
             counted = self.crossings_every and (step + 1) % self.crossings_every == 0
-            crossings = codes_crossed(self.weights, units, (u[0] for u in directions(range(1)))) if counted else None
-            probes = Probes(closure, self.weights, units, random_state, loss is not None, self.spread)
+            crossings = codes_crossed(weights, units, (u[0] for u in directions(range(1)))) if counted else None
+            probes = Probes(closure, weights, units, random_state, loss is not None, self.spread)
             if n == 1:
                 losses = self._one_pair(probes, grads, noise, beta)
             elif self.probe_batch:
@@ -178,13 +187,14 @@ class FOGZO(Estimator):
         torch._foreach_mul_(grads, slopes_of(losses)[0].to(grads[0]))
         return losses
 
-    def _first_order(self, closure: Closure, beta: float) -> Tensor | None:
-        """The forward (and backward) pass at the undisplaced weights, as far as anything needs it."""
+    def _first_order(self, closure: Closure, beta: float) -> tuple[Tensor | None, list[QuantizedWeight]]:
+        """The passes at the undisplaced weights that anything needs; returns the loss, and the weights to estimate."""
         forward, backward = self._first_pass(guided=beta > 0)
-        if not forward:
-            return None
-        with torch.set_grad_enabled(backward):
-            return closure(backward=backward).detach()
+        if backward:
+            loss, reached = first_order(closure, self.weights)
+            return loss, reached if beta > 0 else self.weights
+        with torch.no_grad():
+            return loss_of(closure, backward=False) if forward else None, self.weights
 
     def _first_pass(self, *, guided: bool) -> tuple[bool, bool]:
         """Return whether a step needs a forward, and a backward, pass at the undisplaced weights."""

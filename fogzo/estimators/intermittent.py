@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fogzo.checks import whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, first_order
 from fogzo.estimators.beta import beta_at
 from fogzo.estimators.fogzo import FOGZO
 
@@ -30,7 +30,7 @@ class IntermittentFOGZO(Estimator):
         self.agreement = torch.ones(())
         self.weights, self.buffers, self.together = inner.weights, inner.buffers, inner.together
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         if step % self.every == 0:
             estimate = self.inner.estimate(closure, step=step)
             if estimate.agreement is not None:  # nan: a zero guide, along which nothing was measured
@@ -39,10 +39,9 @@ class IntermittentFOGZO(Estimator):
             return estimate
         beta = beta_at(self.inner.beta, step, guided=True)
         check_gradients_empty(self.weights[0].model)
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            grads = [weight.latent.grad for weight in self.weights if weight.latent.grad is not None]
+            grads = [weight.latent.grad for weight in weights if weight.latent.grad is not None]
             torch._foreach_mul_(grads, beta * self.agreement.to(grads[0]))
         return Estimate(loss=loss, beta=beta)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.baseline import RunningMean
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.guide import gradient_or_zeros, normalise
@@ -55,25 +55,24 @@ class OneSidedFOGZO(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.even_part = RunningMean()
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
         check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         signs = [1 - 2 * (derive_seed("sign", self.seed, step, i) & 1) for i in range(self.samples)]
         with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in self.weights]
-            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become ĝ, then G, in place
+            units = [weight.grid_unit() * self.epsilon for weight in weights]
+            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
             g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(self.weights, self.seed, step)
+            noise = Noise(weights, self.seed, step)
 
             def directions(samples: range) -> Iterator[Tensor]:  # u_i
                 (i,) = samples
                 for g, z in zip(grads, noise.draw(samples), strict=True):
                     yield z.mul_(math.sqrt(1 - beta)).add_(g, alpha=signs[i] * math.sqrt(beta))
 
-            probes = Probes(closure, self.weights, units, random_state, first_pass_done=True)
+            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
             measured = probes.one_by_one(directions, self.samples, sides=1)[:, 0] - same_mean(loss, None)
             slopes = self.even_part.subtract_from(measured)
             along = (slopes * slopes.new_tensor(signs)).mean()  # of the measured slope along ĝ, times √β
@@ -86,7 +85,7 @@ class OneSidedFOGZO(Estimator):
         return Estimate(
             loss=loss,
             beta=beta,
-            noise_share=noise_share(beta, self.weights),
+            noise_share=noise_share(beta, weights),
             agreement=agreement,
             zero_probes=zero_probes,
             guide_norm=g_norm,

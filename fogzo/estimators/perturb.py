@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from fogzo.checks import whole
 from fogzo.quantize import QuantizedWeight
 from fogzo.seeding import derive_seed
 
@@ -22,7 +23,7 @@ class Noise:
     def __init__(self, weights: Sequence[QuantizedWeight], seed: int, step: int) -> None:
         self.latents = [weight.latent.detach() for weight in weights]
         self.quantizers = {id(latent): weight.quantizer for latent, weight in zip(self.latents, weights, strict=True)}
-        self.seed, self.step = seed, step
+        self.seed, self.step = seed, whole(step, "step", lowest=0)
 
     def draw(self, samples: range) -> Iterator[Tensor]:
         """For each weight in turn, z of these samples: shape (len(samples), *weight.shape), mean 0, variance 1.

@@ -15,8 +15,8 @@ class Phased(Estimator):
         self.buffers = max(first.buffers, then.buffers)
         self.together = max(first.together, then.together)
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
-        estimator = self.first if step < self.switch_step else self.then
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        estimator = self.first if whole(step, "step", lowest=0) < self.switch_step else self.then
         return estimator.estimate(closure, step=step)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:

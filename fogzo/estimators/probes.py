@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from fogzo.estimators.base import Closure
+from fogzo.errors import UserError
+from fogzo.estimators.base import Closure, loss_of
 from fogzo.estimators.interrupts import interrupts_deferred
 from fogzo.estimators.perturb import Displacement
-from fogzo.estimators.replay import RandomState, same_world
+from fogzo.estimators.replay import RandomState, World, same_world
 from fogzo.estimators.vmap import losses_at, pairs
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import check_same, gather, same_mean, share, world
@@ -90,15 +93,16 @@ class Probes:
         own = self._own(n)
         losses: list[Tensor] = []
         checksum = None
-        with self._undisturbed(), Displacement([weight.latent for weight in self.weights]) as displacement:
+        latents = [weight.latent for weight in self.weights]
+        with self._undisturbed() as shared, Displacement(latents) as displacement:
             for i in own:
                 displacement.move((u.squeeze(0) for u in directions(range(i, i + 1))), self.units)
                 if checksum is None:
                     checksum = self._checksum([weight.latent.detach() for weight in self.weights])
-                losses.append(self._loss(len(losses), n, len(own)))
+                losses.append(self._loss(shared, len(losses), n, len(own)))
                 if sides == 2:
                     displacement.reflect()
-                    losses.append(self._loss(len(losses), n, len(own)))
+                    losses.append(self._loss(shared, len(losses), n, len(own)))
         return self._over_ranks(torch.stack(losses).view(-1, sides), n, checksum)
 
     def together(self, directions: Directions, n: int, chunk: int, sums: Sequence[Tensor] | None = None) -> Tensor:
@@ -111,15 +115,15 @@ class Probes:
         checksum = None
         at_hand = world()[1] == 1  # with more ranks, slopes are known only after the exchange
         latents = [weight.latent.detach() for weight in self.weights]
-        with self._undisturbed():
+        with self._undisturbed() as shared:
             for part in chunks(own.start, own.stop, chunk):
                 us = list(directions(part))
-                checksum = self._checksum(us) if checksum is None else checksum
-                pairs_of_weights = [pairs(*each) for each in zip(latents, us, self.units, strict=True)]
+                displaced = [pairs(*each) for each in zip(latents, us, self.units, strict=True)]
+                checksum = self._checksum(displaced) if checksum is None else checksum
                 done = 2 * (part.start - own.start)
                 evaluations = (done + 2 * len(part)) * n // len(own) - done * n // len(own)
                 with _evaluations(evaluations):
-                    both = losses_at(self._loss, self.weights, pairs_of_weights).view(-1, 2)
+                    both = losses_at(partial(self._loss, shared), self.weights, displaced).view(-1, 2)
                 losses.append(both)
                 if at_hand and sums is not None:
                     add_weighted(sums, us, slopes_of(both))
@@ -158,16 +162,41 @@ class Probes:
         return torch.stack(torch._foreach_norm(list(tensors))).double().sum()
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
+    def _undisturbed(self) -> Iterator[World]:
         model = self.weights[0].model
-        with interrupts_deferred(), same_world(model, self.random_state, first_pass_done=self.first_pass_done):
-            yield
+        if parametrize._cache_enabled:
+            raise UserError(
+                "parametrize.cached() around an estimate shows all probes the same weights: use it inside the closure, "
+                "or not at all"
+            )
+        with interrupts_deferred():
+            with (
+                _same_gradients(model),
+                same_world(model, self.random_state, first_pass_done=self.first_pass_done) as w,
+            ):
+                yield w
+            if w.buffers.written and not self.first_pass_done:  # the probes left them alone, so somebody has to write
+                self.random_state.restore()
+                loss_of(self.closure, backward=False)
 
-    def _loss(self, done: int = 0, n: int = 1, own: int = 1) -> Tensor:
+    def _loss(self, shared: World, done: int = 0, n: int = 1, own: int = 1) -> Tensor:
         """The loss here and now; a rank that evaluates some of the probes charges for its share of all of them."""
-        self.random_state.restore()
+        shared.restore()
         with nullcontext() if n == own else _evaluations((done + 1) * n // own - done * n // own):
-            return self.closure(backward=False).detach()
+            return loss_of(self.closure, backward=False)
+
+
+@contextmanager
+def _same_gradients(model: nn.Module) -> Iterator[None]:
+    """Within, nobody may write ``.grad``, which holds the guide and the float parameters' gradients."""
+    before = [(p, p.grad, -1 if p.grad is None else p.grad._version) for p in model.parameters()]
+    yield
+    for p, grad, version in before:
+        if p.grad is not grad or (grad is not None and grad._version != version):
+            raise UserError(
+                "the closure changed .grad while losses were measured: call optimizer.zero_grad() before "
+                "estimate(...), not inside the closure, and backward() only if it is asked for"
+            )
 
 
 @torch.no_grad()

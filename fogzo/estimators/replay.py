@@ -1,7 +1,8 @@
-"""One world for a pair of probes: the same random numbers, and batch-norm statistics that stand still.
+"""One world for a pair of probes: the same random numbers, and buffers that stand still.
 
-The two losses of a pair differ by about 1e-5 of their size.  Another dropout mask would drown that difference, and
-running statistics updated by a perturbed forward pass would be wrong (paper.md, section 2, "The pair sees one world").
+The two losses of a pair differ by about 1e-5 of their size.  Another dropout mask would drown that difference, and so
+would a buffer that the first of the two passes has moved (a spectral norm's vectors, say); running statistics updated
+by a perturbed forward pass would be wrong (paper.md, section 2, "The pair sees one world").
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fogzo.quantizers import Quantizer
 
 
 def tracking_norms(model: nn.Module) -> list[Any]:
-    """The normalisation layers that would update running statistics in a forward pass now."""
+    """Return the normalisation layers that would update running statistics in a forward pass now."""
     return [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
 
 
@@ -33,6 +36,34 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+class Buffers:
+    """The buffers of a model as they stand, to be put back after forward passes that write them, whatever layers do it.
+
+    Batch norms that :func:`frozen_statistics` holds still, and quantizers, write none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.places: list[tuple[nn.Module, str, Tensor, Tensor]] = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            if not isinstance(module, Quantizer)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self.versions = [buffer._version for _, _, buffer, _ in self.places]
+        self.written = False
+
+    def restore(self) -> None:
+        """Put back what has been written or replaced since; ``written`` says whether anything ever was."""
+        for i, (module, name, buffer, kept) in enumerate(self.places):
+            if module._buffers.get(name) is buffer and buffer._version == self.versions[i]:
+                continue  # nearly always: a glance at a counter, not at values
+            self.written = True
+            module._buffers[name] = buffer
+            buffer.copy_(kept)
+            self.versions[i] = buffer._version
+
+
 class RandomState:
     """The state of torch's global generators (CPU and the given devices), to be put back any number of times.
 
@@ -46,7 +77,7 @@ class RandomState:
         self.others = {device: torch.get_device_module(device).get_rng_state(device) for device in self.devices}
 
     def now(self) -> RandomState:
-        """The present state of the same generators."""
+        """Return the present state of the same generators."""
         return RandomState(self.devices)
 
     def restore(self) -> None:
@@ -55,16 +86,30 @@ class RandomState:
             torch.get_device_module(device).set_rng_state(state, device)
 
 
-@contextmanager
-def same_world(model: nn.Module, random_state: RandomState, *, first_pass_done: bool) -> Iterator[None]:
-    """Within: forward passes may start from ``random_state`` again, and leave batch-norm statistics alone.
+class World:
+    """What the passes of one step share: generators and buffers, put back before each of them."""
 
-    Afterwards the generators are where one forward pass leaves them: where they were, if that pass came before.
+    def __init__(self, model: nn.Module, random_state: RandomState) -> None:
+        self.random_state, self.buffers = random_state, Buffers(model)
+
+    def restore(self) -> None:
+        self.random_state.restore()
+        self.buffers.restore()
+
+
+@contextmanager
+def same_world(model: nn.Module, random_state: RandomState, *, first_pass_done: bool) -> Iterator[World]:
+    """Within: forward passes may begin in the same world again, and leave batch-norm statistics alone.
+
+    Afterwards buffers are what they were, and the generators are where one forward pass leaves them: where they were,
+    if that pass came before.
     """
     after = random_state.now() if first_pass_done else None
-    try:
-        with frozen_statistics(model):
-            yield
-    finally:
-        if after is not None:
-            after.restore()
+    with frozen_statistics(model):
+        world = World(model, random_state)
+        try:
+            yield world
+        finally:
+            world.buffers.restore()
+            if after is not None:
+                after.restore()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fogzo.checks import positive, whole
 from fogzo.errors import UserError
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.guide import gradient_or_zeros, normalise
 from fogzo.estimators.interrupts import interrupts_deferred
@@ -88,20 +88,19 @@ class SplitFOGZO(Estimator):
         self.seed = whole(seed, "seed", lowest=0)
         self.epsilon = positive(epsilon, "epsilon")
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
         model = self.weights[0].model
         check_gradients_empty(model)
         sliced = check_slices(closure, model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
-        with torch.enable_grad():
-            loss = closure(backward=True).detach()
+        loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in self.weights]
-            grads = [gradient_or_zeros(weight) for weight in self.weights]  # become ĝ, then G, in place
+            units = [weight.grid_unit() * self.epsilon for weight in weights]
+            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
             g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(self.weights, self.seed, step)
-            slopes = self._slopes(sliced, grads, units, noise, random_state, beta)
+            noise = Noise(weights, self.seed, step)
+            slopes = self._slopes(sliced, weights, grads, units, noise, random_state, beta)
             torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
             for i in range(len(slopes)):
                 add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / len(slopes) * slopes[i : i + 1])
@@ -109,7 +108,7 @@ class SplitFOGZO(Estimator):
         return Estimate(
             loss=loss,
             beta=beta,
-            noise_share=noise_share(beta, self.weights),
+            noise_share=noise_share(beta, weights),
             agreement=torch.where(g_norm > 0, slopes.mean() / (math.sqrt(beta) * believed_slope), torch.nan),
             zero_probes=(slopes == 0).float().mean(),
             guide_norm=g_norm,
@@ -118,6 +117,7 @@ class SplitFOGZO(Estimator):
     def _slopes(
         self,
         closure: SlicedClosure,
+        weights: Sequence[QuantizedWeight],
         guides: Sequence[Tensor],
         units: Sequence[Tensor],
         noise: Noise,
@@ -127,10 +127,10 @@ class SplitFOGZO(Estimator):
         """Return slope_k of the slices of all ranks, in their order: shape (ranks · slices,)."""
         rank, _ = world()
         losses: list[Tensor] = []
-        compared = [*(weight.latent.detach() for weight in self.weights), *guides]
+        compared = [*(weight.latent.detach() for weight in weights), *guides]
         checksum = torch.stack(torch._foreach_norm(compared)).double().sum()
         check_same(gather(checksum), "the weights or the guides of the probes")
-        model = self.weights[0].model
+        model = weights[0].model
 
         def direction(i: int) -> Iterator[Tensor]:
             for g, z in zip(guides, noise.draw(range(i, i + 1)), strict=True):
@@ -138,15 +138,15 @@ class SplitFOGZO(Estimator):
 
         with (
             interrupts_deferred(),
-            same_world(model, random_state, first_pass_done=True),
-            Displacement([weight.latent for weight in self.weights]) as displacement,
+            same_world(model, random_state, first_pass_done=True) as shared,
+            Displacement([weight.latent for weight in weights]) as displacement,
         ):
             for k in range(closure.slices):
                 displacement.move(direction(rank * closure.slices + k), units)
                 for side in range(2):
                     if side:
                         displacement.reflect()
-                    random_state.restore()
+                    shared.restore()
                     losses.append(closure.slice_loss(k).detach())
         return gather(slopes_of(torch.stack(losses).view(-1, 2))).flatten()
 

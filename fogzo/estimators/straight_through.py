@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights
+from fogzo.estimators.base import (
+    Closure,
+    Estimate,
+    Estimator,
+    check_gradients_empty,
+    check_weights,
+    first_order,
+    loss_of,
+)
 from fogzo.quantize import QuantizedWeight
 
 
@@ -22,14 +30,14 @@ class StraightThrough(Estimator):
     """
 
     def __init__(self, weights: Sequence[QuantizedWeight] | None = None) -> None:
-        self.model = None if weights is None else check_weights(weights)[0].model
+        self.weights = None if weights is None else check_weights(weights)
 
-    def estimate(self, closure: Closure, *, step: int = 0) -> Estimate:
-        if self.model is not None:
-            check_gradients_empty(self.model)
+    def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        if self.weights is not None:
+            check_gradients_empty(self.weights[0].model)
+            return Estimate(loss=first_order(closure, self.weights)[0])
         with torch.enable_grad():
-            loss = closure(backward=True)
-        return Estimate(loss=loss.detach())
+            return Estimate(loss=loss_of(closure, backward=True))
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps, steps

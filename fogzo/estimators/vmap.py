@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fogzo.errors import UserError, one_line
 from fogzo.quantize import QuantizedWeight
 
 
@@ -29,7 +30,14 @@ def losses_at(loss: Callable[[], Tensor], weights: Sequence[QuantizedWeight], st
             for place, parameter in zip(places, kept, strict=True):
                 place["original"] = parameter
 
-    losses: Tensor = torch.func.vmap(at, randomness="same")(*stacks)
+    try:
+        losses: Tensor = torch.func.vmap(at, randomness="same")(*stacks)
+    except RuntimeError as error:
+        if "vmap" not in str(error) and "functorch" not in str(error):
+            raise
+        raise UserError(
+            f"the closure cannot run with many weights at once ({one_line(error)}): set probe_batch=0"
+        ) from error
     return losses
 
 

@@ -64,6 +64,39 @@ class Quantizer(nn.Module, ABC):
     def surrogate_derivative(self, x: Tensor) -> Tensor | None:
         """Derivative of the STE's surrogate at ``x`` (code units); ``None`` means 1 everywhere."""
 
+    @property
+    def coding(self) -> str:
+        """What the stored codes mean, beside α: ``LSQ, 2 bits``; a subclass with a choice of grid adds it."""
+        return f"{type(self).__name__}, {self.bits} bits"
+
+    def get_extra_state(self) -> Tensor:
+        """Return ``coding`` as bytes: the state dict of another bit width fits in shape, and would load in silence."""
+        return torch.frombuffer(bytearray(self.coding, "utf-8"), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to take over: loading has compared it."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = self.get_extra_state()
+        kept = state_dict.setdefault(f"{prefix}_extra_state", own)  # the first state dicts did not have it
+        if not torch.equal(kept.cpu(), own):
+            there = bytes(kept.tolist()).decode("utf-8", "replace")
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: its codes are {there}, but this model has {self.coding}: quantize it alike"
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     def for_inputs(self, channels: int) -> Quantizer:
         """A copy that quantizes the inputs of a layer instead of its weights (``fogzo/quantizers/inputs.py``).
 

@@ -48,6 +48,10 @@ class FixedScale(FittedScale):
         self.clip_surrogate = flag(clip_surrogate, "clip_surrogate")
         self.smoothing = Uniform(0.5)
 
+    @property
+    def coding(self) -> str:
+        return f"{super().coding}, codes {self.grid.lo:g} to {self.grid.hi:g}"
+
     def encode(self, x: Tensor) -> Tensor:
         return self.grid.round(x)
 

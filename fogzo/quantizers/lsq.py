@@ -73,6 +73,10 @@ class LSQ(Quantizer):
         scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(count * self.grid.hi))
         return scale
 
+    @property
+    def coding(self) -> str:
+        return f"{super().coding}, codes {self.grid.lo:g} to {self.grid.hi:g}"
+
     def encode(self, x: Tensor) -> Tensor:
         return self.grid.round(x)
 

@@ -19,6 +19,7 @@ from fogzo.smoothing import Uniform
 # A test recomputes all eight from the integral.
 GAUSSIAN_OPTIMAL = {1: 0.79788, 2: 1.49353, 3: 2.05107, 4: 2.51393, 5: 2.91615, 6: 3.27798, 7: 3.61110, 8: 3.88494}
 MAX_BLOCK = 128
+TIE = 1e-5  # in units of the RMS: what rounding leaves of a sum that is 0 stays below it
 
 
 def hadamard_block(width: int) -> int:
@@ -68,6 +69,9 @@ class QuEST(Quantizer):
     which is |w_q - w| ≤ RMS c / (2^b - 1).  The probes' noise is the identity STE's, drawn in the rotated basis.
     A bias is one row.  RMS is at least 0.001 of the whole tensor's initial RMS.
 
+    A boundary between codes lies at 0, and where one block spans all channels, its first coefficient is their sum: 0
+    after a fresh LayerNorm, but for rounding.  A coefficient of the inputs that is 0 in all rows has the code +1/2.
+
     Raises:
         ValueError: if bits is not 1 to 8, or the weights are all zero.
     """
@@ -100,8 +104,11 @@ class QuEST(Quantizer):
         dims = list(range(1, latent.dim())) or [0]
         rms = latent.square().mean(dim=dims, keepdim=True).sqrt()  # rotation leaves it as it is
         # a row of zeros keeps a step that gradients and probes can be divided by
-        step = 2 * GAUSSIAN_OPTIMAL[self.bits] / (2**self.bits - 1)  # in units of the RMS
-        return torch.maximum(rms, self.floor).mul(step)
+        return torch.maximum(rms, self.floor).mul(self._step)
+
+    @property
+    def _step(self) -> float:  # α in units of the RMS
+        return 2 * GAUSSIAN_OPTIMAL[self.bits] / (2.0**self.bits - 1)
 
     def rotate(self, w: Tensor) -> Tensor:
         result: Tensor = _Rotation.apply(w, self.block) if torch.is_grad_enabled() else rotated(w, self.block)
@@ -111,10 +118,14 @@ class QuEST(Quantizer):
         return self.rotate(w)  # a Sylvester-Hadamard matrix is its own inverse
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.grid.round(x)
+        codes = self.grid.round(x)
+        if self.follows_inputs and x.shape[-1] == len(self.block) and x.shape[0]:
+            is_zero = x[:, :1].abs().amax(0) * self._step < TIE  # in all rows alike, hence no chance
+            codes[:, :1] = torch.where(is_zero, 0.5, codes[:, :1])
+        return codes
 
     def surrogate_derivative(self, x: Tensor) -> Tensor:
-        return ((self.encode(x) - x).abs() <= 0.5).to(x.dtype)
+        return ((self.grid.round(x) - x).abs() <= 0.5).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -98,7 +98,7 @@ def overwritten(name, values):
 def _digest(good):
     from fogzo.interchange.canonical import digest
 
-    kinds = {"F32": torch.float32, "BOOL": torch.bool}
+    kinds = {"F32": torch.float32, "BOOL": torch.bool, "U8": torch.uint8}
     names = [n for n in good.header if not n.endswith((".codes", ".scale")) and n != "__metadata__"]
     return digest(
         {

@@ -191,20 +191,20 @@ def test_gradients_on_entry_are_refused_by_name_and_zeros_are_not():
     model = quantized()
     model.body.parametrizations.weight.original.grad = torch.zeros(16, 8)
     estimator = fogzo.FOGZO(fogzo.quantized_weights(model))
-    estimator.estimate(Closure(model))
+    estimator.estimate(Closure(model), step=0)
     weights = estimator.weights
     given_weights = (fogzo.StraightThrough, NoisyStraightThrough, RescaledStraightThrough)
     for again in (estimator, *(kind(weights) for kind in given_weights)):
         with pytest.raises(ValueError, match=r"body\.weight .*zero_grad"):
-            again.estimate(Closure(model))
+            again.estimate(Closure(model), step=0)
     model.zero_grad(set_to_none=False)
-    estimator.estimate(Closure(model))
+    estimator.estimate(Closure(model), step=0)
 
 
 def test_the_ste_that_does_not_know_the_model_adds_to_gradients_as_backward_does():
     _, _, once = estimate(model := quantized(), fogzo.StraightThrough)
     once = {name: gradient.clone() for name, gradient in once.items()}
-    fogzo.StraightThrough().estimate(Closure(model))
+    fogzo.StraightThrough().estimate(Closure(model), step=0)
     assert all(torch.equal(p.grad, 2 * once[name]) for name, p in model.named_parameters())
     with pytest.raises(ValueError, match=r"Net.*quantized_weights"):
         fogzo.StraightThrough(model)
@@ -218,9 +218,9 @@ def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
     options = {"ste_share": 1.0, "beta_min": 0.9, "beta_schedule": "constant"} if chosen == "phased" else {}
     make = {"ste": factories.straight_through, "phased": factories.phased}[chosen]
     estimator = make(fogzo.quantized_weights(model), 10, 0, 0, **options)
-    estimator.estimate(Closure(model))
+    estimator.estimate(Closure(model), step=0)
     with pytest.raises(ValueError, match="zero_grad"):
-        estimator.estimate(Closure(model))
+        estimator.estimate(Closure(model), step=0)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_latents_in_16_bits_are_refused_at_once_and_when_cast_later(kind):
     with pytest.raises(ValueError, match="bfloat16"):
         kind(fogzo.quantized_weights(model))
     with pytest.raises(ValueError, match="bfloat16"):
-        estimator.estimate(Closure(model))
+        estimator.estimate(Closure(model), step=0)
 
 
 def test_weights_without_requires_grad_are_left_where_they_are():
