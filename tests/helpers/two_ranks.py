@@ -54,6 +54,10 @@ CASES = {
     },
     "other weights": Case("fogzo", rank_1_differs_in="weights"),
     "other noise": Case("fogzo", rank_1_differs_in="noise"),
+    "other weights in batched probes": Case("fogzo_batched", rank_1_differs_in="weights"),
+    "other noise in batched probes": Case("fogzo_batched", rank_1_differs_in="noise"),
+    "other weights, sharing probes": Case("fogzo", parallel="probes", rank_1_differs_in="weights"),
+    "other weights in batched probes, sharing them": Case("fogzo_batched", "fixed", False, 1, "probes", "weights"),
 }
 
 ESTIMATORS = {
