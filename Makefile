@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint types format tables report bench clean
+.PHONY: help setup demo test test-slow mutants lint types format tables report bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(SETUP)  ## run the test suite (under 10 minutes on 2 cores)
 
 test-slow: $(SETUP)  ## run what the test suite leaves out for its length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+mutants: $(SETUP)  ## plant single-line faults in the method: each must turn a test red (up to 30 minutes)
+	$(BIN)/python scripts/mutants.py
 
 lint: $(SETUP)  ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .

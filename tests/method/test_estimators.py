@@ -235,6 +235,37 @@ def test_zero_probes_is_the_share_of_pairs_without_a_difference(loss, share, bet
     assert bool(g.any()) == (share == 0)
 
 
+@pytest.mark.parametrize("probe_batch", [0, 2])
+def test_a_tiny_slope_is_no_zero_probe(probe_batch):
+    estimate, _ = fogzo_on(Problem(latents(), linear(1e-12 * C)), beta=0.5, samples=3, probe_batch=probe_batch)
+    assert estimate.zero_probes == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_for_a_linear_loss_the_multiple_of_epsilon_does_not_matter(samples, beta):
+    problem = Problem(latents(), linear(C), WRONG)
+    expected, g = fogzo_on(problem, beta=beta, samples=samples)
+    for epsilon in (0.25, 3.0):
+        found, scaled = fogzo_on(problem, beta=beta, samples=samples, epsilon=epsilon)
+        torch.testing.assert_close(scaled, g)
+        if beta:
+            torch.testing.assert_close(found.agreement, expected.agreement)
+
+
+@pytest.mark.parametrize("probe_batch", [0, 2])
+def test_without_a_first_order_pass_the_loss_is_the_mean_over_all_probes(probe_batch):
+    seen = []
+    problem = Problem(latents(), quadratic)
+    inner = problem.loss
+    problem.loss = lambda model: seen.append(loss := inner(model)) or loss
+    fogzo_on(problem, kind=fogzo.NSPSA, samples=3)
+    expected = torch.stack(seen).mean()
+    assert len({float(loss) for loss in seen}) == len(seen) == 6
+    estimate, _ = fogzo_on(problem, kind=fogzo.NSPSA, samples=3, probe_batch=probe_batch)
+    torch.testing.assert_close(estimate.loss, expected)
+
+
 @pytest.mark.parametrize("guide_norm", ["global", "rms", "per_tensor"])
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_a_zero_guide_leaves_the_noise_term_alone(beta, guide_norm):
