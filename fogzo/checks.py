@@ -11,6 +11,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -104,7 +105,9 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> N
             if not _fits(value, annotation):
                 raise ArgumentError(name, value, _rule(annotation))
         elif not takes_any:
-            raise UserError(f"{name} is no argument of {make.__name__}: it has {', '.join(parameters)}")
+            near = get_close_matches(name, parameters, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{name} is no argument of {make.__name__}: it has {', '.join(parameters)}{meant}")
 
 
 def _evaluated(annotation: Any, make: Callable[..., Any]) -> Any:

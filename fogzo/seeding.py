@@ -8,7 +8,9 @@ import torch
 
 
 def derive_seed(*parts: str | int) -> int:
-    """A 63-bit seed for the place that ``parts`` name; neighbouring places get unrelated seeds.
+    """Return a 63-bit seed for the place that ``parts`` name; neighbouring places get unrelated seeds.
+
+    torch's generator on the CPU keeps 32 bits of it: of 100,000 places, about one pair draws the same numbers.
 
     >>> derive_seed("probe", 0, 1) == derive_seed("probe", 0, 1) != derive_seed("probe", 1, 0)
     True

@@ -56,7 +56,7 @@ REFUSED = [
     ({"beta": "0.9"}, "beta='0.9' is not possible: give a number or a function"),
     ({"root": 3}, "root=3 is not possible: give a Path or null"),
     ({"text": False}, "text=False is not possible: give text"),
-    ({"lairs": []}, "lairs is no argument of Made: it has layers, size"),
+    ({"width": []}, "width is no argument of Made: it has layers, size"),
 ]
 
 
@@ -65,6 +65,13 @@ def test_what_does_not_fit_is_refused_with_key_value_and_rule(arguments, message
     with pytest.raises(UserError) as refusal:
         checks.check_arguments(Made, arguments)
     assert str(refusal.value).startswith(message)
+
+
+def test_a_misspelt_argument_is_told_from_one_that_nothing_is_like():
+    with pytest.raises(UserError, match=r"untyped; did you mean widths\?$"):
+        checks.check_arguments(Made, {"width": []})
+    with pytest.raises(UserError, match=r"untyped$"):
+        checks.check_arguments(Made, {"xyz": []})
 
 
 def test_arguments_that_a_function_hands_on_are_left_to_whom_it_hands_them():
