@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError
 from fogzo.runs.files import atomic_write
@@ -230,24 +231,17 @@ class RunFolder:
             ) from error
 
     def _lock(self) -> None:
+        self._held = FileLock(self.path / ".lock")
         try:
-            import fcntl
-        except ImportError:  # not on Windows; there, don't start the same run twice
-            return
-        try:
-            self._lock_file = (self.path / ".lock").open("w")
+            self._held.acquire(blocking=False)
+        except Timeout as error:
+            raise InUseError(f"another process is at work in {self.path}: wait for it, or change the config") from error
         except OSError as error:
             raise self._unwritable(self.path / ".lock", error) from error
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock_file.close()
-            raise InUseError(f"another process is at work in {self.path}: wait for it, or change the config") from error
 
     def close(self) -> None:
         """Let other processes in."""
-        if hasattr(self, "_lock_file"):
-            self._lock_file.close()  # the empty file stays: removing it would race with the next holder
+        self._held.release()  # the empty file stays: removing it would race with the next holder
 
 
 def one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -117,3 +118,11 @@ def gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+
+
+def gpu_facts(device: torch.device) -> dict[str, Any]:
+    """Return, on CUDA, ``gpu``: the GPU's name and the versions of CUDA and cuDNN that torch uses; else nothing."""
+    if device.type != "cuda":
+        return {}
+    libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    return {"gpu": {"name": torch.cuda.get_device_name(device), **libraries}}

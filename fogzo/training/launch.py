@@ -21,7 +21,7 @@ from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint
 from fogzo.training.build import build, reporters
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
-from fogzo.training.devices import choose_device, exclusive_gpu
+from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
 from fogzo.training.distributed import process_group
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
@@ -64,7 +64,7 @@ def _carry_out(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str,
 
 def _lead(cfg: DictConfig, record: dict[str, Any], trainer: Trainer, path: Path) -> dict[str, Any]:
     """Train as rank 0, which alone holds the folder, writes and speaks.  Returns the summary."""
-    code = provenance(trainer.device)  # before training: the files may change while it goes on
+    code = provenance() | gpu_facts(trainer.device)  # before training: the files may change while it goes on
     new = not (path / "config.yaml").exists()
     folder = RunFolder(path, record)
     try:
