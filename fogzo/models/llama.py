@@ -43,8 +43,11 @@ def llama(
         )
     if isinstance(init_std, bool) or not isinstance(init_std, int | float) or not 0 < init_std <= 1:
         raise ValueError(f"init_std={init_std!r} is not possible: give a positive number up to 1, such as 0.02")
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    # by a name for which transformers makes no mask: it makes one under torch.compile, which rules the fast kernels out
+    AttentionInterface.register("causal_sdpa", sdpa_attention_forward)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -61,7 +64,7 @@ def llama(
         eos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("causal_sdpa")
     return model
 
 

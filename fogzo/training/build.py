@@ -25,6 +25,7 @@ from fogzo.quantizers import fit_activations
 from fogzo.ranks import world
 from fogzo.runs.identity import differences
 from fogzo.seeding import derive_seed
+from fogzo.training.compilation import compiled
 from fogzo.training.config import Settings
 from fogzo.training.devices import choose_device, settle, use_threads
 from fogzo.training.distributed import synchronise_norms
@@ -74,7 +75,6 @@ def build(cfg: DictConfig) -> Trainer:
     task = task_of(data, cfg.evaluation_tokens, cfg.evaluation_examples)
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
-    compiled = torch.compile(model) if cfg.compile else None
     return Trainer(
         model=model,
         task=task,
@@ -85,7 +85,7 @@ def build(cfg: DictConfig) -> Trainer:
         settings=settings,
         weights=weights,
         pull=GridPull(weights, steps=settings.steps, **cfg.pull) if cfg.pull.strength else None,
-        compiled=compiled,
+        compiled=compiled(model) if cfg.compile else None,
         reduced=average_gradients(model, cfg) if world()[1] > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),
     )
@@ -149,8 +149,10 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
     with warnings.catch_warnings():  # broadcast_buffers=False is deprecated in favour of what does not replace it yet
         warnings.simplefilter("ignore", FutureWarning)
         reduced = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-    compiled: nn.parallel.DistributedDataParallel = torch.compile(reduced) if cfg.compile else reduced  # type: ignore[assignment]
-    return compiled
+    # its kernels may lay a gradient out in another order than its bucket, at the cost of a copy
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    whole: nn.parallel.DistributedDataParallel = torch.compile(reduced) if cfg.compile else reduced  # type: ignore[assignment]
+    return whole
 
 
 def first_passes(model: nn.Module, task: Task, settings: Settings, batches: int = 4) -> None:

@@ -18,7 +18,7 @@ from fogzo.runs.identity import run_name
 from fogzo.runs.packed import Run
 from fogzo.runs.provenance import provenance
 from fogzo.runs.records import drop_command, find
-from fogzo.training import checkpoint
+from fogzo.training import checkpoint, compilation
 from fogzo.training.build import build, reporters
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
 from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
@@ -220,4 +220,5 @@ def summary_of(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, f
         "data": trainer.task.data.describe(),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        **(compilation.outcome() if record["compile"] else {}),
     }

@@ -232,7 +232,7 @@ def test_quest_fits_the_widths_that_128_does_not_divide():
 def test_llama_is_built_as_quests_code_builds_it():
     model = built("llama_mini")
     c = model.config
-    assert (c._attn_implementation, c.hidden_act, c.use_cache) == ("sdpa", "silu", False)
+    assert (c._attn_implementation, c.hidden_act, c.use_cache) == ("causal_sdpa", "silu", False)
     assert (c.attention_dropout, c.tie_word_embeddings, c.max_position_embeddings) == (0.0, False, 128)
     assert not any("bias" in name for name, _ in model.named_parameters())
     assert model.lm_head.weight is not model.model.embed_tokens.weight
