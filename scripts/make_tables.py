@@ -43,11 +43,9 @@ def main() -> None:
         fill_pages(every)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    problems = [problem for evidence in every for problem in [*evidence.problems, *evidence.tuning_faults()]]
-    if problems := [
-        *map(str, unpacked),
-        *problems,
-    ]:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
+    of_evidence = [problem for evidence in every for problem in [*evidence.problems, *evidence.tuning_faults()]]
+    problems = [*map(str, unpacked), *of_evidence]
+    if problems:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed
         sys.exit("".join(f"error: {problem}\n" for problem in problems).rstrip())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -312,25 +311,3 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; no deviation from fewer than two values.
-
-    >>> mean_std([1.0, 3.0])
-    (2.0, 1.4142135623730951)
-    """
-    mean = statistics.fmean(values)
-    return mean, statistics.stdev(values) if len(values) > 1 else None
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """``mean ± std`` of finite values, or a dash.
-
-    >>> spread([0.5, 0.7], 2), spread([], 2)
-    ('0.60 ± 0.14', '–')
-    """
-    if not values or not all(math.isfinite(value) for value in values):
-        return "–"
-    mean, std = mean_std(values)
-    return f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")

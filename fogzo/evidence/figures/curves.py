@@ -214,8 +214,9 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
 def save(figure: Figure, *files: Path) -> None:
     """Write a figure to each of the files, in the format of its name, and close it."""
     with plt.rc_context(RC):
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # what it has laid out stays: once is enough for several files
+        if len(files) > 1:
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # what it has laid out stays: once is enough for several files
         for file in files:
             if file.suffix == ".svg":
                 drawing = io.StringIO()
