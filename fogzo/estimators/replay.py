@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogzo.quantizers import Quantizer
 
@@ -39,14 +40,14 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 class Buffers:
     """The buffers of a model as they stand, to be put back after forward passes that write them, whatever layers do it.
 
-    Batch norms that :func:`frozen_statistics` holds still, and quantizers, write none.
+    torch's batch norms, which :func:`frozen_statistics` holds still, and quantizers write none, and are not copied.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.places: list[tuple[nn.Module, str, Tensor, Tensor]] = [
             (module, name, buffer, buffer.clone())
             for module in model.modules()
-            if not isinstance(module, Quantizer)
+            if not isinstance(module, Quantizer) and type(module).forward is not _BatchNorm.forward
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
