@@ -58,8 +58,6 @@ def built(tmp_path_factory):
     )
     claim = {"claim": "Nets are better", "trust": "high", "method": "fogzo", "settings": {"twin": "*"}}
     dump(root / "results/paper/claims.yaml", {"nets": claim})
-    (root / "results/notes").mkdir()
-    (root / "results/notes/twin.md").write_text("A hand-written **comment**.\n")
     make("tables", root)
     make("report", root)
     return root
@@ -176,15 +174,16 @@ def test_the_report_is_one_file_without_scripts_or_requests(built):
             assert (built / "site" / target).exists(), target
         elif key == "xlink:href":
             assert target[1:] in page.ids, (key, target)
-    assert text.count("<svg role=") == 4  # the claim's, the answers', and the experiment's two
+    assert text.count("<svg role=") == 5  # the members', the claim's, the answers', and the experiment's two
+    assert "FOGZO beats the straight-through estimator (STE)" in text.partition("<p><strong>")[2][:60]
+    assert len(page.ids - {None}) == len(re.findall(r'\bid="', text))  # none twice, though figures have their own
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
 
 
-def test_the_report_has_claim_verdict_comment_status_and_the_place_of_every_number(built):
+def test_the_report_has_claim_verdict_status_and_the_place_of_every_number(built):
     text = (built / "site/report.html").read_text()
     assert "FOGZO is better than STE at the same number of steps." in text
-    assert "A hand-written <strong>comment</strong>." in text
     assert '<span class="badge good">scaled-down twin: same direction</span>' in text
     for line in range(1, 41):
         assert f"results/records/twin.jsonl, line {line}<" in text

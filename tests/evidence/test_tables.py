@@ -12,7 +12,7 @@ from helpers.made_up import edit, experiment, gathered, remove, sign, write
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
 from fogzo.evidence.figures.curves import save
-from fogzo.evidence.figures.sensitivity import sensitivity
+from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
 from fogzo.evidence.pages import footer, page
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.render import markdown, to_csv
@@ -254,7 +254,7 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
     found = gathered(made)
     label = METRICS["mean_crossings"].label
     assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
-    save(sensitivity(found), project / "drawn.svg")
+    save(sensitivity(found, sensitivity_figures(found)[0]), project / "drawn.svg")
     assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
-"""Figures from run records, as SVG and PNG.  The same records give the same bytes."""
+"""Curves from run records: a metric against compute.  The same records give the same bytes."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +16,96 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from fogzo.evidence.compare import Difference
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.figures.style import RC, colour, line, mark
-from fogzo.evidence.frame import Evidence, ForestRow
-from fogzo.evidence.numbers import interval_text, signed
-from fogzo.evidence.words import Word
+from fogzo.evidence.figures.style import RC, line
+from fogzo.evidence.frame import Evidence
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import Run
-from fogzo.runs.schema import METRICS, Metric
+from fogzo.runs.schema import METRICS
 
-COSTS = {"step": "training steps", "flops": "FLOPs", "seconds": "seconds of training"}
+LIMIT = 6  # panels of a figure, which a reader takes in at once
+CURVES = 5  # of a panel
 FEWEST_POINTS = 4
-WIDE = 12  # where methods differ by more than this factor in a cost, its axis is logarithmic
+WIDE = 12  # where methods differ by more than this factor in compute, its axis is logarithmic
+Panel = Sequence[Cell]
 
 
-def curves(evidence: Evidence) -> Figure:
-    """The metric against steps, FLOPs and seconds, a row of panels a setting."""
-    settings = {name: cells for name, cells in evidence.settings().items() if any(map(evidence.finished, cells))}
+def curve_figures(evidence: Evidence) -> list[Sequence[Panel]]:
+    """Return the panels of each figure: the metric against compute, a panel or more for each setting."""
+    panels = [panel for cells in evidence.settings().values() for panel in _panels_of(evidence, cells)]
+    return [panels[at : at + LIMIT] for at in range(0, len(panels), LIMIT)]
+
+
+def _panels_of(evidence: Evidence, cells: Panel) -> list[Panel]:
+    """Of one setting, the cells that were run, few enough for a panel; what borrows its tuned values is left out."""
+    cells = [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]
+    families: dict[str, list[Cell]] = {}
+    for cell in cells:
+        large = sum(other.method.family == cell.method.family for other in cells) >= CURVES
+        families.setdefault(cell.method.family if large else "", []).append(cell)
+    panels: list[Panel] = []
+    for family in families.values():
+        first = [cell for cell in family if evidence.baseline(cell) is None]
+        others = [cell for cell in family if cell not in first]
+        room = CURVES - len(first)
+        panels += [[*first, *others[at : at + room]] for at in range(0, max(len(others), 1), room)]
+    return [panel for panel in panels if panel]
+
+
+def curves(evidence: Evidence, panels: Sequence[Panel]) -> Figure:
+    """Return a figure of the metric against FLOPs: means over seeds, and between which values they lie."""
+    across = min(3, len(panels)) if len(panels) != 4 else 2
+    down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
-        figure, grid = plt.subplots(
-            len(settings),
-            3,
-            figsize=(10.5, 0.9 + 2.5 * len(settings)),
-            layout="constrained",
-            squeeze=False,
-            sharey="row",
-        )
+        figure, grid = plt.subplots(down, across, figsize=(10.5, 0.9 + 2.9 * down), layout="constrained", squeeze=False)
         handles: dict[str, Any] = {}
-        for axes, (setting, cells) in zip(grid, settings.items(), strict=True):
-            key = _logged(evidence, cells)
-            _panels(axes, evidence, cells, key, handles)
-            axes[0].set_ylabel(METRICS[key].label if key in METRICS else "loss of the batches")
-            if setting:
-                axes[0].set_title(evidence.experiment.settings[setting].label, loc="left")
-        for axis, cost in zip(grid[-1], COSTS.values(), strict=True):
-            axis.set_xlabel(cost)
+        for axis, cells in zip(grid.flat, panels, strict=False):
+            _panel(axis, evidence, cells, handles)
+        for axis in list(grid.flat)[len(panels) :]:
+            axis.set_visible(False)
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
         return figure
 
 
-def _logged(evidence: Evidence, cells: Sequence[Cell]) -> str:
+def _logged(evidence: Evidence, cells: Panel) -> str:
     """What was logged often enough to draw: the metric, else the loss of the batches."""
     key = cells[0].metric
     counts = [len(_rows(run, key)) for cell in cells for run in evidence.finished(cell)]
     return key if min(counts) >= FEWEST_POINTS else "loss"
 
 
-def _panels(axes: Sequence[Any], evidence: Evidence, cells: Sequence[Cell], key: str, handles: dict[str, Any]) -> None:
-    low, high = [], []
-    extent: dict[str, list[float]] = {cost: [] for cost in COSTS}
+def _panel(axis: Any, evidence: Evidence, cells: Panel, handles: dict[str, Any]) -> None:
+    key = _logged(evidence, cells)
+    low, high, extent = [], [], []
     for cell in cells:
-        runs = evidence.finished(cell)
-        steps, costs, values = _aligned(runs, key)
-        if not steps:
+        flops, values = _aligned(evidence.finished(cell), key)
+        if not len(flops):
             continue
-        late = values[:, len(steps) // 3 :]  # the beginning would flatten the rest
-        low.append(late.min())
-        high.append(late.max())
+        late = values[:, len(flops) // 3 :]  # the beginning would flatten the rest
+        low.append(float(late.min()))
+        high.append(float(late.max()))
         style = line(cell.method) | {"markevery": [-1]}
-        for axis, cost in zip(axes, COSTS, strict=True):
-            (handle,) = axis.plot(costs[cost], values.mean(0), **style)
-            if len(values) > 1:
-                axis.fill_between(costs[cost], values.min(0), values.max(0), color=style["color"], alpha=0.12, lw=0)
-            extent[cost].append(costs[cost][-1])
+        (handle,) = axis.plot(flops, values.mean(0), **style)
+        if len(values) > 1:
+            axis.fill_between(flops, values.min(0), values.max(0), color=style["color"], alpha=0.12, lw=0)
+        extent.append(flops[-1])
         handles.setdefault(cell.label, handle)
+    axis.set(xlabel="FLOPs", ylabel=METRICS[key].label if key in METRICS else "loss of the batches")
+    axis.set_title(cells[0].setting.label if cells[0].setting.name else "", loc="left", fontsize=8.5)
     if not low:
         return
     logarithmic = key != "accuracy" and min(low) > 0
-    axes[0].set_yscale("log" if logarithmic else "linear")
-    bottom, top = float(min(low)), float(max(high))
+    axis.set_yscale("log" if logarithmic else "linear")
+    bottom, top = min(low), max(high)
     if logarithmic:
-        axes[0].set_ylim(bottom * (bottom / top) ** 0.06, top * (top / bottom) ** 0.06 if top > bottom else top * 1.1)
-        plain_ticks(axes[0].yaxis)
+        axis.set_ylim(bottom * (bottom / top) ** 0.06, top * (top / bottom) ** 0.06 if top > bottom else top * 1.1)
+        plain_ticks(axis.yaxis)
     else:
         margin = 0.06 * (top - bottom) or 1.0
-        axes[0].set_ylim(bottom - margin, top + margin)
-    for axis, cost in zip(axes, COSTS, strict=True):
-        if cost != "step" and min(extent[cost]) > 0 and max(extent[cost]) > WIDE * min(extent[cost]):
-            axis.set_xscale("log")
-            axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.set_ylim(bottom - margin, top + margin)
+    if min(extent) > 0 and max(extent) > WIDE * min(extent):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 class PlainLog(matplotlib.ticker.LogLocator):
@@ -122,93 +133,12 @@ def _rows(run: Run, key: str) -> list[dict[str, Any]]:
     return [row for row in run.metrics() if row.get(key) is not None and "event" not in row]
 
 
-def _aligned(runs: Sequence[Run], key: str) -> tuple[list[int], dict[str, Any], Any]:
-    """Steps that all runs logged, mean costs there, and the values, shape (runs, steps)."""
+def _aligned(runs: Sequence[Run], key: str) -> tuple[Any, Any]:
+    """Mean FLOPs at the steps that all runs logged, and the values there, shape (runs, steps)."""
     by_step = [{row["step"]: row for row in _rows(run, key)} for run in runs]
     steps = sorted(set.intersection(*(set(rows) for rows in by_step))) if by_step else []
-    costs = {
-        cost: np.array([[rows[step][cost] for step in steps] for rows in by_step]).mean(0) for cost in COSTS if steps
-    }
-    return steps, costs, np.array([[rows[step][key] for step in steps] for rows in by_step])
-
-
-def differences(evidence: Evidence) -> Figure:
-    """Each method's paired difference to the baseline in each setting.
-
-    Settings that are compared by different metrics stand in different panels.
-    """
-    return forest({key: _entries(evidence, key) for key in evidence.metrics()})
-
-
-def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
-    """A forest plot: differences with their intervals and seeds, a panel a metric."""
-    panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
-    heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
-    with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False}):
-        figure, axes = plt.subplots(
-            len(heights), 1, figsize=(10.5, 0.7 + 0.3 * sum(heights)), layout="constrained", squeeze=False,
-            height_ratios=heights,
-        )  # fmt: skip
-        for axis, (metric, entries) in zip(axes[:, 0], panels, strict=False):
-            _forest(axis, metric, entries)
-        return figure
-
-
-def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
-    entries: list[ForestRow] = []
-    for setting, cells in evidence.settings().items():
-        found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
-        shown = [(cell, difference) for cell, difference in found if difference and cell.metric == key]
-        if shown and setting:
-            entries.append((evidence.experiment.settings[setting].label, None))
-        entries += [(cell.method.full_label, (evidence, cell, found)) for cell, found in shown]
-    return entries
-
-
-def _forest(axis: Any, metric: Metric, entries: Sequence[ForestRow]) -> None:
-    limit = _limit([shown[2] for _, shown in entries if shown is not None])
-    axis.axvline(0, color="#555555", lw=1)
-    for row, (text, shown) in enumerate(entries):
-        if shown is None:
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            axis.text(0, row, text, transform=axis.get_yaxis_transform(), va="center", fontweight="bold", bbox=box)
-        else:
-            _forest_row(axis, row, *shown, limit)
-    axis.set(xlim=(-limit * 1.06, limit * 1.06), ylim=(len(entries) - 0.4, -0.6))
-    axis.set_yticks(range(len(entries)), [text if shown else "" for text, shown in entries])
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", alpha=0.25, lw=0.5)
-    axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")
-
-
-def _limit(found: Sequence[Difference]) -> float:
-    """Half the width of the axis: what is over ten times further out than the median is cut off, and said in words."""
-    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in found)
-    if not reach or reach[-1] == 0:
-        return 1.0
-    return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
-
-
-def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference: Difference, limit: float) -> None:
-    metric = METRICS[cell.metric]
-    digits = metric.digits
-    shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
-    base = evidence.baseline(cell)
-    own, other = evidence.values(cell), evidence.values(base) if base else {}
-    sign = 1 if metric.higher_is_better else -1
-    seeds = np.array([sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())])
-    inside = seeds[np.abs(seeds) <= limit]
-    axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
-    low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)
-    axis.plot([low, high], [row, row], color=shade, lw=2, solid_capstyle="butt")
-    off = abs(difference.mean) > limit
-    shape = ("<" if difference.mean < 0 else ">") if off else mark(cell.method)
-    at = float(np.clip(difference.mean, -limit, limit))
-    axis.plot(at, row, shape, color=shade, mfc=shade if apart else "white", ms=6.5, mew=1.5, clip_on=False)
-    text = interval_text(difference, digits) if difference.pairs > 1 else signed(difference.mean, digits)
-    axis.text(
-        1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
-    )
+    flops, values = (np.array([[rows[step][name] for step in steps] for rows in by_step]) for name in ("flops", key))
+    return flops.mean(0) if steps else [], values
 
 
 def save(figure: Figure, *files: Path) -> None:

@@ -21,7 +21,7 @@ OPEN = "#eeeeee"
 
 
 def members(found: Sequence[Evidence]) -> Figure:
-    """Return the figure of their differences, tinted where told apart."""
+    """Return the figure of their differences with 95 % intervals, tinted where told apart."""
     labels, rows = member_rows(found)
     lines: list[MemberRow | str] = []  # settings under the title of their experiment
     for number, row in enumerate(rows):
@@ -29,7 +29,7 @@ def members(found: Sequence[Evidence]) -> Figure:
             lines.append(row.experiment)
         lines.append(row)
     with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure, axis = plt.subplots(figsize=(10.5, 1.2 + 0.24 * len(lines)), layout="constrained")
+        figure, axis = plt.subplots(figsize=(10.5, 1.2 + 0.34 * len(lines)), layout="constrained")
         for y, line in enumerate(lines):
             if isinstance(line, str):
                 axis.text(-0.48, y, line, va="center", fontweight="bold")
@@ -39,8 +39,12 @@ def members(found: Sequence[Evidence]) -> Figure:
                     difference, metric = line.differences[key]
                     tint = TINTS.get(difference.outcome, OPEN)
                     axis.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, color=tint, lw=0))
-                    text = f"{signed(difference.mean, METRICS[metric].digits)} {METRICS[metric].unit}"
-                    axis.text(x, y, text, ha="center", va="center", fontsize=8)
+                    digits, unit = METRICS[metric].digits, METRICS[metric].unit
+                    text = f"{signed(difference.mean, digits)} {unit}"
+                    ends = ", ".join(signed(end, digits) for end in difference.interval)
+                    axis.text(x, y - 0.2, text, ha="center", va="center", fontsize=8)
+                    size = 6.5 if len(ends) < 18 else 5.6
+                    axis.text(x, y + 0.22, f"[{ends}]", ha="center", va="center", fontsize=size, color="#444444")
         axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(lines) - 0.5, -0.5))
         axis.set_xticks(range(len(labels)), [textwrap.fill(label, 12) for label in labels.values()], fontsize=8)
         axis.set_yticks(range(len(lines)), ["" if isinstance(line, str) else line.setting for line in lines])

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Axis, Cell, Method
-from fogzo.evidence.figures.curves import WIDE, plain_ticks
+from fogzo.evidence.figures.curves import LIMIT, WIDE, plain_ticks
 from fogzo.evidence.figures.style import RC, colour, line
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.schema import METRICS
@@ -30,10 +30,15 @@ ACROSS = 3  # panels side by side
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
-def sensitivity(evidence: Evidence) -> Figure:
-    """Mean and single seeds against each of the experiment's ``axes``."""
+def sensitivity_figures(evidence: Evidence) -> list[Sequence[tuple[Axis, str]]]:
+    """Return the panels of each figure: an axis of the experiment, and the metric that is drawn against it."""
     panels = [(asked, key) for asked in evidence.experiment.axes for key in _metrics(evidence, asked)]
-    panels = [panel for panel in panels if _has_points(evidence, *panel)] or panels[:1]
+    panels = [panel for panel in panels if _has_points(evidence, *panel)]
+    return [panels[at : at + LIMIT] for at in range(0, len(panels), LIMIT)]
+
+
+def sensitivity(evidence: Evidence, panels: Sequence[tuple[Axis, str]]) -> Figure:
+    """Return a figure of means and single seeds against each axis."""
     across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):

@@ -1,0 +1,97 @@
+"""Forest plots: paired differences with their intervals and single seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from fogzo.evidence.compare import Difference
+from fogzo.evidence.experiment import Cell
+from fogzo.evidence.figures.style import RC, colour, mark
+from fogzo.evidence.frame import Evidence, ForestRow
+from fogzo.evidence.numbers import interval_text, signed
+from fogzo.evidence.words import Word
+from fogzo.runs.schema import METRICS, Metric
+
+
+def differences(evidence: Evidence) -> Figure:
+    """Each method's paired difference to the baseline in each setting.
+
+    Settings that are compared by different metrics stand in different panels.
+    """
+    return forest({key: _entries(evidence, key) for key in evidence.metrics()})
+
+
+def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
+    """A forest plot: differences with their intervals and seeds, a panel a metric."""
+    panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
+    heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
+    with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False}):
+        figure, axes = plt.subplots(
+            len(heights), 1, figsize=(10.5, 0.7 + 0.3 * sum(heights)), layout="constrained", squeeze=False,
+            height_ratios=heights,
+        )  # fmt: skip
+        for axis, (metric, entries) in zip(axes[:, 0], panels, strict=False):
+            _forest(axis, metric, entries)
+        return figure
+
+
+def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
+    entries: list[ForestRow] = []
+    for setting, cells in evidence.settings().items():
+        found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
+        shown = [(cell, difference) for cell, difference in found if difference and cell.metric == key]
+        if shown and setting:
+            entries.append((evidence.experiment.settings[setting].label, None))
+        entries += [(cell.method.full_label, (evidence, cell, found)) for cell, found in shown]
+    return entries
+
+
+def _forest(axis: Any, metric: Metric, entries: Sequence[ForestRow]) -> None:
+    limit = _limit([shown[2] for _, shown in entries if shown is not None])
+    axis.axvline(0, color="#555555", lw=1)
+    for row, (text, shown) in enumerate(entries):
+        if shown is None:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            axis.text(0, row, text, transform=axis.get_yaxis_transform(), va="center", fontweight="bold", bbox=box)
+        else:
+            _forest_row(axis, row, *shown, limit)
+    axis.set(xlim=(-limit * 1.06, limit * 1.06), ylim=(len(entries) - 0.4, -0.6))
+    axis.set_yticks(range(len(entries)), [text if shown else "" for text, shown in entries])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", alpha=0.25, lw=0.5)
+    axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")
+
+
+def _limit(found: Sequence[Difference]) -> float:
+    """Half the width of the axis: what is over ten times further out than the median is cut off, and said in words."""
+    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in found)
+    if not reach or reach[-1] == 0:
+        return 1.0
+    return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
+
+
+def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference: Difference, limit: float) -> None:
+    metric = METRICS[cell.metric]
+    digits = metric.digits
+    shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
+    base = evidence.baseline(cell)
+    own, other = evidence.values(cell), evidence.values(base) if base else {}
+    sign = 1 if metric.higher_is_better else -1
+    seeds = np.array([sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())])
+    inside = seeds[np.abs(seeds) <= limit]
+    axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
+    low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)
+    axis.plot([low, high], [row, row], color=shade, lw=2, solid_capstyle="butt")
+    off = abs(difference.mean) > limit
+    shape = ("<" if difference.mean < 0 else ">") if off else mark(cell.method)
+    at = float(np.clip(difference.mean, -limit, limit))
+    axis.plot(at, row, shape, color=shade, mfc=shade if apart else "white", ms=6.5, mew=1.5, clip_on=False)
+    text = interval_text(difference, digits) if difference.pairs > 1 else signed(difference.mean, digits)
+    axis.text(
+        1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
+    )
