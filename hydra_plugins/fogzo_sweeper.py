@@ -1,20 +1,30 @@
 """Hydra sweeper that reads an experiment's grid: ``python train.py -m experiment=NAME`` runs all its cells.
 
-Without an experiment it is Hydra's basic sweeper.
+Without an experiment it crosses the values that commas separate, as Hydra's basic sweeper does.  All jobs are checked
+before the first starts, and it ends with a line for each.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from fogzo.errors import UserError, one_line
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse
+
+Job = list[str]  # its overrides
 
 
 class ExperimentSweeper(BasicSweeper):
@@ -22,30 +32,105 @@ class ExperimentSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
+        assert self.launcher is not None
+        try:
+            jobs = self._jobs(arguments)
+            names = names_of(jobs)
+            self._check(jobs, names)
+            results = self.launcher.launch(jobs, initial_job_idx=0)
+        except (ValueError, HydraException) as error:
+            print(f"error: {error}", file=sys.stderr)  # one line, where Hydra would add its own
+            sys.exit(1)
+        print(table(names, results), flush=True)
+        failures = [f"{name}: {one_line(result._return_value)}" for name, result in zip(names, results, strict=True)]
+        failed = [text for text, result in zip(failures, results, strict=True) if result.status != JobStatus.COMPLETED]
+        if failed:
+            print(f"error: {len(failed)} of {len(jobs)} jobs failed", *failed, sep="\n  ", file=sys.stderr)
+            sys.exit(1)
+        return results
+
+    def _jobs(self, arguments: list[str]) -> list[Job]:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (jobs,) = self.split_arguments(parser.parse_overrides(arguments), None)
+        return jobs
+
+    def _check(self, jobs: list[Job], names: list[str]) -> None:
+        """Refuse the whole sweep for a job that will not do, as far as that is known before data are read.
+
+        Raises:
+            UserError: naming each such job and its reason.
+        """
+        from fogzo.training.launch import check  # torch loads here, not for --help
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        if str(self.config.hydra.launcher._target_).endswith("SlurmLauncher") and shutil.which("srun") is None:
+            raise UserError(
+                "hydra/launcher=slurm needs SLURM, whose command srun is not here: start the sweep where it is, or "
+                "choose hydra/launcher=local"
+            )
+        refused: dict[str, list[str]] = {}
+        for job, name in zip(jobs, names, strict=True):
+            try:
+                cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+                with open_dict(cfg):
+                    del cfg["hydra"]
+                check(cfg)
+            except (ValueError, HydraException, OmegaConfBaseException) as error:
+                refused.setdefault(one_line(error), []).append(name)
+        if refused:
+            reasons = (f"{', '.join(some)}: {reason}" for reason, some in refused.items())
+            count = sum(map(len, refused.values()))
+            raise UserError(f"{count} of {len(jobs)} jobs will not do, and none was started; " + "; ".join(reasons))
+        self._make_folder()
+
+    def _make_folder(self) -> None:
+        assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return super().sweep(arguments)
         except OSError as error:
-            reason = error.strerror or error
-            message = f"{folder} cannot be written ({reason}): choose another place with results_dir=FOLDER"
-        except ValueError as error:
-            message = str(error)
-        print(f"error: {message}", file=sys.stderr)  # one line, where Hydra would add its own
-        sys.exit(1)
+            raise UserError(
+                f"{folder} cannot be written ({one_line(error)}): choose another place with results_dir=FOLDER"
+            ) from error
 
     def split_arguments(  # type: ignore[override]  # the base class has it as a static method
         self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
+    ) -> list[list[Job]]:
         batches = BasicSweeper.split_arguments(overrides, None)
         assert self.config is not None
         jobs = [job for batch in batches for job in batch]
         if (given := self.config.get("experiment")) is not None:
             experiment = parse(OmegaConf.to_container(given))
             jobs = [cell + _without(job, cell) for job in jobs for cell in expand(experiment, self.config.phase, job)]
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        return [jobs]
 
 
-def _without(job: list[str], cell: list[str]) -> list[str]:
+def _without(job: Job, cell: Job) -> Job:
     taken = {*(override.partition("=")[0] for override in cell), "setting"}  # which has chosen the cells already
     return [override for override in job if override.partition("=")[0] not in taken]
+
+
+def names_of(jobs: Sequence[Job]) -> list[str]:
+    """Return what tells each job from the others: its cell and seed, or the overrides that not all jobs have.
+
+    >>> names_of([["model=mlp", "seed=0"], ["model=mlp", "seed=1"]])
+    ['seed=0', 'seed=1']
+    """
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    names = []
+    for job in jobs:
+        placed = [override for override in job if override.startswith(("cell=", "seed="))]
+        telling = placed if len(placed) == 2 else [override for override in job if override not in shared]
+        names.append(" ".join(telling) or "the job")
+    return names
+
+
+def table(names: Sequence[str], results: Sequence[JobReturn]) -> str:
+    """Return a line for each job: what tells it from the others, and what it ended with."""
+    width = max(map(len, names))
+    done = [result._return_value if result.status == JobStatus.COMPLETED else "failed" for result in results]
+    lines = [f"  {name:{width}}  {text}" for name, text in zip(names, done, strict=True) if text]
+    return "\n".join([f"sweep:    {len(names)} jobs", *lines])

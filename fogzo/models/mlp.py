@@ -6,9 +6,16 @@ from collections import OrderedDict
 
 from torch import nn
 
+from fogzo.models.checks import check_sizes
+
 
 def mlp(inputs: int = 784, hidden: int = 10, classes: int = 10) -> nn.Sequential:
-    """Two linear layers with a ReLU between: (B, 1, 28, 28) or (B, 784) → (B, classes)."""
+    """Return two linear layers with a ReLU between: (B, 1, 28, 28) or (B, 784) → (B, classes).
+
+    Raises:
+        ValueError: for a size that is no positive whole number.
+    """
+    check_sizes(inputs=inputs, hidden=hidden, classes=classes)
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),

@@ -71,13 +71,14 @@ class RunFolder:
     Args:
         path: where the run lives; made if it is missing.
         config: plain, resolved values.
+        place: the key that says where ``path`` is, for messages.
 
     Raises:
         RunError: if the folder can't be written, is in use, holds another config, or holds files of something else.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Mapping[str, Any], *, place: str = "results_dir") -> None:
+        self.path, self.config, self.place = path, config, place
         self._check_config()
         self._make()
         self._lock()
@@ -227,7 +228,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(
                 f"the run folder {self.path} cannot be written ({error.strerror or error}): choose another place with "
-                "results_dir=FOLDER"
+                f"{self.place}=FOLDER"
             ) from error
 
     def _lock(self) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo.data.text import known_sha256
 from fogzo.errors import UserError
+from fogzo.quantize import quantized_weights
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.identity import run_name
@@ -19,7 +20,7 @@ from fogzo.runs.packed import Run
 from fogzo.runs.provenance import provenance
 from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint, compilation
-from fogzo.training.build import build, reporters
+from fogzo.training.build import build, build_estimator, build_model, check_values, reporters
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
 from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
 from fogzo.training.distributed import process_group
@@ -49,11 +50,33 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
         return finished_before(record, summary, path)
-    if not cfg.run_dir and record["phase"] != "tune" and (run := find(record, Path(cfg.results_dir) / "records")):
+    if (run := _packed(cfg, record)) is not None:
         return finished_before(record, dict(run.summary), path, run)
     alone = exclusive_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
     with alone, process_group(choose_device(cfg.device)):
         return _carry_out(cfg, record, path)
+
+
+def _packed(cfg: DictConfig, record: Mapping[str, Any]) -> Run | None:
+    """Return the run of ``record`` from the packed records, if it is there and may stand for the run asked for."""
+    if cfg.run_dir or record["phase"] == "tune":
+        return None
+    return find(record, Path(cfg.results_dir) / "records")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what the run of ``cfg`` would refuse before its data are read; nothing where the run is finished.
+
+    Raises:
+        ValueError: as :func:`train` would.
+    """
+    record = plain_record(cfg)
+    path = run_path(cfg, record)
+    if cfg.plan or RunFolder.finished(path, record) is not None or _packed(cfg, record) is not None:
+        return
+    check_values(cfg)
+    weights = quantized_weights(build_model(cfg)) if cfg.quantizer.name != "none" else []
+    build_estimator(cfg, weights, steps=1)
 
 
 def _carry_out(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -66,7 +89,7 @@ def _lead(cfg: DictConfig, record: dict[str, Any], trainer: Trainer, path: Path)
     """Train as rank 0, which alone holds the folder, writes and speaks.  Returns the summary."""
     code = provenance() | gpu_facts(trainer.device)  # before training: the files may change while it goes on
     new = not (path / "config.yaml").exists()
-    folder = RunFolder(path, record)
+    folder = RunFolder(path, record, place="run_dir" if cfg.run_dir else "results_dir")
     try:
         if (summary := folder.summary()) is not None:  # another process was faster
             return finished_before(record, summary, path)
@@ -149,6 +172,8 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     """Return the run folder of a config: readable first, then the hash of all that changes the result."""
     if cfg.run_dir:
         return Path(cfg.run_dir)
+    if not cfg.results_dir or not isinstance(cfg.results_dir, str):
+        raise UserError(f"results_dir={cfg.results_dir!r} is no folder: name one, such as results_dir=outputs")
     folder = Path(cfg.results_dir) / "runs"
     if record["experiment"]:
         folder /= record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")

@@ -1,6 +1,8 @@
 """``python train.py``: runs that are killed, stopped, finished or mistaken, and sweeps."""
 
 import contextlib
+import io
+import itertools
 import json
 import logging
 import random
@@ -19,24 +21,55 @@ from helpers.cli import assert_refused
 from hydra.core.global_hydra import GlobalHydra
 
 import fogzo.data
+from fogzo.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LSQ = "quantizer=lsq"
+NO_PARAMETERS = ("floor", "_extra_state")
 TIME_AND_PLACE = {"seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "git_commit", "git_dirty", "digest"}
 
 
-def start(folder, *overrides):
+def words(folder, *overrides):
     defaults = ["steps=400", "batch_size=20", "log_every=5", "evaluate_every=50", "checkpoint_every=20"]
-    command = [sys.executable, "train.py", "progress=lines", "threads=1", *defaults, *overrides, f"run_dir={folder}"]
+    defaults += ["evaluation_examples=200", "progress=lines", "threads=1"]
+    return ["train.py", *defaults, *overrides, f"run_dir={folder}"]
+
+
+def start(folder, *overrides):
+    command = [sys.executable, *words(folder, *overrides)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run_to_the_end(folder, *overrides):
-    """Returns what the run printed."""
+    """A run in a process of its own; returns what it printed."""
     process = start(folder, *overrides)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     return out
+
+
+def main_of_train(arguments):
+    """``python train.py`` in this process, since one of its own takes seconds to start; returns its exit code."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", arguments)
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        finally:
+            GlobalHydra.instance().clear()
+            root.handlers[:], root.level = handlers, level
+    return 0
+
+
+def run_here(folder, *overrides):
+    """A run to its end in this process; returns what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main_of_train(words(folder, *overrides)) == 0
+    return out.getvalue()
 
 
 def interrupt(number, after_step, folder, *overrides):
@@ -76,7 +109,7 @@ def contents(folder):
 def whole(tmp_path_factory):
     """An uninterrupted run: (its folder, what it printed)."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, run_to_the_end(folder, LSQ)
+    return folder, run_here(folder, LSQ)
 
 
 def test_a_finished_run_leaves_its_record(whole):
@@ -91,7 +124,9 @@ def test_a_finished_run_leaves_its_record(whole):
     assert summary["mean_crossings"] == pytest.approx(sum(row["crossings"] for row in rows) / len(rows))
     assert summary.keys() >= {"accuracy", "train_loss", "seed", "scale", "data", "versions", "status"}
     assert json.loads((folder / "summary.json").read_text()).keys() >= TIME_AND_PLACE
-    assert summary["parameters"] == sum(t.numel() for name, t in model.items() if not name.endswith("floor")) == 7964
+    assert (
+        summary["parameters"] == sum(t.numel() for name, t in model.items() if not name.endswith(NO_PARAMETERS)) == 7964
+    )
     assert (summary["forwards"], summary["backwards"], summary["examples"]) == (1200, 400, 8000)
     assert "mini (embedded data and a short run, not the paper's setting)" in out
     assert f"result:   {folder}" in out
@@ -100,7 +135,7 @@ def test_a_finished_run_leaves_its_record(whole):
 def test_a_finished_run_says_so_and_changes_nothing(whole):
     folder, _ = whole
     before = contents(folder)
-    out = run_to_the_end(folder, LSQ)
+    out = run_here(folder, LSQ)
     assert out.startswith("finished already: test accuracy")
     assert str(folder) in out
     assert contents(folder) == before
@@ -109,7 +144,7 @@ def test_a_finished_run_says_so_and_changes_nothing(whole):
 def test_a_run_killed_at_a_random_step_ends_where_the_unkilled_one_ends(whole, tmp_path):
     code, _ = interrupt(signal.SIGKILL, random.randrange(30, 350), tmp_path / "run", LSQ)
     assert code == -signal.SIGKILL
-    assert "going on from step" in run_to_the_end(tmp_path / "run", LSQ)
+    assert "going on from step" in run_here(tmp_path / "run", LSQ)
     assert_same_result(tmp_path / "run", whole[0])
 
 
@@ -189,9 +224,6 @@ def test_wandb_stays_offline_and_goes_on_with_the_same_run(stopped):
     assert all(name.startswith("offline-run-") and name.endswith(only.strip()) for name in mirrors)
 
 
-# From here on in this process: one of its own takes 3 seconds to start
-
-
 @pytest.fixture(scope="module")
 def digits():
     return fogzo.data.mnist5k()
@@ -202,22 +234,13 @@ def train(tmp_path, monkeypatch, capsys, digits):
     """``python train.py`` in an empty folder: returns its exit code, what it printed, and what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fogzo.data, "mnist5k", lambda: digits)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
 
     def run(*overrides, flags=()):
-        GlobalHydra.instance().clear()
         defaults = ("progress=lines", "threads=1", "batch_size=20", "steps=20", "results_dir=results")
-        monkeypatch.setattr(sys, "argv", ["train.py", *flags, *defaults, *overrides])
-        try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
+        code = main_of_train(["train.py", *flags, *defaults, *overrides])
+        return code, *capsys.readouterr()
 
-    yield run
-    GlobalHydra.instance().clear()
-    root.handlers[:], root.level = handlers, level
+    return run
 
 
 BAD = {  # overrides: what the message names
@@ -241,7 +264,14 @@ BAD = {  # overrides: what the message names
     "schedule.shape=step": ["shape='step'", "cosine"],
     "progress=dots": ["progress=dots", "lines"],
     "logger=wandb logger.mode=cloud": ["logger.mode='cloud'", "offline"],
-    "run_dir=/proc/run": ["/proc/run", "cannot be written"],
+    "run_dir=/proc/run": ["/proc/run", "cannot be written", "run_dir="],
+    "results_dir=null": ["results_dir=None", "results_dir=outputs"],
+    "results_dir=''": ["results_dir=''", "results_dir=outputs"],
+    "model.hidden=-3": ["hidden=-3", "positive whole number"],
+    "threads=100000": ["threads=100000", "from 0 to 1024"],
+    "~optimizer": ["optimizer"],
+    "hydra/launcher=3": ["hydra/launcher=3", "local, slurm"],
+    "begin_from=.": ["begin_from=.", "is a folder"],
     "results_dir=file": ["file/runs", "cannot be written", "results_dir="],
 }
 
@@ -288,10 +318,75 @@ def test_a_run_that_diverges_says_so_each_time_and_exits_with_1(overrides, train
     assert json.loads(summary.read_text())["status"] == "diverged"
 
 
-def test_a_sweep_runs_each_combination_and_goes_on_after_a_bad_one(train, tmp_path):
-    code, _, err = train("seed=0,1", "quantizer.bits=2,9", flags=["-m"])
-    assert (code, "bits=9" in err, "Traceback" in err) == (1, True, False), err
-    assert sorted(json.loads(file.read_text())["seed"] for file in tmp_path.rglob("summary.json")) == [0, 1]
+def test_a_refused_checkpoint_to_begin_from_leaves_the_folder_to_the_mended_command(train):
+    assert_refused(train("run_dir=run", "begin_from=nowhere.pt"), "begin_from=nowhere.pt", "is not there")
+    assert train("run_dir=run")[0] == 0
+
+
+def test_a_finished_run_whose_weights_are_gone_says_how_to_get_them(train, tmp_path):
+    assert train("run_dir=run", "keep_best=true")[0] == 0
+    assert "note:" not in train("run_dir=run", "keep_best=true")[1]
+    (tmp_path / "run" / "model.pt").unlink()
+    (tmp_path / "run" / "best.pt").unlink()
+    code, out, _ = train("run_dir=run", "keep_best=true")
+    assert (code, out.startswith("finished already")) == (0, True)
+    assert "note:     model.pt and best.pt not kept here: with run/summary.json removed, the same command" in out
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train("run_dir=run", "keep_best=true")[0] == 0
+    assert {"model.pt", "best.pt"} <= set(contents(tmp_path / "run"))
+
+
+def test_a_terminal_that_knows_ascii_alone_reads_greek_letters_spelt_out(train, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", out)
+        code, _, err = train("plan=true")
+    assert (code, err) == (0, "")
+    out.seek(0)
+    assert "ratio" in (text := out.read())
+    assert "at beta_min = " in text
+
+
+def test_a_sweep_checks_all_jobs_before_the_first_starts(train, tmp_path):
+    answer = train("quantizer.bits=2,99,3", flags=["-m"])
+    assert_refused(answer, "1 of 3 jobs will not do, and none was started", "quantizer.bits=99: ", "1 to 8")
+    answer = train("estimator=ste,foo", flags=["-m"])
+    assert_refused(answer, "1 of 2 jobs will not do", "estimator=foo: ", "Could not find 'estimator/foo'")
+    answer = train("hydra/launcher=slurm", flags=["-m"])
+    assert_refused(answer, "needs SLURM", "hydra/launcher=local")
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_sweep_ends_with_a_line_for_each_job_and_names_each_that_failed_at_once_and_at_the_end(
+    train, tmp_path, monkeypatch
+):
+    real = fogzo.data.mnist5k
+    unread = itertools.count()
+
+    def lost(*given, **named):
+        if next(unread) in (1, 2):
+            raise UserError("the disk is gone")
+        return real(*given, **named)
+
+    monkeypatch.setattr(fogzo.data, "mnist5k", lost)
+    code, out, err = train("seed=0,1,2,3", "estimator=ste", flags=["-m"])
+    assert (code, "Traceback" in err) == (1, False), err
+    assert [re.sub(r"\(.*\)", "(...)", line) for line in err.splitlines()] == [
+        "job 1 (...): error: the disk is gone",
+        "job 2 (...): error: the disk is gone",
+        "error: 2 of 4 jobs failed",
+        "  seed=1: the disk is gone",
+        "  seed=2: the disk is gone",
+    ]
+    rows = out.splitlines()[-5:]
+    assert rows[0] == "sweep:    4 jobs"
+    assert [row.split()[:2] for row in rows[1:]] == [
+        ["seed=0", "test"],
+        ["seed=1", "failed"],
+        ["seed=2", "failed"],
+        ["seed=3", "test"],
+    ]
+    assert sorted(json.loads(file.read_text())["seed"] for file in tmp_path.rglob("summary.json")) == [0, 3]
 
 
 @pytest.fixture
