@@ -23,6 +23,7 @@ import yaml
 from fogzo.runs.identity import label_of
 from fogzo.runs.packed import Run
 from fogzo.runs.records import add, drop, drop_unusable, read_records, record_files
+from fogzo.runs.schema import COMPARED
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results")
@@ -108,7 +109,7 @@ def show(chosen: Mapping[str, Sequence[str]]) -> None:
         print("".join(json.dumps(row) + "\n" for row in run.metrics()), end="")
         return
     for run in runs:
-        measured = {key: run.summary[key] for key in ("accuracy", "perplexity", "train_loss") if key in run.summary}
+        measured = {key: run.summary[key] for key in COMPARED if key in run.summary}
         print(f"{run.where}: {run.name} {run.summary['status']} {measured}")
 
 

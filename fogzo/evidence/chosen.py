@@ -15,6 +15,7 @@ from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import parse_yaml
+from fogzo.runs.schema import METRICS
 
 OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
 KINDS = {dict: "keys with values", list: "a list"}
@@ -102,7 +103,7 @@ def write_chosen(experiment: Experiment, cell: Cell, entry: Mapping[str, Any]) -
     entries = {name: choice.entry for name, choice in read_chosen(experiment).items()} | {cell.name: entry}
     order = {name: place for place, name in enumerate(experiment.cells)}
     entries = dict(sorted(entries.items(), key=lambda item: order.get(item[0], len(order))))
-    best = "highest" if tuning.metric == "accuracy" else "lowest"
+    best = "highest" if METRICS[tuning.metric].higher_is_better else "lowest"
     text = (
         f"# Written by `python scripts/tune.py experiment={experiment.name}`: the values of each cell\n"
         f"# with the {best} {tuning.metric} on seed {tuning.seed}, and all that was tried.\n"

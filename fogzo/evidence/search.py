@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell
+from fogzo.runs.schema import METRICS
 
-MAXIMISED = ("accuracy",)
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
 
 
@@ -55,7 +55,7 @@ class CellSearch:
     Args:
         cell: what is searched.
         trials: how many points are tried, or all points of the space if it has fewer.
-        metric: minimised, except for ``accuracy``.
+        metric: minimised, or maximised where higher is better.
         depends_on: what else the trials' outcome depends on; another search starts where it differs.
     """
 
@@ -65,7 +65,7 @@ class CellSearch:
         self.cell, self.metric = cell, metric
         self.points = cell.points()
         self.trials = min(trials, len(self.points))
-        self.sign = -1 if metric in MAXIMISED else 1  # optuna is told what it minimises
+        self.sign = -1 if METRICS[metric].higher_is_better else 1  # optuna is told what it minimises
         self.space: dict[str, BaseDistribution] = {
             key: IntDistribution(0, len(values) - 1) for key, values in cell.search.items()
         }

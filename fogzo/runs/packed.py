@@ -22,8 +22,8 @@ import yaml
 
 from fogzo.runs.folder import RunError, one_line, parse_config
 from fogzo.runs.identity import digest_of, identity, label_of, run_name
+from fogzo.runs.schema import keys_of_kind
 
-TASK_METRICS = ("accuracy", "perplexity")
 OF_BOTH = ("seed", "cell", "experiment")  # in config and summary; identity and digest alone would not tell them apart
 HEAD = ("cell", "seed", "status", "metric", "identity")
 PARTS = (*HEAD, "config", "summary", "metrics", "digest")
@@ -151,7 +151,7 @@ def unpack(line: str, file: Path, number: int) -> Run:
 
 def head(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a line begins with, so that people find it: which run it is, and what came out."""
-    metric = {key: summary[key] for key in TASK_METRICS if key in summary}
+    metric = {key: summary[key] for key in keys_of_kind("task") if key in summary}
     values = (label_of(config), config["seed"], summary["status"], metric, identity(config))
     return dict(zip(HEAD, values, strict=True))
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from fogzo.data import TextData
 from fogzo.quantize import quantized_weights
+from fogzo.runs.schema import COSTS, METRICS, keys_of_kind
 from fogzo.training import checkpoint
 from fogzo.training.build import departures
 from fogzo.training.trainer import Trainer
@@ -83,14 +84,13 @@ def _epochs(trainer: Trainer) -> list[str]:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """Return a finished run's result in a line: its metric, its training loss, and what it cost."""
-    shown = (
-        ("accuracy", "test accuracy {:.2f} %"),
-        ("perplexity", "test perplexity {:.2f}"),
-        ("train_loss", "training loss {:.4f}"),
-        ("forward_equivalents", "{:,} forward equivalents"),
-        ("seconds", "{:.1f} s"),
+    known = {key: summary[key] for key in (*METRICS, *COSTS) if summary.get(key) is not None}
+    found = [METRICS[key] for key in (*keys_of_kind("task"), "train_loss") if key in known]
+    costs = [COSTS[key] for key in ("forward_equivalents", "seconds") if key in known]
+    return ", ".join(
+        [f"{of.name} {known[of.key]:.{of.digits}f} {of.scale}".rstrip() for of in found]
+        + [f"{known[of.key]:,.{of.digits}f} {of.unit}" for of in costs]
     )
-    return ", ".join(form.format(summary[name]) for name, form in shown if summary.get(name) is not None)
 
 
 def advice_on_divergence(folder: Path) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fogzo.runs.schema import COSTS
+
 PROC = Path("/proc/self")  # Linux: writing 5 to clear_refs makes the present memory the largest so far (VmHWM)
-TIMES = ("seconds", "cpu_seconds", "data_seconds")
 
 
 class PeakMemory:
@@ -104,8 +105,7 @@ class ComputeLedger:
 
     def row(self) -> dict[str, float | None]:
         """Return the totals as they stand in a logged row."""
-        counted = ("forwards", "backwards", "flops", "forward_equivalents", "examples")
-        return {name: getattr(self, name) for name in (*counted, *TIMES, "peak_memory_bytes")}
+        return {key: getattr(self, key) for key in COSTS}
 
     def state_dict(self) -> dict[str, float | None]:
         return asdict(self)

@@ -14,14 +14,12 @@ from tqdm import tqdm
 
 from fogzo.runs.files import atomic_write
 from fogzo.runs.folder import one_line
+from fogzo.runs.schema import COLUMNS
 
 Row = Mapping[str, Any]
 
 
-SHOWN = (
-    *("loss", "train_loss", "test_loss", "accuracy", "perplexity", "agreement", "zero_probes", "crossings"),
-    *("flips", "forward_equivalents", "seconds"),
-)
+SHOWN = [column.key for column in COLUMNS if column.shown]
 
 
 class Reporter(Protocol):

@@ -18,6 +18,7 @@ from fogzo.quantizers import Quantizer
 from fogzo.ranks import barrier, gather, share, world
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
+from fogzo.runs.schema import keys_of_kind
 from fogzo.seeding import seed_step
 from fogzo.training import checkpoint
 from fogzo.training.closure import BatchClosure
@@ -30,8 +31,7 @@ from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task
 from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, numbers
 
-# columns of what an estimate saw
-SEEN = ("loss", "beta", "noise_share", "agreement", "zero_probes", "guide_norm", "crossings")
+SEEN = keys_of_kind("diagnostic")  # in an estimate
 
 
 class Trainer:
