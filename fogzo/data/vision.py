@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ import torch
 from torch import Tensor
 
 from fogzo.data.base import FACTS, DataError, Split
+from fogzo.errors import explained, one_line
+from fogzo.runs.files import atomic_write
 
-PER_CLASS, TEST_PER_CLASS = 500, 100  # of each digit
-MEAN, STD = 0.1307, 0.3081  # of the full MNIST training set's pixels, in [0, 1]
+PER_CLASS, TEST_PER_CLASS = 500, 100  # of each embedded digit
+MNIST_PIXELS = (0.1307, 0.3081)  # mean and standard deviation in the full training set, in [0, 1]
+FASHION_PIXELS = (0.2860, 0.3530)
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 # of the unpacked files, in the order of FILES; counts alone would let a flipped byte through
@@ -70,15 +72,15 @@ class ImageData:
     sha256: str
 
     def to(self, device: torch.device) -> ImageData:
-        return ImageData(self.name, self.train.to(device), self.test.to(device), self.classes, self.sha256)
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, str | int]:
-        """What a run's record keeps of its data."""
+        """Return what a run's record keeps of its data."""
         return {"name": self.name, "train": len(self.train), "test": len(self.test), "sha256": self.sha256}
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over the bytes of ``arrays``."""
+    """Return the SHA-256 of the bytes of ``arrays``."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(np.ascontiguousarray(array).tobytes())
@@ -86,13 +88,13 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def split(images: np.ndarray, labels: np.ndarray, mean: float, std: float) -> TensorSplit:
-    """From uint8 images (N, 28, 28) and labels (N,); ``mean`` and ``std`` are those of the pixels in [0, 1]."""
+    """Return a split of uint8 images (N, 28, 28) and labels (N,), given mean and deviation of the pixels in [0, 1]."""
     inputs = torch.from_numpy(images.astype(np.float32)).div_(255).sub_(mean).div_(std)
     return TensorSplit(inputs.view(-1, 1, 28, 28), torch.from_numpy(labels.astype(np.int64)))
 
 
 def mnist5k() -> ImageData:
-    """4,000 training and 1,000 test digits, as many of each class: the last 100 of each class are the test set.
+    """Return 4,000 training and 1,000 test digits, as many of each class: the last 100 of each class are the test set.
 
     Raises:
         DataError: if the file is missing, damaged, or not the one that our records were made with.
@@ -115,36 +117,46 @@ def mnist5k() -> ImageData:
     test = in_class >= PER_CLASS - TEST_PER_CLASS
     return ImageData(
         name="mnist5k",
-        train=split(images[~test], labels[~test], MEAN, STD),
-        test=split(images[test], labels[test], MEAN, STD),
+        train=split(images[~test], labels[~test], *MNIST_PIXELS),
+        test=split(images[test], labels[test], *MNIST_PIXELS),
         classes=facts.classes,
         sha256=sha256,
     )
 
 
 def mnist(root: str | Path = "data") -> ImageData:
-    """60,000 training and 10,000 test digits; ``root`` is torchvision's, files lie in ``root/MNIST/raw``."""
+    """Return 60,000 training and 10,000 test digits; ``root`` is torchvision's, files lie in ``root/MNIST/raw``."""
     from torchvision.datasets import MNIST
 
-    return _load("mnist", MNIST, Path(root), mean=0.1307, std=0.3081)
+    return _load("mnist", MNIST, Path(root), *MNIST_PIXELS)
 
 
 def fashion_mnist(root: str | Path = "data") -> ImageData:
-    """60,000 training and 10,000 test images of clothes; files lie in ``root/FashionMNIST/raw``."""
+    """Return 60,000 training and 10,000 test images of clothes; files lie in ``root/FashionMNIST/raw``."""
     from torchvision.datasets import FashionMNIST
 
-    return _load("fashion_mnist", FashionMNIST, Path(root), mean=0.2860, std=0.3530)
+    return _load("fashion_mnist", FashionMNIST, Path(root), *FASHION_PIXELS)
 
 
 def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> ImageData:
+    from torchvision.datasets.utils import check_integrity
+
     folder = root / dataset.__name__ / "raw"
     _unpack_system_copy(name, folder)
     try:
         if not all((folder / file).is_file() for file in FILES):
             dataset(root, download=True)
     except Exception as error:  # torchvision lets out whatever urllib, gzip or struct raise
-        raise DataError(_advice(name, folder, error)) from error
-    _check_files(name, folder)
+        raise DataError(
+            f"{name} is not in {folder} and could not be downloaded ({one_line(error, 100)}): put {', '.join(FILES)} "
+            "there (data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
+        ) from error
+    for file, md5 in zip(FILES, MD5[name], strict=True):
+        if not check_integrity(str(folder / file), md5):
+            raise DataError(
+                f"{folder / file} is not {name}'s, of MD5 {md5[:12]}...: remove that folder, and the files are fetched "
+                "again"
+            )
     train, test = (dataset(root, train=part) for part in (True, False))
     arrays = [array.numpy() for part in (train, test) for array in (part.data, part.targets)]
     return ImageData(
@@ -156,38 +168,15 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
     )
 
 
-def _check_files(name: str, folder: Path) -> None:
-    for file, expected in zip(FILES, MD5[name], strict=True):
-        found = hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise DataError(
-                f"{folder / file} has MD5 {found[:12]}..., but {name}'s is {expected[:12]}...: remove that folder, and "
-                "the files are fetched again"
-            )
-
-
 def _unpack_system_copy(name: str, folder: Path) -> None:
     source = SYSTEM_FOLDERS.get(name)
     if source is None or not all((source / f"{file}.gz").is_file() for file in FILES):
         return
+    way_out = "choose a writable folder with data.root=FOLDER, or reinstall the package that the file came with"
     for file in FILES:
+        packed = source / f"{file}.gz"
         if not (folder / file).is_file():
-            partial = folder / f"{file}.partial"
-            try:
+            problem = f"of {name} cannot be unpacked into {folder}"
+            with explained(packed, way_out, problem=problem, kind=DataError, also=(zlib.error,)):
                 folder.mkdir(parents=True, exist_ok=True)
-                with gzip.open(source / f"{file}.gz", "rb") as packed, partial.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(
-                    f"{name}: {source / file}.gz cannot be unpacked into {folder} ({error}): choose a writable folder "
-                    "with data.root=FOLDER, or reinstall the package that the file came with"
-                ) from error
-            partial.replace(folder / file)
-
-
-def _advice(name: str, folder: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:100]
-    return (
-        f"{name} is not in {folder} and could not be downloaded ({reason}): put {', '.join(FILES)} there "
-        "(data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
-    )
+                atomic_write(folder / file, gzip.decompress(packed.read_bytes()))

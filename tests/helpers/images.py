@@ -1,18 +1,19 @@
 """Small folders of images."""
 
+import random
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fogzo.data.base import DataError
+from fogzo.data.base import DataError, Selection
 from fogzo.data.imagenet.folder import folder_data
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 CLASSES = ("n001", "n002", "n003")
 
 
@@ -43,3 +44,28 @@ def refused_with(*parts, kind=DataError):
 
 def data(root, **options):
     return folder_data("small", root, **{"image_size": 24, "augmentation": "deit", "workers": 0, **options})
+
+
+def selections(first=0, last=6, batch_size=4, examples=18):
+    for step in range(first, last):
+        positions = step * batch_size + torch.arange(batch_size)
+        yield Selection(positions * 7 % examples, positions)
+
+
+def equal(left, right):
+    return len(left) == len(right) and all(map(torch.equal, chain(*left), chain(*right)))
+
+
+@contextmanager
+def global_generators_untouched():
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)  # noqa: NPY002 - timm's
+    state = (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state())  # noqa: NPY002
+    yield
+    assert random.getstate() == state[0]
+    assert np.random.get_state()[1].tobytes() == state[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[2])
+
+
+def cut(file, size=200):
+    file.write_bytes(file.read_bytes()[:-size])
+    return file

@@ -6,27 +6,23 @@ timm and torchvision draw from the global generators of Python, NumPy and torch.
 
 from __future__ import annotations
 
-import atexit
-import math
 import os
 import random
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fogzo.data.base import Batch, DataError
+from fogzo.checks import choice, number, share
+from fogzo.data.base import Batch
+from fogzo.data.imagenet.whole import opened_image
+from fogzo.errors import UserError
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     from PIL.Image import Image
 
     Transform = Callable[[Image], Tensor]
@@ -53,7 +49,7 @@ DECODING_RATES = {"deit": 250, "resnet": 400, "none": 250}
 
 
 def training_transform(augmentation: str, size: int) -> Transform:
-    """From a PIL image (RGB) to float32, (3, size, size), augmented and normalised; ``none`` is evaluation's."""
+    """Return what makes of a PIL image float32, (3, size, size), augmented, normalised; ``none`` is evaluation's."""
     from timm.data.transforms_factory import create_transform
 
     if augmentation == "none":
@@ -78,7 +74,7 @@ def posterize(image: Image, bits: int, **others: Any) -> Image:
 
 
 def evaluation_transform(augmentation: str, size: int) -> Transform:
-    """Resized to size/0.875 as in training (bicubic for DeiT, bilinear for ResNet), centre crop, normalised."""
+    """Return the same for evaluation: resize to size/0.875 (bicubic for DeiT, bilinear for ResNet), crop the centre."""
     from timm.data.transforms_factory import create_transform
 
     transform: Transform = create_transform(
@@ -88,9 +84,8 @@ def evaluation_transform(augmentation: str, size: int) -> Transform:
 
 
 def check_augmentation(augmentation: str) -> None:
-    """Raises ``ValueError`` for a name that is not known."""
-    if augmentation not in AUGMENTATIONS:
-        raise ValueError(f"data.augmentation={augmentation!r} is not known: choose one of {', '.join(AUGMENTATIONS)}")
+    """Refuse a name that is not known."""
+    choice(augmentation, "data.augmentation", AUGMENTATIONS)
 
 
 @contextmanager
@@ -112,9 +107,6 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-MIXING_VALUES = ("mixup", "cutmix", "switch", "smoothing")
-
-
 @dataclass(frozen=True)
 class Mixing:
     """Mixup or cutmix of a batch with itself in reverse, one draw a batch, with label smoothing; DeiT's values.
@@ -131,34 +123,30 @@ class Mixing:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in MIXING_VALUES:
-            value = getattr(self, name)
-            highest = math.inf if name in ("mixup", "cutmix") else 1
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not (0 <= value <= highest and math.isfinite(value)):
-                rule = "0 or a positive number" if highest == math.inf else "0 to 1"
-                raise ValueError(f"data.mixing.{name}={value!r} is not possible: give {rule}")
+        number(self.mixup, "data.mixing.mixup", lowest=0)
+        number(self.cutmix, "data.mixing.cutmix", lowest=0)
+        share(self.switch, "data.mixing.switch")
+        share(self.smoothing, "data.mixing.smoothing")
         if not self.mixup and not self.cutmix:
-            raise ValueError(
+            raise UserError(
                 "data.mixing.mixup and data.mixing.cutmix are both 0: give one of them, or data.mixing=false"
             )
 
     @classmethod
     def of(cls, mixing: bool | Mapping[str, float], classes: int) -> Mixing | None:
-        """From a config's value: ``False``, ``True`` for DeiT's values, or some values by name."""
+        """Return the mixing of a config's value: ``False``, ``True`` for DeiT's values, or some values by name."""
         if isinstance(mixing, bool):
             return cls(classes) if mixing else None
-        if not isinstance(mixing, Mapping) or (unknown := set(mixing) - set(MIXING_VALUES)):
-            shown = mixing if not isinstance(mixing, Mapping) else sorted(unknown)[0]
-            raise ValueError(
-                f"data.mixing={shown!r} is not known: give true, false, or values for {', '.join(MIXING_VALUES)}"
-            )
+        known = [field.name for field in fields(cls) if field.name != "classes"]
+        if not isinstance(mixing, Mapping) or (unknown := sorted(set(mixing) - set(known))):
+            shown = unknown[0] if isinstance(mixing, Mapping) else mixing
+            raise UserError(f"data.mixing={shown!r} is not known: give true, false, or values for {', '.join(known)}")
         return cls(classes, **mixing)
 
     def check_batch(self, size: int) -> None:
-        """Raises ``ValueError`` for a batch that does not split into pairs."""
+        """Refuse a batch that does not split into pairs."""
         if size % 2:
-            raise ValueError(
+            raise UserError(
                 f"mixup and cutmix mix images in pairs, which a batch of {size} does not split into: give an even "
                 "batch_size (on each device), or data.mixing=false"
             )
@@ -182,24 +170,14 @@ class Mixing:
 
 
 def read_image(path: str, transform: Transform) -> Tensor:
-    """``transform`` of the RGB image in ``path``.
-
-    Raises:
-        DataError: if the file is missing, cut short, or no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow lets out
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as an image ({reason}): fetch that file again") from error
+    """Return ``transform`` of the RGB image in ``path``; raises ``DataError`` as :func:`opened_image`."""
+    with opened_image(path) as file:
+        image = file.convert("RGB")
     return transform(image)
 
 
 def read_augmented(paths: Sequence[str], seeds: Sequence[int], transform: Transform) -> Tensor:
-    """``transform`` of each image with the generators at its seed: float32, (B, 3, S, S)."""
+    """Return ``transform`` of each image with the generators at its seed: float32, (B, 3, S, S)."""
     images = []
     with generators_kept():
         for path, seed in zip(paths, seeds, strict=True):
@@ -212,21 +190,3 @@ def own_cores() -> int:
     """Cores that this process may use; several processes that torchrun started on a machine share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def start_reader(lifeline: Connection) -> None:
-    """Set up a process that reads images for another one, until that closes its end of ``lifeline`` or dies."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # some of ImageNet's files have odd EXIF data
-    # Signals that stop a run may reach all of its processes; the main one wants its batch still, and ends this one.
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    # As forked processes leave: torch's threads make a started one abort when it tidies up (seen with torch 2.14).
-    atexit.register(os._exit, 0)
-
-
-def _end_with(lifeline: Connection) -> None:
-    with suppress(EOFError, OSError):
-        lifeline.recv()
-    os._exit(0)

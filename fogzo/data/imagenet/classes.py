@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fogzo.data.base import DataError
+from fogzo.errors import explained
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")  # of images, in any case; ImageNet's own is .JPEG
 
 
 def class_list(name: str = "imagenet100_cmc") -> tuple[str, ...]:
-    """WordNet ids of a list that comes with this package.
+    """Return the WordNet ids of a list that comes with this package.
 
     ``imagenet100_cmc`` is the file imagenet100.txt of Tian, Krishnan and Isola's "Contrastive Multiview Coding"
     (arXiv:1906.05849, github.com/HobbitLong/CMC), byte for byte: the most common of several lists called ImageNet-100.
@@ -29,23 +30,19 @@ def class_list(name: str = "imagenet100_cmc") -> tuple[str, ...]:
 
 
 def class_list_sha256(names: Sequence[str]) -> str:
-    """SHA-256 of the list as a file with a name a line; for a shipped list that is what ``sha256sum`` prints."""
+    """Return the SHA-256 of the list as a file with a name a line: what ``sha256sum`` prints of a shipped list."""
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders, or links to folders, in ``folder``; hidden ones do not count.
+    """Return the sorted names of the folders, or links to folders, in ``folder``; hidden ones do not count.
 
     Raises:
         DataError: if ``folder`` cannot be read, holds no folder, or a link in it leads nowhere.
     """
-    try:
-        with os.scandir(folder) as scanned:
-            entries = sorted((e for e in scanned if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be read ({error.strerror}): it must be a folder that holds a folder of images a class"
-        ) from error
+    way_out = "it must be a folder that holds a folder of images for each class"
+    with explained(folder, way_out, kind=DataError), os.scandir(folder) as scanned:
+        entries = sorted((e for e in scanned if not e.name.startswith(".")), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_symlink() and not Path(entry).exists():
             raise DataError(
@@ -61,7 +58,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def check_classes(found: Sequence[str], wanted: Sequence[str], folder: Path, way_out: str) -> None:
-    """Raises ``DataError``, showing one missing and one extra class, if ``found`` and ``wanted`` are different sets."""
+    """Refuse two different sets of classes, showing one missing and one extra class."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         shown = [f"{names[0]} is {word}" for names, word in ((missing, "missing"), (extra, "not one of them")) if names]
@@ -72,17 +69,14 @@ def check_classes(found: Sequence[str], wanted: Sequence[str], folder: Path, way
 
 
 def image_files(folder: Path) -> list[tuple[str, int]]:
-    """Sorted (name, size in bytes) of the images that lie in ``folder`` itself.
+    """Return the sorted (name, size in bytes) of the images that lie in ``folder`` itself.
 
     Raises:
         DataError: if it cannot be read, or holds no image or an empty one.
     """
-    try:
-        with os.scandir(folder) as scanned:
-            images = [e for e in scanned if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
-            found = sorted((entry.name, entry.stat().st_size) for entry in images)
-    except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read ({error.strerror}): fetch it again") from error
+    with explained(folder, "fetch it again", kind=DataError), os.scandir(folder) as scanned:
+        images = [e for e in scanned if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+        found = sorted((entry.name, entry.stat().st_size) for entry in images)
     if not found:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}): fetch that class again")
     if empty := [name for name, size in found if size == 0]:
@@ -91,7 +85,7 @@ def image_files(folder: Path) -> list[tuple[str, int]]:
 
 
 def tree_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor, list[int]]:
-    """Paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
+    """Return paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
     names, sizes, counts = [], [], []
     for class_name in classes:
         found = image_files(folder / class_name)
@@ -102,7 +96,7 @@ def tree_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor,
 
 
 def tree_sha256(parts: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
-    """SHA-256 over paths and sizes in bytes of the images of each part: train, val."""
+    """Return the SHA-256 over paths and sizes in bytes of the images of each part: train, val."""
     sha = hashlib.sha256()
     for part, listed in parts.items():
         for name, size in zip(*listed, strict=True):

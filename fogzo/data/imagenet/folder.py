@@ -1,4 +1,4 @@
-"""ImageNet and its subsets from folders of images: root/train/CLASS/*.JPEG and root/val/CLASS/*.JPEG.
+"""ImageNet and its subsets, or any other tree of images.
 
 Nothing is cached on disk; the folders are listed once, at the start, where files that were cut short are looked for,
 and images are decoded when they are needed.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fogzo.checks import whole
 from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
 from fogzo.data.imagenet.augment import (
     Mixing,
@@ -64,7 +65,7 @@ class FolderSplit(Split):
         return len(self.files)
 
     def batch(self, indices: Tensor) -> Batch:
-        """Inputs float32, (B, 3, S, S), targets int64, (B,); raises ``DataError`` for an image that cannot be read."""
+        """Return inputs float32, (B, 3, S, S), targets int64, (B,); ``DataError`` for an image that cannot be read."""
         indices = indices.cpu()
         read = partial(read_image, transform=evaluation_transform(self.augmentation, self.image_size))
         with ThreadPoolExecutor(max(1, self.workers)) as pool:  # Pillow and torch release the interpreter's lock
@@ -75,13 +76,13 @@ class FolderSplit(Split):
         return replace(self, device=device)
 
     def load(self, selections: Iterable[Selection], *, seed: int) -> Iterator[Batch]:
-        """Augmented batches; with mixing, targets are float32, (B, classes).  Meant to be called once a run.
+        """Yield augmented batches; with mixing, targets are float32, (B, classes).  Meant to be called once a run.
 
         Each image's augmentation is a function of (seed, its position), mixing one of (seed, the first position).
 
         Raises:
             DataError: for an image that cannot be read.
-            ValueError: for an odd batch where images are mixed in pairs.
+            UserError: for an odd batch where images are mixed in pairs.
         """
         read = partial(read_augmented, transform=training_transform(self.augmentation, self.image_size))
         pin = self.device.type == "cuda"
@@ -122,20 +123,20 @@ class FolderData:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record keeps of its data."""
-        kept = ("name", "classes", "sha256", "class_list", "class_list_sha256")
-        return {key: getattr(self, key) for key in kept} | {"train": len(self.train), "test": len(self.test)}
+        """Return what a run's record keeps of its data."""
+        keys = ("name", "classes", "sha256", "class_list", "class_list_sha256")
+        return {key: getattr(self, key) for key in keys} | {"train": len(self.train), "test": len(self.test)}
 
 
 def imagenet100(root: str | Path = "data", **options: Any) -> FolderData:
-    """The 100 classes of CMC's list, from ``root/imagenet100``; options as :func:`folder_data`'s."""
+    """Return the 100 classes of CMC's list, from ``root/imagenet100``; options as :func:`folder_data`'s."""
     folder = Path(root) / "imagenet100"
     way_out = f"make it with `{PREPARE} --out {folder}`, {MINI}"
     return folder_data("imagenet100", folder, way_out, wanted="imagenet100_cmc", **options)
 
 
 def imagenet1k(root: str | Path = "data", **options: Any) -> FolderData:
-    """ImageNet-1K (ILSVRC 2012), from ``root/imagenet``; options as :func:`folder_data`'s."""
+    """Return ImageNet-1K (ILSVRC 2012), from ``root/imagenet``; options as :func:`folder_data`'s."""
     folder = Path(root) / "imagenet"
     way_out = (
         f"link {folder} to a folder with train/ and val/, each with a folder of images for each of the 1000 classes "
@@ -157,7 +158,7 @@ def folder_data(
     workers: int | None = None,
     verify: bool | None = None,
 ) -> FolderData:
-    """The tree of images in ``folder``, checked.
+    """Return the tree of images in ``folder``, checked.
 
     Args:
         wanted: the name of a shipped list of classes, or a number of classes; ``None``: whatever is there.
@@ -166,16 +167,16 @@ def folder_data(
         repeats: times that training shows an image in a row (DeiT's repeated augmentation: 3).
         mixing: whether training mixes images; a mapping overrides some of :class:`Mixing`'s values.
         workers: processes that read ahead; ``None``: one for each core that this process may use.
-        verify: see :func:`fogzo.data.imagenet.whole.check_tree`: decode all images first, none, or look at their ends.
+        verify: decode all images first, or none; ``None``: look at their ends (:func:`check_tree`).
 
     Raises:
         DataError: if the folder is missing or not as it must be, or an image was cut short; what a look at its
             ends does not show, an image says when it is read.
-        ValueError: for options that are not possible.
+        UserError: for options that are not possible.
     """
-    for key, value, lowest in (("image_size", image_size, 8), ("workers", workers, 0), ("repeats", repeats, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-            raise ValueError(f"data.{key}={value!r} is not possible: give a whole number from {lowest}")
+    whole(image_size, "data.image_size", lowest=8)
+    whole(repeats, "data.repeats")
+    workers = own_cores() if workers is None else whole(workers, "data.workers", lowest=0)
     check_augmentation(augmentation)
     if not folder.is_dir():
         raise DataError(f"{name} is not in {folder}: {way_out}")
@@ -188,7 +189,6 @@ def folder_data(
     train_files, train_targets, train_sizes = tree_files(folder / "train", classes)
     test_files, test_targets, test_sizes = tree_files(folder / "val", classes)
     mixer = Mixing.of(mixing, len(classes))
-    workers = own_cores() if workers is None else workers
     sha256 = tree_sha256({"train": (train_files, train_sizes), "val": (test_files, test_sizes)})
     check_tree(folder, {"train": train_files, "val": test_files}, sha256, verify=verify, workers=workers)
     return FolderData(

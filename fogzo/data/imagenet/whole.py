@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fogzo.data.base import DataError
-from fogzo.data.imagenet.augment import start_reader
+from fogzo.data.imagenet.loader import reading_processes
+from fogzo.errors import explained
 from fogzo.runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 MARK = ".verified"  # in a tree's folder: the tree_sha256 (paths and sizes) of the images that were all decoded
 ALL_UP_TO = 10_000  # files whose ends are all looked at, some 50 µs each; of larger trees it is a sample
@@ -49,61 +53,65 @@ def check_images(files: Sequence[Path], *, decode: bool, workers: int) -> None:
     Raises:
         DataError: naming the first damaged one and the number of others; a decoding pass finds them all.
     """
-    damaged: list[str] = []
     if not decode:
-        damaged = [reason for file in files if not looks_whole(file) and (reason := damage(file))]
+        damaged = damages(file for file in files if not looks_whole(file))
     elif workers and len(files) > CHUNK:
-        parts = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-        context = get_context("spawn")
-        theirs, lifeline = context.Pipe(duplex=False)
-        with (
-            lifeline,
-            ProcessPoolExecutor(workers, context, initializer=start_reader, initargs=(theirs,)) as processes,
-        ):
+        with reading_processes(workers) as processes:
+            parts = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
             damaged = [reason for found in processes.map(damages, parts) for reason in found]
     else:
         damaged = damages(files)
     if damaged:
-        others = f", nor can {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise DataError(f"{damaged[0]}{others}: fetch {'them' if others else 'that file'} again")
+        others = len(damaged) - 1
+        raise DataError(damaged[0] + (f" ({others} more cannot be read either)" if others else ""))
 
 
 def looks_whole(file: Path) -> bool:
     """Whether the file begins and ends as a whole JPEG or PNG does, with nothing behind it."""
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(8)
-            opened.seek(-min(8, opened.seek(0, 2)), 2)
-            tail = opened.read()
-    except OSError:
-        return False
-    return any(head.startswith(begin) and tail.endswith(end) for begin, end in ENDS)
-
-
-def damage(file: Path) -> str | None:
-    """What is wrong with an image file, found by decoding it; ``None`` if nothing is."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.draft(None, (1, 1))  # a JPEG is decoded to an eighth of its size: all of its bytes, less arithmetic
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow lets out
-        return f"{file} cannot be read as an image ({' '.join(str(error).split())})"
-    return None
+    with suppress(OSError), file.open("rb") as opened:
+        head = opened.read(8)
+        opened.seek(-min(8, opened.seek(0, 2)), 2)
+        tail = opened.read()
+        return any(head.startswith(begin) and tail.endswith(end) for begin, end in ENDS)
+    return False
 
 
 def damages(files: Iterable[Path]) -> list[str]:
-    """What is wrong with those of ``files`` that are damaged."""
-    return [reason for file in files if (reason := damage(file))]
+    """Return what is wrong with those of ``files`` that are damaged, found by decoding them."""
+    found = []
+    for file in files:
+        try:
+            with opened_image(file) as image:
+                image.draft(None, (1, 1))  # a JPEG is decoded to an eighth of its size: all bytes, less arithmetic
+                image.load()
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+@contextmanager
+def opened_image(path: Path | str) -> Iterator[ImageFile]:
+    """Within: the image file in ``path``.
+
+    Raises:
+        DataError: if it is missing, cut short, or no image; also from what is done with it within.
+    """
+    from PIL import Image
+
+    also = (SyntaxError, Image.DecompressionBombError)  # of all that Pillow lets out
+    problem = "cannot be read as an image"
+    with (
+        explained(path, "fetch that file again", problem=problem, kind=DataError, also=also),
+        Image.open(path) as image,
+    ):
+        yield image
 
 
 def is_marked(folder: Path, sha256: str) -> bool:
     """Whether just these images, by path and size, were all decoded once."""
-    try:
-        return (folder / MARK).read_text(encoding="utf-8").strip() == sha256
-    except (OSError, UnicodeDecodeError):
-        return False
+    with suppress(OSError):
+        return (folder / MARK).read_bytes().strip() == sha256.encode()
+    return False
 
 
 def mark(folder: Path, sha256: str) -> None:
