@@ -122,17 +122,17 @@ def _evaluated(annotation: Any, make: Callable[..., Any]) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return any(value == part and type(value) is type(part) for part in parts)
     if annotation is bool:
         return isinstance(value, bool)
     if annotation in (int, float):  # numpy's count too
         return isinstance(value, Integral if annotation is int else Real) and not isinstance(value, bool)
     if annotation is Path:
         return isinstance(value, str | Path)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
     if origin is collections.abc.Callable:
         return callable(value)
     if origin in SEQUENCES:

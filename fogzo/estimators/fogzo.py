@@ -119,7 +119,8 @@ class FOGZO(Estimator):
         return min(self.probe_batch, len(share(self.samples, ranks - 1, ranks)))
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
-        betas = [beta_at(self.beta, step) for step in range(first, first + steps)]
+        every = range(first, first + steps)
+        betas = [beta_at(self.beta, step) for step in every] if callable(self.beta) else [self.beta] * steps
         guided, alone = sum(beta > 0 for beta in betas), sum(beta == 1 for beta in betas)
         forward, backward = self._first_pass(guided=False)
         probes = 2 * (alone + (steps - alone) * self.samples)
