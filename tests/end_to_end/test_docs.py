@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.cli import run_script
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -53,12 +54,10 @@ def test_the_library_snippet_runs_as_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize("command", list(trainings()))
-def test_a_training_command_of_the_readme_runs(command, tmp_path):
+def test_a_training_command_of_the_readme_runs(command, tmp_path, capsys):
     steps = "steps=2" if "model=" in command else "steps=20"
-    words = [sys.executable, *command.split()[1:], steps, f"results_dir={tmp_path}"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "finished:" in done.stdout
+    assert run_script(*command.split()[1:], steps, "progress=lines", f"results_dir={tmp_path}") == 0
+    assert "finished:" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -76,23 +75,29 @@ def test_a_longer_command_of_the_readme_composes_and_builds_its_model(command):
     assert quantized_weights(build_model(composed(command)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "plan=true" in c])
-def test_a_plan_of_the_readme_is_printed(command):
-    done = subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "331,966,720 parameters" in done.stdout
-    assert "warning:" not in done.stdout
+def test_a_plan_of_the_readme_is_printed(command, capsys):
+    assert run_script(*command.split()[1:]) == 0
+    plan = capsys.readouterr().out
+    assert "331,966,720 parameters" in plan
+    assert "warning:" not in plan
 
 
-@pytest.mark.parametrize("command", sorted({c for c in commands(TRAINING) if "train.py" in c and " -m " not in c}))
+PLANS = {c for c in commands() if "plan=true" in c}
+
+
+@pytest.mark.parametrize(
+    "command", sorted(PLANS | {c for c in commands(TRAINING) if "train.py" in c and " -m " not in c})
+)
 def test_a_training_command_of_the_pages_composes(command):
     composed(command.partition("&")[0])
 
 
 @pytest.mark.parametrize("script", ["prepare_imagenet100", "prepare_text"])
-def test_a_script_knows_the_options_that_the_pages_give_it(script):
-    words = [sys.executable, f"scripts/{script}.py", "--help"]
-    known = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_a_script_knows_the_options_that_the_pages_give_it(script, capsys):
+    assert run_script(f"scripts/{script}.py", "--help") == 0
+    known = capsys.readouterr().out
     given = [c for c in commands(TRAINING) if f"scripts/{script}.py" in c]
     assert given
     assert {option for command in given for option in re.findall(r" (--[a-z-]+)", command)} <= set(
@@ -102,9 +107,8 @@ def test_a_script_knows_the_options_that_the_pages_give_it(script):
 
 def test_the_sweep_of_the_readme_finds_its_experiment_and_tuned_values(tmp_path):
     assert "python train.py -m experiment=mlp_compute" in commands()
-    words = ["-m", "experiment=mlp_compute", "cell=ste", "seed=1", "steps=20", f"results_dir={tmp_path}"]
-    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["-m", "experiment=mlp_compute", "cell=ste", "seed=1", "steps=20", "progress=lines"]
+    assert run_script("train.py", *words, f"results_dir={tmp_path}") == 0
     assert [path.name[:9] for path in (tmp_path / "runs" / "mlp_compute").iterdir()] == ["ste-seed1"]
 
 

@@ -4,10 +4,8 @@ import contextlib
 import io
 import itertools
 import json
-import logging
 import random
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.cli import assert_refused
-from hydra.core.global_hydra import GlobalHydra
+from helpers.cli import assert_refused, run_script
 
 import fogzo.data
 from fogzo.errors import UserError
@@ -48,27 +45,10 @@ def run_to_the_end(folder, *overrides):
     return out
 
 
-def main_of_train(arguments):
-    """``python train.py`` in this process, since one of its own takes seconds to start; returns its exit code."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    GlobalHydra.instance().clear()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", arguments)
-        try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code
-        finally:
-            GlobalHydra.instance().clear()
-            root.handlers[:], root.level = handlers, level
-    return 0
-
-
 def run_here(folder, *overrides):
     """A run to its end in this process; returns what it printed."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main_of_train(words(folder, *overrides)) == 0
+        assert run_script(*words(folder, *overrides)) == 0
     return out.getvalue()
 
 
@@ -222,25 +202,6 @@ def test_wandb_stays_offline_and_goes_on_with_the_same_run(stopped):
     mirrors = [path.parent.name for path in (folder / "wandb").rglob("*.wandb")]
     assert mirrors
     assert all(name.startswith("offline-run-") and name.endswith(only.strip()) for name in mirrors)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return fogzo.data.mnist5k()
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch, capsys, digits):
-    """``python train.py`` in an empty folder: returns its exit code, what it printed, and what it complained."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fogzo.data, "mnist5k", lambda: digits)
-
-    def run(*overrides, flags=()):
-        defaults = ("progress=lines", "threads=1", "batch_size=20", "steps=20", "results_dir=results")
-        code = main_of_train(["train.py", *flags, *defaults, *overrides])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 BAD = {  # overrides: what the message names
