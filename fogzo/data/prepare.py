@@ -229,25 +229,18 @@ def _write(job: Job, folder: Path, journal: dict[str, Any], tokenizer: Tokenizer
             print(f"{done:,} tokens, {(done - start) / (reported - begun):,.0f} tokens/s", flush=True)
         if done >= limit:
             break
-    _finish(job, folder, journal, tokenizer, writers)
-    return done - start
-
-
-def _finish(
-    job: Job, folder: Path, journal: dict[str, Any], tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]
-) -> None:
     trained = f"byte-level BPE {job.trained_vocabulary}, trained on {job.name}"
     name = Path(job.tokenizer).name if job.trained_vocabulary is None else trained
-    end = end_of_text(tokenizer, job.end_of_text)
     Manifest(
         name=job.name,
         tokenizer={"name": name, "sha256": journal["tokenizer"], "end_of_text": end},
         vocabulary=vocabulary_of(tokenizer),
-        dtype=token_dtype(vocabulary_of(tokenizer)).name,
+        dtype=dtype.name,
         splits={split: writer.finish() for split, writer in writers.items()},
         sources=job.source.account(journal["position"]),
     ).save(folder)
     _save(folder, journal | {"finished": True})
+    return done - start
 
 
 def _summary(folder: Path) -> str:

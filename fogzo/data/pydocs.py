@@ -4,11 +4,10 @@ It is made of the standard library's sources and the docstrings of scientific pa
 of this project: about 30 MB, English prose and code.  Nothing is imported, only read; so the corpus depends on the
 versions that are installed, and a run's record says which they were, with a hash of every part.
 
-    root/pydocs/<content>-<vocabulary>/     token shards; <content> is the hash of all documents
-    root/pydocs/seen/<fingerprint>          names the folder that belongs to the files as they lie on this machine
+    root/pydocs/<fingerprint>-<vocabulary>/     token shards; the fingerprint is of the files as they lie here
 
-Reading and hashing the documents takes ten seconds, so a later use only compares the files' names, sizes and times of
-change with those that were seen before; the shards themselves are hashed whenever they are opened.
+Reading the documents takes ten seconds, so a later use only compares the files' names, sizes and times of change; the
+shards themselves are hashed whenever they are opened.
 """
 
 from __future__ import annotations
@@ -112,37 +111,25 @@ def pydocs(
     check_vocabulary(vocabulary)
     sources = installed_sources() if sources is None else sources
     cache = Path(root) / "pydocs"
-    seen = cache / "seen" / fingerprint(sources, vocabulary)
+    folder = cache / f"{fingerprint(sources, vocabulary)}-{vocabulary}"
     with explained(cache, "name a writable folder with data.root=FOLDER", problem="cannot be prepared", kind=DataError):
-        folder = _prepared(cache, seen)
-        if folder is None:
-            seen.parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            cache.mkdir(parents=True, exist_ok=True)
             with locked(cache, wait=True):  # of several first uses at a time, one does the work
-                folder = _prepared(cache, seen) or _prepare(cache, sources, vocabulary)
-                atomic_write(seen, folder.name.encode())
+                if not (folder / MANIFEST).exists():
+                    _prepare(folder, sources, vocabulary)
     return open_text(folder, sequence, f"remove {folder}, and it is made again at the next use")
 
 
 def fingerprint(sources: Sequence[Source], vocabulary: int) -> str:
-    """Of the files as they lie on this machine, from names, sizes and times: quick, but different elsewhere."""
-    sha = hashlib.sha256(_settings(vocabulary).encode())
+    """Return a hash of the files' names, sizes and times: quick, but different on another machine."""
+    sha = hashlib.sha256(f"{FORMAT} {RECIPE} {TEST_SHARE} {vocabulary} {metadata.version('tokenizers')}\n".encode())
     for source in sources:
         sha.update(repr(source).encode())
         for name, path in _files(source):
             status = path.stat()
             sha.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return sha.hexdigest()[:16]
-
-
-def _settings(vocabulary: int) -> str:
-    return f"{FORMAT} {RECIPE} {TEST_SHARE} {vocabulary} tokenizers {metadata.version('tokenizers')}\n"
-
-
-def _prepared(cache: Path, seen: Path) -> Path | None:
-    if not seen.exists():
-        return None
-    folder = cache / seen.read_text(encoding="utf-8")
-    return folder if (folder / MANIFEST).exists() else None
 
 
 def _files(source: Source) -> Iterator[tuple[str, Path]]:
@@ -194,28 +181,19 @@ def docstrings(text: str) -> Iterator[str]:
         waiting = [*inner, *waiting]  # methods before the next class
 
 
-def _prepare(cache: Path, sources: Sequence[Source], vocabulary: int) -> Path:
-    """The finished folder of shards; called under the lock."""
-    _say(f"preparing the embedded text in {cache}, once, in three parts of some 20 s: reading sources")
+def _prepare(folder: Path, sources: Sequence[Source], vocabulary: int) -> None:
+    """Make the folder of shards, whole or not at all; called under the lock."""
+    _say(f"preparing the embedded text in {folder.parent}, once, in three parts of some 20 s: reading sources")
     found = documents(sources)
     if not found:
         places = ", ".join(str(source.root) for source in sources)
         raise DataError(f"no Python sources were found in {places}, so there is no embedded text: reinstall Python")
-    content = hashlib.sha256(_settings(vocabulary).encode())
-    for document in found:
-        about = f"{document.name} {document.source.version} {len(document.text)}"
-        content.update(f"{about}\n{document.text}".encode())
-    folder = cache / f"{content.hexdigest()[:16]}-{vocabulary}"
-    if not (folder / MANIFEST).exists():
-        for left in cache.glob("*.partial"):  # by a process that was killed: the lock is ours
-            shutil.rmtree(left)
-        partial = cache / f"{folder.name}.partial"
-        partial.mkdir()
-        _write(partial, found, vocabulary)
-        if folder.exists():  # without a manifest: somebody's clearing up was cut
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    return folder
+    for left in [*folder.parent.glob("*.partial"), folder]:  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir()
+    _write(partial, found, vocabulary)
+    partial.rename(folder)
 
 
 def _say(line: str) -> None:

@@ -93,9 +93,10 @@ def test_the_corpus_is_prepared_once_and_found_again(sources, tmp_path, monkeypa
     assert again.sha256 == first.sha256
     assert capsys.readouterr().out == ""
     assert len(again.train) > len(first.train)
-    # touched files are read again, and found to be the same
+    # touched files are read again, and the set is the same to the byte
     os.utime(sources[0].root / "m0.py", ns=(1, 1))
     assert pydocs(tmp_path / "data", 16, 300, sources).sha256 == first.sha256
+    assert len(list((tmp_path / "data" / "pydocs").glob("*-300"))) == 2
     # on another machine, in another folder, the set is the same to the byte
     other = [source._replace(root=source.root.rename(tmp_path / f"moved-{source.name}")) for source in sources]
     assert pydocs(tmp_path / "elsewhere", 16, 300, other).sha256 == first.sha256
