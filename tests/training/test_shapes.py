@@ -108,9 +108,3 @@ def test_every_image_model_builds_with_quantized_activations_and_does_a_step(mod
     assert bool(names) == (activations == "lsq")
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"] if not group["weight_decay"]}
     assert {id(trainer.model.get_parameter(name)) for name in names} <= held
-
-
-def test_a_compiled_model_without_a_length_is_taken_as_it_is(build_trainer):
-    trainer = build_trainer("model=resnet_mini", "compile=true")
-    assert trainer.forward is not trainer.model
-    assert trainer.forward._orig_mod is trainer.model
