@@ -176,6 +176,8 @@ def _words(annotation: Any) -> str:
     if origin is collections.abc.Mapping:
         return "keys with values"
     if origin in SEQUENCES:
-        length = len(get_args(annotation)) if origin is tuple and ... not in get_args(annotation) else None
-        return f"a list of {length}" if length else "a list"
+        parts = get_args(annotation)
+        if origin is tuple and ... not in parts:
+            return f"a list of {len(parts)}"
+        return f"a list, each {_words(parts[0])}" if parts and parts[0] is not Any else "a list"
     return words.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")

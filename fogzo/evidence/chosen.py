@@ -4,47 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fogzo.checks import check_arguments
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
 from fogzo.runs.files import atomic_write
 from fogzo.runs.records import parse_yaml
 from fogzo.runs.schema import METRICS
 
-OF_ENTRY = {"values": dict, "tried": list, "borrowed": dict, "overrides": list, "given": list, "on_edge_of_grid": list}
-KINDS = {dict: "keys with values", list: "a list"}
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What tuning chose for one cell.
+    """What tuning chose for one cell: an entry of the file of chosen values.
 
     Attributes:
         values: the best ones, by key.
-        tried: the values of every trial; ``None`` if a person wrote the entry, without that list.
-        borrowed: values of another cell that the trials were run with.
-        overrides: what else they were run with; ``None`` if that was not written down.
+        on_edge_of_grid: keys whose best value was the least or the greatest that was tried.
+        tried: every trial's ``values``, and its metric; ``None`` if a person wrote the entry, without that list.
+        overrides: what else the trials were run with; ``None`` if that was not written down.
+        borrowed: values of another cell that they were run with.
         given: what was changed on the command line.
-        on_edge: keys whose best value was the least or the greatest that was tried.
-        trials: how many there were.
-        entry: all that the file says of the cell.
     """
 
     values: Mapping[str, Any]
-    tried: Sequence[Mapping[str, Any]] | None
-    borrowed: Mapping[str, Any]
-    overrides: Sequence[str] | None
-    given: Sequence[str]
-    on_edge: Sequence[str]
-    trials: int
-    entry: Mapping[str, Any]
+    on_edge_of_grid: Sequence[str] = ()
+    trials: int = 0
+    tried: Sequence[Mapping[str, Any]] | None = None
+    overrides: Sequence[str] | None = None
+    borrowed: Mapping[str, Any] = field(default_factory=dict)
+    given: Sequence[str] = ()
+
+    def points(self) -> list[Mapping[str, Any]]:
+        """Return the values of every trial."""
+        return [trial["values"] for trial in self.tried or ()]
 
 
 def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:
@@ -59,50 +59,32 @@ def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:
 
 @lru_cache(maxsize=16)  # it is asked for cell by cell, and long
 def _choices(path: Path, data: bytes) -> Mapping[str, Choice]:
-    entries = parse_yaml(path, data) or {}
-    for name, entry in entries.items():
-        if (damage := _damage(entry)) is not None:
-            raise UserError(
-                f"{path}: the entry of {name} {damage}: remove it and tune that cell again, or put back the version "
-                "that was committed"
-            )
-    return {name: _choice(entry) for name, entry in entries.items()}
+    way_out = "remove it and tune that cell again, or put back the version that was committed"
+    choices = {}
+    for name, entry in (parse_yaml(path, data) or {}).items():
+        try:
+            choices[name] = _choice(entry)
+        except UserError as error:
+            raise UserError(f"{path}: the entry of {name} cannot be used ({error}): {way_out}") from None
+    return choices
 
 
-def _damage(entry: Any) -> str | None:
-    """Return in what an entry of the file is not as tuning leaves one, or ``None``."""
+def _choice(entry: Any) -> Choice:
     if not isinstance(entry, Mapping) or "values" not in entry:
-        return "has no values"
-    for key, kind in OF_ENTRY.items():
-        if not isinstance(entry.get(key, kind()), kind):
-            return f"has {entry[key]} as {key}, which must be {KINDS[kind]}"
-    if not all(isinstance(one, Mapping) and isinstance(one.get("values"), Mapping) for one in entry.get("tried", [])):
-        return "has a trial without values in tried"
-    if not all(isinstance(word, str) for key in ("overrides", "given") for word in entry.get(key, [])):
-        return "has something else than KEY=VALUE in overrides or given"
-    return None
+        raise UserError("it has no values")
+    check_arguments(Choice, entry)
+    choice = Choice(**{"trials": len(entry.get("tried") or ()), **entry})
+    if not all(isinstance(trial.get("values"), Mapping) for trial in choice.tried or ()):
+        raise UserError("it has a trial without values in tried")
+    return choice
 
 
-def _choice(entry: Mapping[str, Any]) -> Choice:
-    tried = [trial["values"] for trial in entry["tried"]] if "tried" in entry else None
-    return Choice(
-        values=entry["values"],
-        tried=tried,
-        borrowed=entry.get("borrowed", {}),
-        overrides=entry.get("overrides"),
-        given=entry.get("given", []),
-        on_edge=entry.get("on_edge_of_grid", []),
-        trials=entry.get("trials") or len(tried or []),
-        entry=entry,
-    )
-
-
-def write_chosen(experiment: Experiment, cell: Cell, entry: Mapping[str, Any]) -> None:
-    """Put what tuning leaves of a cell into the file of chosen values, in the order of the experiment's table."""
+def write_chosen(experiment: Experiment, cell: Cell, choice: Choice) -> None:
+    """Put what tuning chose for a cell into the file of chosen values, in the order of the experiment's table."""
     tuning, path = experiment.tuning, Path(experiment.tuning.chosen)
-    entries = {name: choice.entry for name, choice in read_chosen(experiment).items()} | {cell.name: entry}
+    choices = {**read_chosen(experiment), cell.name: choice}
     order = {name: place for place, name in enumerate(experiment.cells)}
-    entries = dict(sorted(entries.items(), key=lambda item: order.get(item[0], len(order))))
+    entries = {name: _entry(choices[name]) for name in sorted(choices, key=lambda name: order.get(name, len(order)))}
     best = "highest" if METRICS[tuning.metric].higher_is_better else "lowest"
     text = (
         f"# Written by `python scripts/tune.py experiment={experiment.name}`: the values of each cell\n"
@@ -111,6 +93,11 @@ def write_chosen(experiment: Experiment, cell: Cell, entry: Mapping[str, Any]) -
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.encode())
+
+
+def _entry(choice: Choice) -> dict[str, Any]:
+    empty = [key for key in ("tried", "overrides", "borrowed", "given") if not getattr(choice, key)]
+    return {key: value for key, value in vars(choice).items() if key not in empty}
 
 
 def tuned_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -166,17 +153,17 @@ def tuning_fault(experiment: Experiment, cell: Cell) -> str | None:
         return "untuned"
     if choice.tried is None:
         return UNLISTED
-    trials = min(experiment.tuning.trials, len(cell.points()))
-    if len(choice.tried) != trials:
-        return f"tuned with {len(choice.tried)} trials instead of {trials}"
+    points, trials = choice.points(), min(experiment.tuning.trials, len(cell.points()))
+    if len(points) != trials:
+        return f"tuned with {len(points)} trials instead of {trials}"
     if choice.given:
         return f"tuned with {', '.join(choice.given)}"
     if (change := _change_since(choice, experiment, cell)) is not None:
         return f"tuned with {change}"
     for key, values in cell.search.items():
-        if any(point.get(key) not in values for point in choice.tried):
+        if any(point.get(key) not in values for point in points):
             return f"tuned with other values of {key} than the experiment now searches"
-    if choice.values not in choice.tried:
+    if choice.values not in points:
         return f"tuned to {_words(choice.values)}, which is none of what was tried"
     with suppress(UserError):  # what it borrows from is not tuned, which is that one's fault
         now = borrowed_values(experiment, cell)

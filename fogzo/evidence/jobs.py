@@ -55,7 +55,7 @@ def _values_for_runs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         return values
     way_out = f"first run `{tune_command(experiment.name, cell)}`"
     choices = read_chosen(experiment)
-    spent = max(len(choices[name].tried or ()) for name in faults)
+    spent = max(len(choices[name].points()) for name in faults)
     with_less = replace(experiment, tuning=replace(experiment.tuning, trials=spent))
     if not tuning_faults(with_less, cell):
         way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"

@@ -129,6 +129,7 @@ def _tuning(given: Any) -> Tuning:
     with _within("tuning"):
         keys = _checked(given, Tuning)
         whole(keys["trials"], "trials", lowest=1)
+        choice(keys.get("metric", "train_loss"), "metric", COMPARED)
         return Tuning(**{**keys, "search": _search(keys)})
 
 

@@ -24,6 +24,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fogzo.errors import UserError
+from fogzo.evidence.chosen import Choice
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
@@ -99,8 +100,8 @@ class CellSearch:
         self.study.tell(number, loss)
         return self.sign * loss
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return what the file of chosen values keeps of the cell; ``None`` if all its runs have diverged.
+    def outcome(self) -> Choice | None:
+        """Return what is chosen for the cell; ``None`` if all its runs have diverged.
 
         Where points are equally good, the first in the order of the grid counts.
         """
@@ -114,7 +115,7 @@ class CellSearch:
             key for key, values in self.cell.search.items() if len(values) > 1 and best[key] in (values[0], values[-1])
         ]
         record = [{"values": point, self.metric: self.sign * value} for value, point in tried if value is not None]
-        return {"values": dict(best), "on_edge_of_grid": edges, "trials": len(tried), "tried": record}
+        return Choice(dict(best), edges, len(tried), record)
 
     def finished(self) -> int:
         """Return how many trials are over."""

@@ -6,14 +6,16 @@ workers.  When a cell is done, its best values and all that was tried go into th
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError
 from fogzo.evidence import pool as workers
@@ -49,7 +51,7 @@ def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: i
     if CHOSEN not in map(key_of, given):
         check_own_file(experiment, overrides, trials)
     folder = results / "runs" / f"{experiment.name}_tuning"
-    with _alone(folder):
+    with _held(folder):
         _Searches(experiment, cells, folder, overrides, trials).run(jobs)
 
 
@@ -94,16 +96,13 @@ def _changes_outcome(given: Sequence[str]) -> list[str]:
     return [override for override in given if key_of(override) not in ELSEWHERE]
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the experiment's tuning, which one process at a time may carry on."""
+def _held(folder: Path) -> AbstractContextManager[Any]:
+    """Return the lock of the experiment's tuning, held: one process at a time may carry that on."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "tuning.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is tuning in {folder}: wait for it, or stop it and use --jobs") from None
-        yield
+    try:
+        return FileLock(folder / "tuning.lock").acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another process is tuning in {folder}: wait for it, or stop it and use --jobs") from None
 
 
 class _Trial(NamedTuple):
@@ -195,16 +194,13 @@ class _Searches:
     def _end_search(self, search: CellSearch) -> None:
         cell = search.cell
         self.unfinished.discard(cell.name)
-        entry = search.outcome()
-        if entry is None:
+        choice = search.outcome()
+        if choice is None:
             keys = ", ".join(cell.search)
             raise UserError(f"every trial of {cell.name} has diverged: give tuning.search smaller values of {keys}")
-        entry["overrides"] = tuned_under(self.experiment, cell)
-        if borrowed := borrowed_values(self.experiment, cell):
-            entry["borrowed"] = borrowed
-        if self.changed:
-            entry["given"] = self.changed
-        write_chosen(self.experiment, cell, entry)
-        edges = entry["on_edge_of_grid"]
-        note = f"  (on the edge of the values: {', '.join(edges)})" if edges else ""
-        print(f"{cell.name}: {' '.join(as_overrides(entry['values']))}{note}", flush=True)
+        borrowed, overrides = borrowed_values(self.experiment, cell), tuned_under(self.experiment, cell)
+        choice = replace(choice, overrides=overrides, borrowed=borrowed, given=self.changed)
+        write_chosen(self.experiment, cell, choice)
+        edges = ", ".join(choice.on_edge_of_grid)
+        note = f"  (on the edge of the values: {edges})" if edges else ""
+        print(f"{cell.name}: {' '.join(as_overrides(choice.values))}{note}", flush=True)

@@ -116,10 +116,14 @@ def test_an_experiment_may_have_no_published_table(made, tmp_path):
     [
         ("tuned", "<<<<<<< HEAD\na: 1\n=======\n", "cannot be read"),
         ("tuned", "- 1\n", "holds '[1]', no keys with values"),
-        ("tuned", "deit.ste: {trials: 2}\n", "the entry of deit.ste has no values"),
-        ("tuned", "deit.ste: {values: {}, tried: [1]}\n", "the entry of deit.ste has a trial without values"),
-        ("tuned", "deit.ste: {values: {}, given: [1]}\n", "the entry of deit.ste has something else than KEY=VALUE"),
-        ("tuned", "deit.ste: {values: {}, borrowed: 1}\n", "has 1 as borrowed, which must be keys with values"),
+        ("tuned", "deit.ste: {trials: 2}\n", "the entry of deit.ste cannot be used (it has no values)"),
+        (
+            "tuned",
+            "deit.ste: {values: {}, tried: [1]}\n",
+            "(tried=[1] is not possible: give a list",
+        ),
+        ("tuned", "deit.ste: {values: {}, given: [1]}\n", "(given=[1] is not possible: give a list, each text)"),
+        ("tuned", "deit.ste: {values: {}, borrowed: 1}\n", "(borrowed=1 is not possible: give keys with values)"),
         ("paper", "rows: {a: [}\n", "cannot be read"),
     ],
 )

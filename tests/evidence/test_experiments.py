@@ -43,11 +43,11 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
     points = sum(len(cell.points()) for cell in cells.values())
     assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment.seeds))
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}
-    # composing takes 0.15 s: every setting once, and every method once, is enough
+    # composing takes 0.15 s: every setting once, and every method once, is enough, and of tuning one cell
     shown = {cell.setting.name: cell for cell in reversed(list(cells.values()))} | {
         cell.method.name: cell for cell in cells.values()
     }
-    names = {f"cell={cell.name}" for cell in shown.values()}
+    names = {f"cell={cell.name}" for cell in (shown.values() if phase == "confirm" else list(shown.values())[:1])}
     first_of_each_cell = {cell: job for cell, job in first_of_each_cell.items() if cell in names}
     paths = set()
     for job in first_of_each_cell.values():

@@ -259,7 +259,7 @@ def test_what_is_damaged_or_was_edited_has_the_command_that_takes_it_away(projec
         (
             "chosen.yaml",
             "mlp.ste: {tried: []}\n",
-            "chosen.yaml: the entry of mlp.ste has no values: remove it and tune",
+            "chosen.yaml: the entry of mlp.ste cannot be used (it has no values): remove",
         ),
         ("configs/experiment/example.yaml", "experiment: [", "configs/experiment/example.yaml cannot be read"),
         ("configs/experiment/example.yaml", "", "example.yaml: experiment: it is None, but it must be keys"),

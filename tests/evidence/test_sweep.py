@@ -232,9 +232,9 @@ def broken(experiment, path, value):
         (("name",), GONE, "experiment: it has no name: give it one"),
         (("scale",), "huge", "scale='huge' is not known: choose one of mini, paper"),
         (("stage",), "later", "stage='later' is not known: choose one of confirm, explore"),
-        (("metric",), "accurracy", "metric='accurracy' is not known: choose one of accuracy, perplexity"),
+        (("metric",), "accurracy", "metric='accurracy' is not known: choose one of "),
         (("metric",), "mean_agreement", "metric='mean_agreement' is not known"),  # neither way is better
-        (("also",), ["loss_of_hair"], "also='loss_of_hair' is not known: choose one of accuracy"),
+        (("also",), ["loss_of_hair"], "also='loss_of_hair' is not known: choose one of "),
         (("baseline",), "stee", "baseline='stee' is not known: choose one of ste, fogzo, noisy"),
         (("methods",), GONE, "it has no methods: give it one"),
         (("methods",), {}, "experiment example: it has no methods: give it some"),

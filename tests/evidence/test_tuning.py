@@ -53,15 +53,15 @@ def test_a_small_space_is_tried_completely_in_order(tmp_path):
     search = search_of(SMALL, tmp_path)
     assert carry_on(search) == [{"optimizer.lr": lr} for lr in LR]
     outcome = search.outcome()
-    assert (outcome["values"], outcome["on_edge_of_grid"], outcome["trials"]) == ({"optimizer.lr": 0.1}, [], 4)
-    assert outcome["tried"][2] == {"values": {"optimizer.lr": 0.1}, "train_loss": pytest.approx(0)}
+    assert (outcome.values, outcome.on_edge_of_grid, outcome.trials) == ({"optimizer.lr": 0.1}, [], 4)
+    assert outcome.tried[2] == {"values": {"optimizer.lr": 0.1}, "train_loss": pytest.approx(0)}
 
 
 def test_a_large_space_gets_its_trials_and_no_point_twice(tmp_path):
     search = search_of(LARGE, tmp_path)
     tried = carry_on(search)
     assert len({json.dumps(point) for point in tried}) == len(tried) == 8
-    assert search.outcome()["trials"] == 8
+    assert search.outcome().trials == 8
     assert len(carry_on(search_of(LARGE, tmp_path, trials=15))) == 15  # all but one, still none twice
 
 
@@ -97,7 +97,7 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named(tmp_path):
     values = [search.tell(search.next_trial()[0], outcome) for outcome in outcomes]
     assert values == [2, math.inf, math.inf, 1]
     outcome = search.outcome()
-    assert (outcome["values"], outcome["on_edge_of_grid"]) == ({"optimizer.lr": 1.0}, ["optimizer.lr"])
+    assert (outcome.values, outcome.on_edge_of_grid) == ({"optimizer.lr": 1.0}, ["optimizer.lr"])
     hopeless = search_of(SMALL, tmp_path / "other")
     for _ in LR:
         hopeless.tell(hopeless.next_trial()[0], None)
@@ -107,8 +107,8 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named(tmp_path):
 def test_accuracy_is_maximised(tmp_path):
     search = search_of(SMALL, tmp_path, metric="accuracy")
     carry_on(search, metric="accuracy", sign=-1)
-    assert search.outcome()["values"] == {"optimizer.lr": 0.1}
-    assert search.outcome()["tried"][0] == {"values": {"optimizer.lr": 0.001}, "accuracy": pytest.approx(-2)}
+    assert search.outcome().values == {"optimizer.lr": 0.1}
+    assert search.outcome().tried[0] == {"values": {"optimizer.lr": 0.001}, "accuracy": pytest.approx(-2)}
 
 
 def test_mistakes_are_refused(tmp_path):

@@ -104,7 +104,7 @@ def notes(evidence: Evidence) -> list[str]:
             lines.append(f"Missing ({where}): {_code(commands)}")
         if diverged := evidence.diverged(cell):
             lines.append(f"Diverged ({where}): seed {', '.join(map(str, diverged))}, not in the mean.")
-        if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge):
+        if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge_of_grid):
             lines.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
     for key in evidence.experiment.also:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
@@ -175,7 +175,7 @@ def tuned_table(evidence: Evidence) -> Table | None:
     rows: list[Row] = []
     for cell in evidence.cells.values():
         if chosen := evidence.tuned.get(cell.name):
-            edges = dict.fromkeys(chosen.on_edge, " (edge)")
+            edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
             values = [f"{key} = {_plain(value)}{edges.get(key, '')}" for key, value in chosen.values.items()]
             of_cell = on_page(["method", "chosen", "trials"], [cell.label, ", ".join(values), chosen.trials])
             rows.append([_setting(evidence, cell), *of_cell])
