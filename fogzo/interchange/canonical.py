@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo.interchange.coded import CodedTensor, coded_tensors, pack
+from fogzo.errors import UserError
+from fogzo.interchange.coded import CodedTensor, coded_tensors, needed, pack
 from fogzo.quantize import quantized_weights
+from fogzo.quantizers import LSQ, QuEST
 from fogzo.quantizers.inputs import InputQuantizer
 
 VERSION = 1
 KEY = "fogzo"  # of the metadata
+INPUTS = {"LSQ": LSQ, "QuEST": QuEST}  # quantizers of activations
 CODES, SCALE = ".codes", ".scale"  # behind a quantized tensor's name
 
 
@@ -66,10 +69,8 @@ def export(model: nn.Module, path: str | Path, *, run: Mapping[str, Any] | None 
         The sizes before and after, printable.
 
     Raises:
-        ValueError: if nothing is quantized, weights are not finite, or a quantizer is not one of ours.
+        UserError: if nothing is quantized, weights are not finite, or are no scale times code.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     coded = coded_tensors(model)
     tensors, entries, sizes = others(model), [], []
@@ -91,7 +92,7 @@ def export(model: nn.Module, path: str | Path, *, run: Mapping[str, Any] | None 
     metadata = {KEY: json.dumps(document | {"codes": entries}, allow_nan=False)}
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(tensors, temporary, metadata)
+        needed("safetensors.torch").save_file(tensors, temporary, metadata)
         os.replace(temporary, path)  # noqa: PTH105
     finally:
         temporary.unlink(missing_ok=True)
@@ -120,12 +121,18 @@ def others(model: nn.Module) -> dict[str, Tensor]:
 
 
 def activations(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the layers whose inputs are quantized, and how; the steps are in the state dict."""
+    """Return the layers whose inputs are quantized, and how; the steps are in the state dict.
+
+    Raises:
+        UserError: for a quantizer that is not one of ours.
+    """
     found = []
     for name, module in model.named_modules():
         if isinstance(module, InputQuantizer):
             quantizer = module.quantizer
             kind = type(quantizer).__name__
+            if kind not in INPUTS:
+                raise UserError(f"{name} is a {kind}, which no file can name: {' and '.join(INPUTS)} are known")
             options = {"signed": quantizer.signed} if kind == "LSQ" else {}
             found.append({"layer": name.rpartition(".")[0], "quantizer": kind, "bits": quantizer.bits, **options})
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +59,7 @@ class CodedTensor:
         bit more; so does the sign, whose -1 and +1 do not fit the one-bit range -1, 0.
 
         Raises:
-            ValueError: where ``format`` cannot hold the tensor exactly, with the way out.
+            UserError: where ``format`` cannot hold the tensor exactly, with the way out.
         """
         if self.rotation > 1:
             raise UserError(f"{self.name}: {format} cannot hold {self.quantizer}'s Hadamard rotation: {WAY_OUT}")
@@ -74,11 +76,23 @@ class CodedTensor:
         return replace(whole, bits=bits)
 
 
+def needed(module: str) -> Any:
+    """Return a module of the extra ``export``.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed, which this needs: pip install 'fogzo[export]'") from None
+
+
 def coded(weight: QuantizedWeight) -> CodedTensor:
     """Return what ``weight`` is rounded to.
 
     Raises:
-        ValueError: if the weights are not finite, or are no scale times code.
+        UserError: if the weights are not finite, or are no scale times code.
     """
     quantizer, latent = weight.quantizer, weight.latent.detach()
     with torch.no_grad():
@@ -108,7 +122,7 @@ def coded_tensors(model: nn.Module) -> list[CodedTensor]:
     """Return all quantized tensors of ``model``.
 
     Raises:
-        ValueError: if there is none, or one cannot be coded.
+        UserError: if there is none, or one cannot be coded.
     """
     return [coded(weight) for weight in quantized_weights(model)]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.errors import UserError, one_line
-from fogzo.interchange.canonical import CODES, KEY, SCALE, VERSION, digest, sha256_of
-from fogzo.interchange.coded import CodedTensor, packed_size, unpack
+from fogzo.interchange.canonical import CODES, INPUTS, KEY, SCALE, VERSION, digest, sha256_of
+from fogzo.interchange.coded import CodedTensor, needed, packed_size, unpack
 from fogzo.quantize import LAYERS
-from fogzo.quantizers import LSQ, Quantizer, QuEST
+from fogzo.quantizers import Quantizer
 from fogzo.quantizers.grid import MAX_BITS
 from fogzo.quantizers.inputs import NAME, InputQuantizer, input_quantizer, put_in_front
 from fogzo.quantizers.quest import MAX_BLOCK
@@ -60,11 +60,10 @@ class _Unfit(Exception):
 
 def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, InputQuantizer]]:
     """Return the whole state dict, and the activation quantizers by layer, all of it checked against ``model``."""
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = needed("safetensors")
     _check_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             document = _document((file.metadata() or {}).get(KEY))
             inputs = dict(_input_quantizers(document["activations"], model))
             wanted = model.state_dict()
@@ -83,7 +82,7 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, In
             for name, entry in entries.items():
                 tensors[name] = _weights(file, entry, wanted.get(name))
             return tensors, inputs
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise _Unfit(f"it is damaged, or no safetensors file ({one_line(error, 80)})") from None
     except OSError as error:
         raise _Unfit(f"it cannot be read ({one_line(error)})") from None
@@ -134,13 +133,13 @@ def _input_quantizers(listed: list[Any], model: nn.Module) -> Iterator[tuple[str
         kind = entry.get("quantizer") if isinstance(entry, dict) else None
         signed = {"signed": bool} if kind == "LSQ" else {}
         _check_fields(entry, {"layer": str, "quantizer": str, "bits": int, **signed}, "a layer's inputs")
-        if kind not in ("LSQ", "QuEST"):
-            raise _Unfit(f"the inputs of a layer are quantized by {_short(kind)}: LSQ and QuEST are known")
+        if kind not in INPUTS:
+            raise _Unfit(f"the inputs of a layer are quantized by {_short(kind)}: {' and '.join(INPUTS)} are known")
         layer = layers.pop(entry["layer"], None)
         if layer is None:
             raise _Unfit(f"it quantizes the inputs of {_short(entry['layer'])}, which is no such layer, or twice")
         try:
-            prototype = LSQ(entry["bits"], signed=entry["signed"]) if kind == "LSQ" else QuEST(entry["bits"])
+            prototype = INPUTS[kind](entry["bits"], **{option: entry[option] for option in signed})
         except ValueError as error:
             raise _Unfit(str(error)) from None
         yield entry["layer"], input_quantizer(layer, prototype)
