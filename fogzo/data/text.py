@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fogzo.checks import whole
 from fogzo.data.base import FACTS, Batch, DataError, Split
-from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, Tokens, map_shards, read_manifest, sha256_of
+from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, TOKENIZER, Tokens, map_shards, read_manifest, sha256_of
 
 # What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
 C4 = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"
@@ -88,6 +88,7 @@ class TextData:
     tokenizer: str
     sha256: str
     sources: list[dict[str, Any]] = field(default_factory=list)
+    tokenizer_file: Path | None = None
 
     def to(self, device: torch.device) -> TextData:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -139,6 +140,7 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
         tokenizer=f"{manifest.tokenizer['name']} ({manifest.tokenizer['sha256'][:12]})",
         sha256=sha256,
         sources=manifest.sources,
+        tokenizer_file=folder / TOKENIZER,
     )
 
 

@@ -56,9 +56,7 @@ def build(cfg: DictConfig) -> Trainer:
     settle(device, deterministic=cfg.deterministic)
     settings_of = {name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"}
     Settings(steps=1, **settings_of).check_ranks(world()[1])
-    model = build_model(cfg).to(device).train()
-    if device.type == "cuda" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model = model.to(memory_format=torch.channels_last)
+    model = place(build_model(cfg), device).train()
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
     build_estimator(cfg, weights, steps=1)
     data: Data = instantiate(cfg.data).to(device)
@@ -106,6 +104,14 @@ def build_model(cfg: DictConfig) -> nn.Module:
         raise ValueError(
             f"activations={cfg.activations.name} goes with quantized weights: choose a quantizer, or activations=none"
         )
+    return model
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``model`` on ``device``, its convolutions in the layout that is fastest there."""
+    model = model.to(device)
+    if device.type == "cuda" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 
