@@ -1,0 +1,125 @@
+"""Experiments as their files describe them: settings, methods and cells, and what is refused."""
+
+import copy
+
+import pytest
+
+from fogzo.evidence.parse import parse
+
+GONE = object()  # a value to take away
+
+
+def test_cells_are_settings_times_methods_in_order(experiment):
+    cells = parse(experiment).cells
+    assert list(cells) == ["wide.ste", "wide.fogzo", "wide.noisy", "deep.ste"]
+    cell = cells["wide.fogzo"]
+    assert (cell.setting.label, cell.method.name, cell.label) == ("Wide", "fogzo", "FOGZO")
+    assert cell.overrides == ("scale=mini", "steps=200", "model=mlp", "estimator=fogzo")  # the setting's steps win
+    assert cell.search == {"optimizer.lr": (0.1, 0.2), "estimator.beta_min": (0.9, 0.99)}  # with the setting's values
+    assert cells["wide.ste"].search == {"optimizer.lr": (0.1, 0.2)}
+    assert len(cell.points()) == 4
+
+
+def test_without_settings_the_methods_are_the_cells(experiment):
+    del experiment["settings"]
+    experiment["methods"]["dropin"] = {
+        "label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste",
+    }  # fmt: skip
+    read = parse(experiment)
+    cell = read.cells["ste"]
+    assert (read.has_settings, cell.name, cell.setting.label, cell.method.name) == (False, "ste", "example", "ste")
+    assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+    assert read.cells["noisy"].tuned_as == "fogzo"
+    assert (read.cells["dropin"].search, read.cells["dropin"].points()) == ({}, [{}])
+    experiment["methods"]["noisy"]["tuned_as"] = "fogz"
+    with pytest.raises(ValueError, match="noisy is tuned as fogz, which is no method: choose from ste"):
+        parse(experiment)
+
+
+def test_standard_methods_need_only_their_names_and_can_be_refined(experiment):
+    experiment["settings"] = {"wide": {"overrides": ["steps=200"]}}
+    experiment["methods"] = {
+        "ste": {"label": "STE, longer", "overrides": ["steps_factor=1.2"]},
+        "fogzo": {"search": {"estimator.beta_min": [0.5]}},
+        "fogzo_dropin": {"detail": "as it comes"},
+        "slope": None,
+        "noisy_ste": {"tuned_as": None},
+    }
+    cells = parse(experiment).cells
+    assert {cell.method.name: cell.label for cell in cells.values()} == {
+        "ste": "STE, longer",
+        "fogzo": "FOGZO, n = 1",
+        "fogzo_dropin": "FOGZO, n = 1, dropped in: as it comes",
+        "slope": "control: β = 1 (measured slope, no noise)",
+        "noisy_ste": "control: STE + noise of FOGZO's size",
+    }
+    assert cells["wide.ste"].overrides == ("scale=mini", "steps=200", "estimator=ste", "steps_factor=1.2")
+    assert (cells["wide.fogzo_dropin"].search, cells["wide.fogzo_dropin"].tuned_as) == ({}, "wide.ste")
+    assert cells["wide.noisy_ste"].tuned_as is None
+    assert not cells["wide.ste"].method.is_control
+    assert cells["wide.slope"].method.is_control
+
+
+def broken(experiment, path, value):
+    made = copy.deepcopy(experiment)
+    place = made
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    if value is GONE:
+        del place[path[-1]]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("seeds",), [0, 1], "experiment example: it tunes on seed 0, which its table reports too"),
+        (("seeds",), ["1"], r"seeds=\['1'\] is not possible: give a list"),
+        (("sedes",), [1], "experiment example: key='sedes' is not known: choose one of name, title, "),
+        (("name",), GONE, "experiment: it has no name: give it one"),
+        (("scale",), "huge", "scale='huge' is not known: choose one of mini, paper"),
+        (("stage",), "later", "stage='later' is not known: choose one of confirm, explore"),
+        (("metric",), "accurracy", "metric='accurracy' is not known: choose one of "),
+        (("metric",), "mean_agreement", "metric='mean_agreement' is not known"),  # neither way is better
+        (("also",), ["loss_of_hair"], "also='loss_of_hair' is not known: choose one of "),
+        (("baseline",), "stee", "baseline='stee' is not known: choose one of ste, fogzo, noisy"),
+        (("methods",), GONE, "it has no methods: give it one"),
+        (("methods",), {}, "experiment example: it has no methods: give it some"),
+        (("methods",), ["ste"], r"methods=\['ste'\] is not possible: give keys with values"),
+        (("methods", "fogz"), None, "method fogz: it has no label: give it one, or take one of the standard methods"),
+        (("methods", "noisy", "label"), GONE, "method noisy: it has no label: give it one"),
+        (("methods", "noisy", "overrides"), GONE, "method noisy: it has no overrides: give it one"),
+        (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
+        (("methods", "noisy", "role"), "helper", "method noisy: role='helper' is not known: choose one of method, con"),
+        (("methods", "noisy", "sample"), 1, "method noisy: key='sample' is not known: choose one of label"),
+        (("methods", "noisy", "samples"), "4", "method noisy: samples='4' is not possible: give a whole number"),
+        (("settings", "deep", "methods"), ["sted"], "setting deep: methods='sted' is not known: choose one of ste"),
+        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which its setting deep lacks"),
+        (("settings", "deep", "overrides"), [1], r"setting deep: overrides=\[1\] is not possible: give a list"),
+        (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
+        (("settings", "deep"), None, "setting deep: it is None, but it must be keys with values"),
+        (("tuning",), GONE, "it has no tuning: give it one"),
+        (("tuning", "trials"), 0, "tuning: trials=0 is not possible: give a whole number of at least 1"),
+        (("tuning", "seed"), "zero", "tuning: seed='zero' is not possible: give a whole number"),
+        (("tuning", "search", "optimizer.lr"), 0.1, r"search\.optimizer\.lr=0\.1 is not possible: give a list of numb"),
+        (("tuning", "search", "optimizer.lr"), [0.2, 0.1], "give a list of numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give a list of numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), None, "give a list of numbers that rise"),  # a method may leave it alone
+        (("tuning", "search", "optimizer.lr"), [], "give a list of numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), ["1e-3"], "give a list of numbers that rise"),  # a word to YAML 1.1
+        (
+            ("axes",),
+            [{"label": "ε", "settings": {"vit": 1}}],
+            "axes: ε needs numbers or words for some of",
+        ),
+        (("axes",), [{"settings": {"wide": 1}}], "axes: it has no label"),
+        (("axes",), [{"label": "ε", "settings": {"wide": 1}, "metric": "los"}], "axes: metric='los' is not known"),
+        (("equal_loss",), {"targets": ["deep.zz"], "ratios": []}, r"equal_loss='deep\.zz' is not known: choose one of"),
+        (("equal_loss",), {"targets": [], "ratios": [{"of": "deep.ste"}]}, "equal_loss: it has no to: give it one"),
+        (("equal_loss",), {"ratios": []}, "equal_loss: it has no targets: give it one"),
+    ],
+)
+def test_mistaken_experiments_are_refused(path, value, message, experiment):
+    with pytest.raises(ValueError, match=message):
+        parse(broken(experiment, path, value))
