@@ -25,6 +25,7 @@ from fogzo.data.imagenet.classes import (
     tree_sha256,
 )
 from fogzo.data.imagenet.whole import check_images, is_marked, mark
+from fogzo.errors import UserError, explained
 
 PARTS = ("train", "val")
 
@@ -35,12 +36,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/imagenet100"), help="default: %(default)s")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="WordNet ids, one a line; default: CMC's list")
     parser.add_argument("--copy", action="store_true", help="copy the images, instead of linking to their folders")
-    parser.add_argument("--workers", type=int, default=own_cores(), help="processes that decode (default: all cores)")
+    parser.add_argument("--workers", type=int, default=own_cores(), help="processes that decode (default: all)")
     options = parser.parse_args()
     try:
         names = read_classes(options.classes) if options.classes else class_list()
         counts = prepare(options.imagenet, options.out, names, copy=options.copy, workers=options.workers)
-    except DataError as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from error
     for part in PARTS:
         print(f"{options.out / part}: {len(names)} classes, {counts[part]} images, all of them decoded")
@@ -48,13 +49,9 @@ def main() -> None:
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
-    """The ids in ``file``, separated by white space; raises ``DataError`` for none, or for one that stands twice."""
-    try:
+    """Return the ids in ``file``, separated by white space; refuse none, one twice, and what names no folder."""
+    with explained(file, "give a text with an id a line", kind=DataError):
         names = tuple(file.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} cannot be read as a list of classes ({error}): give a text with an id a line"
-        ) from error
     twice = [name for name in names if names.count(name) > 1]
     if twice or not names:
         what = f"{twice[0]} more than once" if twice else "no classes"
@@ -81,18 +78,16 @@ def prepare(imagenet: Path, out: Path, names: Sequence[str], *, copy: bool = Fal
     if not is_marked(out, sha256):
         everything = [imagenet / part / file for part, (files, _, _) in listed.items() for file in files]
         check_images(everything, decode=True, workers=workers)
-    try:
+    with explained(out, "choose another folder with --out", problem="cannot be written", kind=DataError):
         for part, name in todo:
             make((imagenet / part / name).resolve(), out / part / name, copy=copy)
         if not is_marked(out, sha256):
             mark(out, sha256)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error}): choose another folder with --out") from error
     return {part: len(files) for part, (files, _, _) in listed.items()}
 
 
 def check_source(folder: Path, names: Sequence[str]) -> None:
-    """Raises ``DataError``, in one sentence, if ``folder`` lacks one of the class folders ``names``."""
+    """Refuse a ``folder`` that lacks one of the class folders ``names``."""
     if missing := sorted(set(names) - set(class_folders(folder))):
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
@@ -102,7 +97,7 @@ def check_source(folder: Path, names: Sequence[str]) -> None:
 
 
 def to_make(source: Path, target: Path, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that ``target`` lacks; raises ``DataError`` if it holds anything but these folders."""
+    """Return those of ``names`` that ``target`` lacks; refuse a ``target`` that holds anything but these folders."""
     if not target.exists():
         if target.is_symlink() or (target.parent.exists() and not target.parent.is_dir()):
             raise DataError(f"{target} cannot be made where something else is: choose another folder with --out")
@@ -123,7 +118,7 @@ def to_make(source: Path, target: Path, names: Sequence[str]) -> list[str]:
 
 
 def make(source: Path, target: Path, *, copy: bool) -> None:
-    """A link from ``target`` to ``source``, or a copy that is there only when it is complete."""
+    """Make a link from ``target`` to ``source``, or a copy that is there only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         target.symlink_to(source, target_is_directory=True)

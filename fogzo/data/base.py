@@ -31,7 +31,11 @@ class Facts(NamedTuple):
 # ImageNet-100's counts are those of CMC's list of classes
 FACTS = {
     "mnist5k": Facts(
-        *(4_000, 1_000, (1, 28, 28), 10), sha256="1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
+        train=4_000,
+        test=1_000,
+        image=(1, 28, 28),
+        classes=10,
+        sha256="1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa",
     ),
     "mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
     "fashion_mnist": Facts(60_000, 10_000, (1, 28, 28), 10),
@@ -57,14 +61,14 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Batch:
-        """Examples as they are evaluated, without augmentation; ``indices`` int64, shape (B,)."""
+        """Return examples as they are evaluated, without augmentation; ``indices`` int64, shape (B,)."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Split:
-        """The same split, yielding its batches on ``device``."""
+        """Return the same split, yielding its batches on ``device``."""
 
     def load(self, selections: Iterable[Selection], *, seed: int) -> Iterator[Batch]:
-        """The batches of ``selections``, in order, augmented as for training.
+        """Yield the batches of ``selections``, in order, augmented as for training.
 
         A split that reads files may read ahead in other processes; what it yields is a function of the selection and
         ``seed`` all the same.
@@ -88,4 +92,4 @@ class Data(Protocol):
     def to(self, device: torch.device) -> Data: ...
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record keeps of its data: name, sizes, hash."""
+        """Return what a run's record keeps of its data: name, sizes, hash."""

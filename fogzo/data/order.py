@@ -34,7 +34,7 @@ class DataOrder:
         self._permutations: dict[int, Tensor] = {}  # of the epochs that the last batch touched
 
     def batch(self, step: int) -> Tensor:
-        """Indices of the examples of training step ``step`` (from 0), int64, shape (batch_size,)."""
+        """Return the indices of the examples of training step ``step`` (from 0), int64, shape (batch_size,)."""
         start = step * self.batch_size
         first, last = start // self.examples, (start + self.batch_size - 1) // self.examples
         offset = start - first * self.examples
@@ -63,7 +63,7 @@ class Feed:
         self._next_step = 0
 
     def batch(self, step: int) -> Batch:
-        """This process's part of the batch of training step ``step`` (from 0), on the split's device."""
+        """Return this process's part of the batch of training step ``step`` (from 0), on the split's device."""
         if self._stream is None or step != self._next_step:
             self.close()
             self._stream = self.split.load(self._selections(step), seed=self.seed)
@@ -78,8 +78,8 @@ class Feed:
             stop()
 
     def _selections(self, step: int) -> Iterator[Selection]:
-        own = slice(self.share.start, self.share.stop)
+        part = slice(self.share.start, self.share.stop)
         offsets = torch.arange(self.share.start, self.share.stop)
         while True:
-            yield Selection(self.order.batch(step)[own], offsets + step * self.order.batch_size)
+            yield Selection(self.order.batch(step)[part], offsets + step * self.order.batch_size)
             step += 1

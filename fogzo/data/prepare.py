@@ -103,7 +103,7 @@ class Job:
 
     @property
     def trained_vocabulary(self) -> int | None:
-        """Of the tokenizer that is to be trained; ``None`` if there is one."""
+        """Return the vocabulary of the tokenizer that is to be trained; ``None`` if there is one."""
         kind, _, size = self.tokenizer.partition(":")
         if kind == "train" and not size.isdecimal():
             raise DataError(f"tokenizer={self.tokenizer} names no size: write train:VOCABULARY, such as train:32768")

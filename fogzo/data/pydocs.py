@@ -77,15 +77,15 @@ class Document:
 
 
 def installed_sources() -> list[Source]:
-    """The standard library, and those of PACKAGES that are installed."""
-    found = [Source("python", platform.python_version(), Path(sysconfig.get_path("stdlib")), whole=True)]
+    """Return the standard library, and those of PACKAGES that are installed."""
+    sources = [Source("python", platform.python_version(), Path(sysconfig.get_path("stdlib")), whole=True)]
     for name in PACKAGES:
         spec = importlib.util.find_spec(FOLDERS.get(name, name))  # finds a package without importing it
         if spec is not None and spec.submodule_search_locations:
             with suppress(metadata.PackageNotFoundError):  # no version to record
                 folder = Path(spec.submodule_search_locations[0])
-                found.append(Source(name, metadata.version(name), folder, whole=False))
-    return found
+                sources.append(Source(name, metadata.version(name), folder, whole=False))
+    return sources
 
 
 def pydocs(
@@ -143,8 +143,8 @@ def _files(source: Source) -> Iterator[tuple[str, Path]]:
 
 
 def documents(sources: Sequence[Source]) -> list[Document]:
-    """One for each module, each text once: a docstring that several modules share stays with the first."""
-    found, known = [], set[bytes]()
+    """Return one for each module, each text once: a docstring that several modules share stays with the first."""
+    chosen, known = [], set[bytes]()
     for source in sources:
         for name, path in _files(source):
             try:
@@ -157,12 +157,12 @@ def documents(sources: Sequence[Source]) -> list[Document]:
             text = "\n\n".join(part for part, known_as in zip(parts, hashes, strict=True) if known_as not in known)
             known.update(hashes)
             if len(text) >= SMALLEST_DOCUMENT:
-                found.append(Document(name, text.encode("utf-8", "replace").decode(), source))
-    return found
+                chosen.append(Document(name, text.encode("utf-8", "replace").decode(), source))
+    return chosen
 
 
 def docstrings(text: str) -> Iterator[str]:
-    """The docstrings of a module, its classes and functions, each below a line that says whose it is."""
+    """Yield the docstrings of a module, its classes and functions, each below a line that says whose it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes are the packages' affair
         waiting: list[tuple[str, ast.AST]] = [("", ast.parse(text))]
@@ -184,15 +184,15 @@ def docstrings(text: str) -> Iterator[str]:
 def _prepare(folder: Path, sources: Sequence[Source], vocabulary: int) -> None:
     """Make the folder of shards, whole or not at all; called under the lock."""
     _say(f"preparing the embedded text in {folder.parent}, once, in three parts of some 20 s: reading sources")
-    found = documents(sources)
-    if not found:
+    modules = documents(sources)
+    if not modules:
         places = ", ".join(str(source.root) for source in sources)
         raise DataError(f"no Python sources were found in {places}, so there is no embedded text: reinstall Python")
     for left in [*folder.parent.glob("*.partial"), folder]:  # by a process that was killed: the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir()
-    _write(partial, found, vocabulary)
+    _write(partial, modules, vocabulary)
     partial.rename(folder)
 
 
@@ -200,11 +200,11 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _write(folder: Path, found: Sequence[Document], vocabulary: int) -> None:
+def _write(folder: Path, modules: Sequence[Document], vocabulary: int) -> None:
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for document in found:
+    for document in modules:
         splits["test" if in_test(document.name, TEST_SHARE) else "train"].append(document.text)
-    size = sum(len(document.text) for document in found)
+    size = sum(len(document.text) for document in modules)
     _say(f"training a tokenizer of {vocabulary:,} tokens on {size / 1e6:,.0f} million characters")
     tokenizer = train_tokenizer(splits["train"], vocabulary)
     atomic_write(folder / TOKENIZER, tokenizer.to_str(pretty=True).encode())
@@ -224,15 +224,15 @@ def _write(folder: Path, found: Sequence[Document], vocabulary: int) -> None:
         vocabulary=size,
         dtype=token_dtype(size).name,
         splits=written,
-        sources=_account(found),
+        sources=_account(modules),
     ).save(folder)
 
 
-def _account(found: Sequence[Document]) -> list[dict[str, Any]]:
+def _account(modules: Sequence[Document]) -> list[dict[str, Any]]:
     """What the record says of each source: version, documents, bytes and their hash."""
     accounts = []
-    for source in dict.fromkeys(document.source for document in found):
-        texts = [document.text.encode() for document in found if document.source == source]
+    for source in dict.fromkeys(document.source for document in modules):
+        texts = [document.text.encode() for document in modules if document.source == source]
         kind = "sources" if source.whole else "docstrings"
         sha = hashlib.sha256(json.dumps([hashlib.sha256(text).hexdigest() for text in texts]).encode()).hexdigest()
         accounts.append(

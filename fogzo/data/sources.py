@@ -30,7 +30,7 @@ class TextSource(Protocol):
     """Documents in a fixed order, from any position on."""
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same when work goes on after a cut."""
+        """Return what must be the same when work goes on after a cut."""
 
     def documents(self, position: Position | None) -> Iterator[str]:
         """Yield the documents behind ``position`` (``None``: all)."""

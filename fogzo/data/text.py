@@ -94,7 +94,7 @@ class TextData:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record keeps of its data; ``train`` and ``test`` count windows."""
+        """Return what a run's record keeps of its data; ``train`` and ``test`` count windows."""
         listed = len(self.sources) <= LISTED_SOURCES
         return {
             "name": self.name,

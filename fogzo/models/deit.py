@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from fogzo.checks import number
+from fogzo.errors import UserError
 from fogzo.models.checks import check_sizes
 
 
 def deit_tiny(
     *, image_size: int = 224, patch_size: int = 16, channels: int = 3, classes: int = 1000, drop_path: float = 0.0
 ) -> nn.Module:
-    """192 wide, 12 blocks, 3 heads: (B, channels, image_size, image_size) → (B, classes).
+    """Return a DeiT-Tiny, 192 wide, 12 blocks, 3 heads: (B, channels, image_size, image_size) → (B, classes).
 
     At the defaults 5,717,416 parameters, those of timm's ``deit_tiny_patch16_224``.
 
@@ -26,7 +28,7 @@ def deit_tiny(
             linearly over the blocks from 0 at the first.  The masks come from torch's global generator.
 
     Raises:
-        ValueError: for sizes that are not possible or do not fit each other.
+        UserError: for sizes that are not possible or do not fit each other.
     """
     return _deit(192, 12, 3, image_size, patch_size, channels, classes, drop_path)
 
@@ -34,7 +36,7 @@ def deit_tiny(
 def deit_small(
     *, image_size: int = 224, patch_size: int = 16, channels: int = 3, classes: int = 1000, drop_path: float = 0.0
 ) -> nn.Module:
-    """384 wide, 12 blocks, 6 heads; arguments and errors as in :func:`deit_tiny`.
+    """Return a DeiT-Small, 384 wide, 12 blocks, 6 heads; arguments and errors as in :func:`deit_tiny`.
 
     At the defaults 22,050,664 parameters, those of timm's ``deit_small_patch16_224``.
     """
@@ -44,7 +46,7 @@ def deit_small(
 def deit_mini(
     *, image_size: int = 28, patch_size: int = 7, channels: int = 1, classes: int = 10, drop_path: float = 0.0
 ) -> nn.Module:
-    """128 wide, 4 blocks, 2 heads, for a laptop; arguments and errors as in :func:`deit_tiny`.
+    """Return a DeiT for a laptop, 128 wide, 4 blocks, 2 heads; arguments and errors as in :func:`deit_tiny`.
 
     Sizes are ours; the heads are 64 wide, as in every DeiT.  At the defaults 803,338 parameters.
     """
@@ -64,12 +66,12 @@ def _deit(
     check_sizes(image_size=image_size, patch_size=patch_size, channels=channels, classes=classes)
     if image_size % patch_size:
         divisors = [str(size) for size in range(2, image_size) if image_size % size == 0]
-        raise ValueError(
+        raise UserError(
             f"image_size={image_size} is not a multiple of patch_size={patch_size}, so patches cannot tile the image: "
             f"choose a patch_size that divides {image_size} ({', '.join(divisors) or '1'}), or resize the images"
         )
-    if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path={drop_path!r} is not possible: give a probability from 0 to below 1")
+    if number(drop_path, "drop_path", lowest=0) >= 1:
+        raise UserError(f"drop_path={drop_path} is not possible: give a probability from 0 to below 1")
     from timm.models.vision_transformer import VisionTransformer
 
     model: nn.Module = VisionTransformer(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from fogzo.checks import positive
+from fogzo.errors import UserError
 from fogzo.models.checks import check_sizes
 
 
 def llama(
     *, layers: int, width: int, heads: int, vocabulary: int = 50304, sequence: int = 512, init_std: float = 0.02
 ) -> nn.Module:
-    """A decoder with untied head: token ids (B, T) → ``.logits`` (B, T, vocabulary).
+    """Return a decoder with untied head: token ids (B, T) → ``.logits`` (B, T, vocabulary).
 
     RMS norm, rotary positions, SwiGLU, causal attention by ``scaled_dot_product_attention``; no biases, no dropout, no
     key-value cache.  Call it as ``model(input_ids=tokens, use_cache=False).logits``.
@@ -28,21 +30,21 @@ def llama(
         init_std: standard deviation of the initial weights, those of embedding and head included.
 
     Raises:
-        ValueError: for sizes that are not possible or do not fit each other.
+        UserError: for sizes that are not possible or do not fit each other.
     """
     check_sizes(layers=layers, width=width, heads=heads, vocabulary=vocabulary, sequence=sequence)
     if width % heads:
-        raise ValueError(
+        raise UserError(
             f"width={width} is not a multiple of heads={heads}, so the heads cannot share it evenly: "
             "choose a number of heads that divides the width"
         )
     if width // heads % 2:
-        raise ValueError(
+        raise UserError(
             f"width={width} with heads={heads} makes heads {width // heads} wide, which is odd, and rotary positions "
             "turn pairs of coordinates: choose a width that is a multiple of 2 * heads"
         )
-    if isinstance(init_std, bool) or not isinstance(init_std, int | float) or not 0 < init_std <= 1:
-        raise ValueError(f"init_std={init_std!r} is not possible: give a positive number up to 1, such as 0.02")
+    if positive(init_std, "init_std") > 1:
+        raise UserError(f"init_std={init_std} is not possible: give a positive number up to 1, such as 0.02")
     from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -69,7 +71,7 @@ def llama(
 
 
 def gated_width(width: int, multiple: int = 256) -> int:
-    """Width of the SwiGLU layer: 8/3 of ``width``, rounded up to a ``multiple``.
+    """Return the width of the SwiGLU layer: 8/3 of ``width``, rounded up to a ``multiple``.
 
     >>> [gated_width(width) for width in (128, 384, 640, 1280)]
     [512, 1024, 1792, 3584]

@@ -16,7 +16,7 @@ from fogzo.models.checks import check_sizes
 
 
 def resnet18(*, channels: int = 3, classes: int = 1000, small_stem: bool = False) -> nn.Module:
-    """Basic blocks, 2-2-2-2, 64 to 512 wide: (B, channels, H, W) → (B, classes).
+    """Return a ResNet-18, basic blocks, 2-2-2-2, 64 to 512 wide: (B, channels, H, W) → (B, classes).
 
     At the defaults torchvision's own model: 11,689,512 parameters.
 
@@ -27,7 +27,7 @@ def resnet18(*, channels: int = 3, classes: int = 1000, small_stem: bool = False
             blocks see the image at its full size and not at a quarter of it.
 
     Raises:
-        ValueError: for sizes that are not possible.
+        UserError: for sizes that are not possible.
     """
     check_sizes(channels=channels, classes=classes)
     from torchvision import models
@@ -36,7 +36,7 @@ def resnet18(*, channels: int = 3, classes: int = 1000, small_stem: bool = False
 
 
 def resnet50(*, channels: int = 3, classes: int = 1000, small_stem: bool = False) -> nn.Module:
-    """Bottleneck blocks, 3-4-6-3, 256 to 2048 wide; arguments and errors as in :func:`resnet18`.
+    """Return a ResNet-50, bottleneck blocks, 3-4-6-3, 256 to 2048 wide; arguments and errors as in :func:`resnet18`.
 
     At the defaults torchvision's own model: 25,557,032 parameters.
     """
@@ -47,7 +47,7 @@ def resnet50(*, channels: int = 3, classes: int = 1000, small_stem: bool = False
 
 
 def resnet_mini(*, channels: int = 1, classes: int = 10, small_stem: bool = True) -> nn.Module:
-    """Basic blocks, 1-1-1-1, 16 to 128 wide, for a laptop; arguments and errors as in :func:`resnet18`.
+    """Return a ResNet for a laptop, basic blocks, 1-1-1-1, 16 to 128 wide; arguments and errors as in :func:`resnet18`.
 
     A quarter of ResNet-18's width and half of its blocks; sizes are ours.  At the defaults 308,538 parameters.
     """

@@ -1,6 +1,6 @@
 """What training does to images of a folder: DeiT's and ResNet's augmentation, mixup and cutmix, all through timm.
 
-timm and torchvision draw from the global generators of Python, NumPy and torch.  :func:`generators_kept` and
+timm and torchvision draw from the global generators of Python, NumPy and torch.  :func:`generators_restored` and
 :func:`seed_generators` make of that a function of a seed: set before each image or batch, and put back afterwards.
 """
 
@@ -63,7 +63,7 @@ def training_transform(augmentation: str, size: int) -> Transform:
 
 
 def posterize(image: Image, bits: int, **others: Any) -> Image:
-    """The ``bits`` highest bits of each channel, in place of timm's, which stops with Pillow 13 at ``bits`` = 0.
+    """Return the ``bits`` highest bits of each channel; in place of timm's, which stops with Pillow 13 at ``bits`` = 0.
 
     RandAugment asks for that at its highest level, about once in 700 images; with the Pillow of its time, and here,
     the image is black then.
@@ -89,7 +89,7 @@ def check_augmentation(augmentation: str) -> None:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def generators_restored() -> Iterator[None]:
     """Within: the global generators (CPU) may be seeded and used; afterwards they are as before."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - timm's
     try:
@@ -163,7 +163,7 @@ class Mixing:
             label_smoothing=self.smoothing,
             num_classes=self.classes,
         )
-        with generators_kept():
+        with generators_restored():
             seed_generators(seed)
             mixed: Batch = mixup(inputs, targets)
         return mixed
@@ -179,7 +179,7 @@ def read_image(path: str, transform: Transform) -> Tensor:
 def read_augmented(paths: Sequence[str], seeds: Sequence[int], transform: Transform) -> Tensor:
     """Return ``transform`` of each image with the generators at its seed: float32, (B, 3, S, S)."""
     images = []
-    with generators_kept():
+    with generators_restored():
         for path, seed in zip(paths, seeds, strict=True):
             seed_generators(seed)
             images.append(read_image(path, transform))
@@ -187,6 +187,6 @@ def read_augmented(paths: Sequence[str], seeds: Sequence[int], transform: Transf
 
 
 def own_cores() -> int:
-    """Cores that this process may use; several processes that torchrun started on a machine share them."""
+    """Return how many cores this process may use; several processes that torchrun started on a machine share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

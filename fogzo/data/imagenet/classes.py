@@ -75,23 +75,23 @@ def image_files(folder: Path) -> list[tuple[str, int]]:
         DataError: if it cannot be read, or holds no image or an empty one.
     """
     with explained(folder, "fetch it again", kind=DataError), os.scandir(folder) as scanned:
-        images = [e for e in scanned if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
-        found = sorted((entry.name, entry.stat().st_size) for entry in images)
-    if not found:
+        entries = [e for e in scanned if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+        images = sorted((entry.name, entry.stat().st_size) for entry in entries)
+    if not images:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}): fetch that class again")
-    if empty := [name for name, size in found if size == 0]:
+    if empty := [name for name, size in images if size == 0]:
         raise DataError(f"{folder / empty[0]} is empty: fetch that file again")
-    return found
+    return images
 
 
 def tree_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor, list[int]]:
     """Return paths relative to ``folder``, class after class, with labels (int64) and sizes in bytes."""
     names, sizes, counts = [], [], []
     for class_name in classes:
-        found = image_files(folder / class_name)
-        names += [f"{class_name}/{name}" for name, _ in found]
-        sizes += [size for _, size in found]
-        counts.append(len(found))
+        images = image_files(folder / class_name)
+        names += [f"{class_name}/{name}" for name, _ in images]
+        sizes += [size for _, size in images]
+        counts.append(len(images))
     return names, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)), sizes
 
 

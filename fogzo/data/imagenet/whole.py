@@ -58,7 +58,7 @@ def check_images(files: Sequence[Path], *, decode: bool, workers: int) -> None:
     elif workers and len(files) > CHUNK:
         with reading_processes(workers) as processes:
             parts = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-            damaged = [reason for found in processes.map(damages, parts) for reason in found]
+            damaged = [reason for part in processes.map(damages, parts) for reason in part]
     else:
         damaged = damages(files)
     if damaged:
@@ -78,15 +78,15 @@ def looks_whole(file: Path) -> bool:
 
 def damages(files: Iterable[Path]) -> list[str]:
     """Return what is wrong with those of ``files`` that are damaged, found by decoding them."""
-    found = []
+    damaged = []
     for file in files:
         try:
             with opened_image(file) as image:
                 image.draft(None, (1, 1))  # a JPEG is decoded to an eighth of its size: all bytes, less arithmetic
                 image.load()
         except DataError as error:
-            found.append(str(error))
-    return found
+            damaged.append(str(error))
+    return damaged
 
 
 @contextmanager
