@@ -52,12 +52,10 @@ def read_classes(file: Path) -> tuple[str, ...]:
     """Return the ids in ``file``, separated by white space; refuse none, one twice, and what names no folder."""
     with explained(file, "give a text with an id a line", kind=DataError):
         names = tuple(file.read_text(encoding="utf-8").split())
-    twice = [name for name in names if names.count(name) > 1]
-    if twice or not names:
-        what = f"{twice[0]} more than once" if twice else "no classes"
-        raise DataError(f"{file} holds {what}: give a text with an id a line, each once")
-    if paths := [name for name in names if Path(name).name != name]:
-        raise DataError(f"{file} holds {paths[0]}, which is no name of a folder: give a text with an id a line")
+    wrong = [f"{name} more than once" for name in names if names.count(name) > 1]
+    wrong += [f"{name}, which is no name of a folder" for name in names if Path(name).name != name]
+    if wrong or not names:
+        raise DataError(f"{file} holds {(wrong or ['no classes'])[0]}: give a text with an id a line, each once")
     return names
 
 
@@ -99,20 +97,17 @@ def check_source(folder: Path, names: Sequence[str]) -> None:
 def to_make(source: Path, target: Path, names: Sequence[str]) -> list[str]:
     """Return those of ``names`` that ``target`` lacks; refuse a ``target`` that holds anything but these folders."""
     if not target.exists():
-        if target.is_symlink() or (target.parent.exists() and not target.parent.is_dir()):
-            raise DataError(f"{target} cannot be made where something else is: choose another folder with --out")
         return list(names)
-    if not target.is_dir():
-        raise DataError(f"{target} is no folder: remove it, or choose another folder with --out")
     way_out = "remove it, or choose another folder with --out"
-    for entry in sorted(target.iterdir()):
+    with explained(target, way_out, kind=DataError):
+        entries = sorted(target.iterdir())
+    for entry in entries:
         if entry.name.startswith("."):
             continue  # a copy that was cut short; other hidden files do no harm
         if entry.name not in names:
             raise DataError(f"{entry} is none of the {len(names)} classes: {way_out}")
         wanted = source / entry.name
-        same = entry.exists() and (entry.samefile(wanted) or image_files(entry) == image_files(wanted))
-        if not same:
+        if not (entry.exists() and (entry.samefile(wanted) or image_files(entry) == image_files(wanted))):
             raise DataError(f"{entry} is neither a link to {wanted.resolve()} nor a copy of it: {way_out}")
     return [name for name in names if not (target / name).exists()]
 
@@ -124,8 +119,7 @@ def make(source: Path, target: Path, *, copy: bool) -> None:
         target.symlink_to(source, target_is_directory=True)
         return
     partial = target.with_name(f".{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     partial.rename(target)
 
