@@ -14,8 +14,7 @@ import yaml
 from fogzo.checks import check_arguments
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
-from fogzo.runs.files import atomic_write
-from fogzo.runs.records import parse_yaml
+from fogzo.runs.files import atomic_write, parse_yaml
 from fogzo.runs.schema import METRICS
 
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table

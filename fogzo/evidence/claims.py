@@ -17,8 +17,8 @@ from fogzo.evidence.frame import Evidence, ForestRow
 from fogzo.evidence.published import at_published_steps, published_direction
 from fogzo.evidence.verdicts import Case, case_of, word_of
 from fogzo.evidence.words import Word
+from fogzo.runs.files import read_yaml
 from fogzo.runs.folder import RunError
-from fogzo.runs.records import read_yaml
 from fogzo.runs.schema import METRICS
 
 CLAIMS = Path("results/paper/claims.yaml")

@@ -15,9 +15,11 @@ from fogzo.errors import UserError
 from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
 from fogzo.evidence.compare import FEWEST_PAIRS, Difference, paired_difference
 from fogzo.evidence.experiment import Cell, Experiment
+from fogzo.evidence.numbers import is_finite
 from fogzo.evidence.usable import Records, records_of
 from fogzo.evidence.words import Word
-from fogzo.runs.records import Run, is_finite, read_yaml
+from fogzo.runs.files import read_yaml
+from fogzo.runs.packed import Run
 from fogzo.runs.schema import METRICS
 
 OF_ROW = ("cell", "setting", "method", "seed", "status")

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from fogzo.evidence.compare import Difference
 
 DASH = "–"
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value of a record, or of a file, is a finite number.
+
+    >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True)
+    (True, False, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def short(value: float) -> str:

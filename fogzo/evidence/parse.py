@@ -16,7 +16,8 @@ from typing import Any
 from fogzo.checks import check_arguments, choice, whole
 from fogzo.errors import ArgumentError, UserError
 from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning
-from fogzo.runs.records import is_finite, read_yaml
+from fogzo.evidence.numbers import is_finite
+from fogzo.runs.files import read_yaml
 from fogzo.runs.schema import COMPARED, METRICS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from fogzo.errors import UserError
+from fogzo.errors import UserError, one_line
 from fogzo.evidence.chosen import read_chosen, tuned_values
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
-from fogzo.runs.folder import FIRST_FILES, RunError, one_line, parse_config
+from fogzo.runs.folder import FIRST_FILES, RunError, parse_config
 from fogzo.runs.identity import differences, identity
-from fogzo.runs.records import Fault, Run, drop_command, read_records
+from fogzo.runs.packed import Run
+from fogzo.runs.records import Fault, drop_command, read_records
 
 
 @dataclass(frozen=True)

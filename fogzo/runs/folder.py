@@ -7,7 +7,7 @@
         model.pt         the trained weights, a state_dict
         checkpoint.pt    while it goes on (the last good one stays if it diverges)
 
-No torch here: tables are made from these files alone.
+Of a run that is over, ``fogzo.runs.packed`` makes one line.  No torch here: tables are made from records alone.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from fogzo.errors import UserError
-from fogzo.runs.files import atomic_write
+from fogzo.errors import UserError, explained
+from fogzo.runs.files import Loader, atomic_write
 from fogzo.runs.identity import differences, digest_of
-
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
 
 # What a process may leave behind that is killed before there is a config.yaml
 FIRST_FILES = (".lock", ".writable", ".writable.tmp", "config.yaml.tmp")
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class RunError(UserError):
@@ -36,10 +36,10 @@ class RunError(UserError):
 
 
 def parse_config(text: str) -> Any:
-    """What a ``config.yaml`` says.
+    """Return what a ``config.yaml`` says.
 
     Raises:
-        RunError: for a key that is no word, or a value that no run writes there, such as a date.
+        ValueError: for a key that is no word, or a value that no run writes there, such as a date.
         yaml.YAMLError: for what is no YAML.
     """
     config = yaml.load(text, Loader)
@@ -50,15 +50,15 @@ def parse_config(text: str) -> Any:
 def _check_plain(value: Any, where: str) -> None:
     """Refuse what has no identity: an editor's slip makes numbers of keys, and dates of values."""
     if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{where}{odd[0]} is a key that is no word")
         for key, inner in value.items():
-            if not isinstance(key, str):
-                raise RunError(f"{where}{key} is a key that is no word")
             _check_plain(inner, f"{where}{key}.")
     elif isinstance(value, list):
         for inner in value:
             _check_plain(inner, where)
     elif value is not None and not isinstance(value, str | int | float):
-        raise RunError(f"{where.removesuffix('.')} is {value}, no number, word, list or group")
+        raise ValueError(f"{where.removesuffix('.')} is {value}, no number, word, list or group")
 
 
 class InUseError(RunError):
@@ -103,14 +103,14 @@ class RunFolder:
 
     @classmethod
     def view(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
-        """The folder to read from only: nothing is made or locked."""
+        """Return the folder to read from only: nothing is made or locked."""
         folder = cls.__new__(cls)
         folder.path, folder.config = path, config
         return folder
 
     @classmethod
     def finished(cls, path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary of a run that is over, without writing or locking anything; ``None`` if there is none."""
+        """Return the summary of a run that is over, or ``None``, without writing or locking anything."""
         folder = cls.view(path, config)
         if not folder.summary_file.exists():
             return None
@@ -125,12 +125,8 @@ class RunFolder:
         """
         if not self.summary_file.exists():
             return None
-        try:
-            summary = json.loads(self.summary_file.read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.summary_file} cannot be read ({error}): remove that file to finish the run again"
-            ) from error
+        with explained(self.summary_file, "remove that file to finish the run again", kind=RunError):
+            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
         if not isinstance(summary, dict):
             raise RunError(f"{self.summary_file} does not hold a summary: remove that file to finish the run again")
         if summary.get("digest", (digest := digest_of(summary, self._metrics()))) != digest:
@@ -146,14 +142,11 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics."""
         line = json.dumps(row, allow_nan=False) + "\n"
-        try:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise self._unwritable(self.metrics_file, error) from error
+        with self._written("metrics.jsonl"), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def metrics_size(self) -> int:
-        """Bytes of metrics so far, on the disk: a checkpoint keeps it."""
+        """Return the bytes of metrics so far, on the disk: a checkpoint keeps it."""
         if not self.metrics_file.exists():
             return 0
         with self.metrics_file.open("rb") as file:
@@ -173,28 +166,18 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the record's digest, and with them end the run."""
-        try:
-            digest = digest_of(summary, self._metrics())
-        except OSError as error:
-            raise RunError(
-                f"{self.metrics_file} cannot be read ({error.strerror or error}): make it readable, and the same "
-                "command goes on from the last checkpoint"
-            ) from error
-        whole = {**summary, "digest": digest}
+        with explained(self.metrics_file, f"make it readable, and {GOES_ON}", kind=RunError):
+            metrics = self._metrics()
+        whole = {**summary, "digest": digest_of(summary, metrics)}
         self.keep("summary.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of this folder, whole or not at all."""
-        try:
+        with self._written(name):
             atomic_write(self.path / name, data)
-        except OSError as error:
-            raise self._unwritable(self.path / name, error) from error
 
-    def _unwritable(self, path: Path, error: OSError) -> RunError:
-        reason = error.strerror or error
-        return RunError(
-            f"{path} cannot be written ({reason}): make room, and the same command goes on from the last checkpoint"
-        )
+    def _written(self, name: str) -> AbstractContextManager[None]:
+        return explained(self.path / name, f"make room, and {GOES_ON}", problem="cannot be written", kind=RunError)
 
     def _check_config(self) -> None:
         if not self.path.exists():
@@ -207,10 +190,8 @@ class RunFolder:
                     f"{self.path} holds files but no config.yaml, so it is no run folder: choose another run_dir"
                 )
             return
-        try:
+        with explained(self.config_file, "choose another run_dir", kind=RunError, also=(yaml.YAMLError,)):
             old = parse_config(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RunError(f"{self.config_file} cannot be read ({one_line(error)}): choose another run_dir") from error
         changes = differences(old if isinstance(old, dict) else {}, self.config)
         if changes:
             shown = "; ".join([*changes[:6], *(["..."] if len(changes) > 6 else [])])
@@ -220,31 +201,22 @@ class RunFolder:
             )
 
     def _make(self) -> None:
-        try:
+        way_out = f"choose another place with {self.place}=FOLDER"
+        with explained(self.path, way_out, problem="cannot be written", kind=RunError):
             self.path.mkdir(parents=True, exist_ok=True)
             # a full disk shows only when bytes are written
             atomic_write(self.path / ".writable", b"x" * 4096)
             (self.path / ".writable").unlink()
-        except OSError as error:
-            raise RunError(
-                f"the run folder {self.path} cannot be written ({error.strerror or error}): choose another place with "
-                f"{self.place}=FOLDER"
-            ) from error
 
     def _lock(self) -> None:
         self._held = FileLock(self.path / ".lock")
-        try:
-            self._held.acquire(blocking=False)
-        except Timeout as error:
-            raise InUseError(f"another process is at work in {self.path}: wait for it, or change the config") from error
-        except OSError as error:
-            raise self._unwritable(self.path / ".lock", error) from error
+        with self._written(".lock"):
+            try:
+                self._held.acquire(blocking=False)
+            except Timeout as error:
+                way_out = "wait for it, or change the config"
+                raise InUseError(f"another process is at work in {self.path}: {way_out}") from error
 
     def close(self) -> None:
         """Let other processes in."""
         self._held.release()  # the empty file stays: removing it would race with the next holder
-
-
-def one_line(error: Exception) -> str:
-    """An exception's message on one line, for a sentence."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from fogzo.runs.folder import RunError, one_line, parse_config
+from fogzo.errors import one_line
+from fogzo.runs.folder import RunError, parse_config
 from fogzo.runs.identity import digest_of, identity, label_of, run_name
 from fogzo.runs.schema import keys_of_kind
 

@@ -7,7 +7,6 @@ The lines (``fogzo.runs.packed``) are sorted by cell and seed.  After a merge th
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
+from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write
-from fogzo.runs.folder import Loader, RunError, one_line
+from fogzo.runs.folder import RunError
 from fogzo.runs.identity import label_of, run_name
-from fogzo.runs.packed import Run as Run
-from fogzo.runs.packed import pack_folder, place_name, unpack
+from fogzo.runs.packed import Run, pack_folder, place_name, unpack
 
 RECIPES = "recipes"  # the file of runs that belong to no experiment
 COMMAND = "python scripts/records.py"
@@ -276,38 +274,3 @@ def _order(line: str) -> tuple[str, int, str]:
         return "~", 0, line
     said = json.loads(line)
     return str(said["cell"]), int(said["seed"]), name
-
-
-def read_yaml(path: Path) -> dict[str, Any] | None:
-    """The keys and values of a YAML file that people edit; ``None`` if there is no such file, or nothing in it.
-
-    Raises:
-        RunError: if it cannot be read, as with the marks of a merge in it, or holds something else.
-    """
-    return parse_yaml(path, path.read_bytes()) if path.exists() else None
-
-
-def parse_yaml(path: Path, data: bytes) -> dict[str, Any] | None:
-    """What ``read_yaml`` gives, of a file's bytes."""
-    way_out = "mend it, or put back the version that was committed"
-    try:
-        content = yaml.load(data, Loader)
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read ({one_line(error)}): {way_out}") from error
-    if content is not None and not isinstance(content, dict):
-        raise RunError(f"{path} holds {str(content)[:40]!r}, no keys with values: {way_out}")
-    return content
-
-
-def is_finite(value: Any) -> bool:
-    """Whether ``value`` is a finite number, and not too large for a float.
-
-    >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True), is_finite(10**400)
-    (True, False, False, False, False)
-    """
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

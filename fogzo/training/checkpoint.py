@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write
-from fogzo.runs.folder import RunError, one_line
+from fogzo.runs.folder import RunError
 
 FORMAT = 1
 # entries that the first checkpoints did not have

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write
-from fogzo.runs.folder import one_line
 from fogzo.runs.schema import COLUMNS
 
 Row = Mapping[str, Any]

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from helpers.cli import assert_refused, run_script
 
 import fogzo.data
 from fogzo.errors import UserError
+from fogzo.runs.records import add, drop, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 LSQ = "quantizer=lsq"
@@ -385,3 +387,24 @@ def test_a_run_that_claims_a_cell_is_what_the_cell_says(train, experiment, tmp_p
     code, _, _ = train(*experiment, "cell=ste", "seed=1")  # without -m: it runs as the cell says, or is refused
     estimators = [yaml.safe_load(file.read_text())["estimator"]["name"] for file in tmp_path.rglob("config.yaml")]
     assert (code, estimators) in [(0, ["ste"]), (1, [])]
+
+
+def test_a_packed_run_is_found_finished_and_runs_again_with_the_same_result_once_it_is_dropped(train, experiment):
+    results, words = Path("results"), [*experiment, "cell=ste,slope", "seed=1"]
+    assert train(*words, flags=["-m"])[0] == 0
+    assert len(add(results).new) == 2
+    shutil.rmtree(results / "runs")
+    file = results / "records/mlp_compute.jsonl"
+    before = {name: run.summary for name, run in read_records(file).runs.items()}
+    _, out, err = train(*words, flags=["-m"])
+    assert out.count("finished already") == 2, err
+    assert f"result:   {file}, line 1" in out
+    (dropped,) = drop(results, lambda run: run.config["cell"] == "ste")
+    _, out, err = train(*words, flags=["-m"])
+    assert (out.count("finished already"), out.count("finished: ")) == (1, 1), err
+    assert add(results).new == [dropped.name]
+    after = {name: run.summary for name, run in read_records(file).runs.items()}
+    assert list(after) == list(before)
+    for name, summary in before.items():
+        same = {key: value for key, value in summary.items() if key not in TIME_AND_PLACE}
+        assert same == {key: value for key, value in after[name].items() if key not in TIME_AND_PLACE}

@@ -12,8 +12,8 @@ from fogzo.evidence.equal_loss import Ratio
 from fogzo.evidence.report.report import report
 from fogzo.evidence.tables.overview import cases_table, claim_effect, claims_table
 from fogzo.evidence.verdicts import verdicts
+from fogzo.runs.files import read_yaml
 from fogzo.runs.folder import RunError
-from fogzo.runs.records import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = {"claim": "Nets are better", "trust": "high: abstract", "method": "fogzo", "settings": {"twin": "*"}}

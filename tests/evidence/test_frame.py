@@ -7,7 +7,7 @@ import pytest
 from helpers.made_up import GONE, change, dump, edit, experiment, gathered, remove, sign, signed, write
 
 from fogzo.errors import UserError
-from fogzo.runs.records import read_yaml
+from fogzo.runs.files import read_yaml
 
 
 @pytest.fixture

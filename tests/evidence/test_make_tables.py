@@ -16,7 +16,7 @@ from helpers.made_up import Record, dump, edit, experiment, remove, write
 
 from fogzo.evidence.figures.style import colour
 from fogzo.evidence.parse import standard_methods
-from fogzo.runs.records import read_yaml
+from fogzo.runs.files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {"twin.md", "twin.csv", "twin_controls.csv", "twin_differences.svg"}

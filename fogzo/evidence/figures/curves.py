@@ -20,7 +20,7 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.figures.style import RC, line
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.files import atomic_write
-from fogzo.runs.records import Run
+from fogzo.runs.packed import Run
 from fogzo.runs.schema import METRICS
 
 LIMIT = 6  # panels of a figure, which a reader takes in at once
