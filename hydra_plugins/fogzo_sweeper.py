@@ -6,6 +6,7 @@ before the first starts, and it ends with a line for each.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,13 +32,11 @@ class ExperimentSweeper(BasicSweeper):
     """Crosses what was given on the command line with the experiment's cells and seeds."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        assert self.config is not None
-        assert self.launcher is not None
         try:
             jobs = self._jobs(arguments)
             names = names_of(jobs)
             self._check(jobs, names)
-            results = self.launcher.launch(jobs, initial_job_idx=0)
+            results = self._launch(jobs)
         except (ValueError, HydraException) as error:
             print(f"error: {error}", file=sys.stderr)  # one line, where Hydra would add its own
             sys.exit(1)
@@ -85,6 +84,24 @@ class ExperimentSweeper(BasicSweeper):
             count = sum(map(len, refused.values()))
             raise UserError(f"{count} of {len(jobs)} jobs will not do, and none was started; " + "; ".join(reasons))
         self._make_folder()
+
+    def _launch(self, jobs: list[Job]) -> Sequence[JobReturn]:
+        """Return what became of each job; jobs keep their own errors.
+
+        Raises:
+            UserError: for the launcher's, such as a value of its own that it cannot work with.
+        """
+        assert self.launcher is not None
+        assert self.config is not None
+        try:
+            return self.launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            raise UserError(
+                f"{type(self.launcher).__name__} cannot launch the jobs, or lost one ({type(error).__name__}: "
+                f"{one_line(error)}): look at its hydra.launcher values, or at its log in {self.config.hydra.sweep.dir}"
+            ) from error
 
     def _make_folder(self) -> None:
         assert self.config is not None

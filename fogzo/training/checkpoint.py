@@ -60,9 +60,9 @@ def keep_last(path: Path, step: int, count: int) -> None:
 
 
 def newest(path: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
-    """What to go on from: ``path`` if it can be read, else the newest that :func:`keep_last` kept and that can.
+    """Return what to go on from: ``path`` if it can be read, else the newest that :func:`keep_last` kept and that can.
 
-    Returns its path, its state and the files that had to be passed over, or ``None`` where there is no checkpoint.
+    It is a path, its state and the files that had to be passed over, or ``None`` where there is no checkpoint.
 
     Raises:
         RunError: if there are checkpoints, and none of them can be read.
@@ -85,7 +85,7 @@ def set_aside(files: Iterable[Path]) -> None:
 
 
 def existing(path: Path) -> list[Path]:
-    """``path`` and what :func:`keep_last` kept beside it, the newest first, as far as they are there."""
+    """Return ``path`` and what :func:`keep_last` kept beside it, the newest first, as far as they are there."""
     return [file for file in (path, *reversed(_older(path))) if file.exists()]
 
 
@@ -94,7 +94,7 @@ def _older(path: Path) -> list[Path]:
 
 
 def weights(model: nn.Module) -> bytes:
-    """The bytes of a file that holds ``model.state_dict()``."""
+    """Return the bytes of a file that holds ``model.state_dict()``."""
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getvalue()
@@ -119,30 +119,30 @@ def load(path: Path, way_out: str = AWAY) -> dict[str, Any]:
 
 
 def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Of what a data set says of itself: name, hashes and sizes, by which a resumed run knows it again."""
+    """Return the part of a data set's description by which a resumed run knows it again: name, hashes and sizes."""
     return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
 
 
-def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_out: str = AWAY) -> None:
-    """Refuse to go on from the state ``kept`` in ``path`` where it is not one of the run whose state ``own`` is.
+def check_run(now: Mapping[str, Any], before: Mapping[str, Any], path: Path, way_out: str = AWAY) -> None:
+    """Refuse to go on from the state ``before``, of ``path``, where it is not one of the run whose state ``now`` is.
 
     Raises:
         RunError: for another run, number of ranks, kind of device or other data, showing what differs.
     """
-    if set(own) - LATER - set(kept) or kept["run"] != own["run"]:
+    if set(now) - LATER - set(before) or before["run"] != now["run"]:
         raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
-    if kept["ranks"] != own["ranks"]:
+    if before["ranks"] != now["ranks"]:
         raise RunError(
-            f"the checkpoint {path} was made by {kept['ranks']} ranks, but there are {own['ranks']} now: start the "
+            f"the checkpoint {path} was made by {before['ranks']} ranks, but there are {now['ranks']} now: start the "
             f"run with as many processes as before, or {way_out}"
         )
-    if (device := kept.get("device", own["device"])) != own["device"]:
+    if (device := before.get("device", now["device"])) != now["device"]:
         raise RunError(
-            f"the checkpoint {path} was made on another kind of device ({device} → {own['device']}), which draws other "
+            f"the checkpoint {path} was made on another kind of device ({device} → {now['device']}), which draws other "
             f"noise: choose device={device}, or {way_out}"
         )
-    data = own["data"]
-    differ = [f"{key}: {old} → {data.get(key)}" for key, old in kept.get("data", {}).items() if data.get(key) != old]
+    data = now["data"]
+    differ = [f"{key}: {old} → {data.get(key)}" for key, old in before.get("data", {}).items() if data.get(key) != old]
     if differ:
         raise RunError(
             f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or "
@@ -151,7 +151,7 @@ def check_run(own: Mapping[str, Any], kept: Mapping[str, Any], path: Path, way_o
 
 
 def restore_model(model: nn.Module, state: dict[str, Any], path: Path, way_out: str = AWAY) -> None:
-    """``load_state_dict``, with a message instead of a traceback when the tensors are another model's."""
+    """Load ``state`` into ``model``, with a message instead of a traceback where the tensors are another model's."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

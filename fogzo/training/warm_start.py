@@ -35,8 +35,7 @@ def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise UserError(f"begin_from={path} is not there: {OTHER}")
     state = checkpoint.load(path, OTHER)
-    own = trainer.state_dict()
-    checkpoint.check_run(own | {"run": state.get("run")}, state, path, OTHER)
+    checkpoint.check_run(trainer.state_dict() | {"run": state.get("run")}, state, path, OTHER)
     if state["step"] >= trainer.settings.steps:
         raise UserError(f"begin_from={path} stands at step {state['step']} of {trainer.settings.steps}: raise steps")
     groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]

@@ -114,6 +114,7 @@ def test_more_ranks_than_samples_are_refused(monkeypatch):
         fogzo.NSPSA(weights, samples=4, spread=True)
 
 
+@pytest.mark.slow  # torchrun prints it once; the check itself is the plan's too
 def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_read(tmp_path):
     chosen = ["estimator=nspsa", "estimator.samples=1", "parallel=probes", "device=cpu"]
     nowhere = ["data=imagenet1k", f"data.root={tmp_path / 'missing'}", f"results_dir={tmp_path / 'results'}"]
