@@ -12,6 +12,7 @@ from PIL import Image
 
 from fogzo.data.base import DataError, Selection
 from fogzo.data.imagenet.folder import folder_data
+from fogzo.runs.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("n001", "n002", "n003")
@@ -67,5 +68,5 @@ def global_generators_untouched():
 
 
 def cut(file, size=200):
-    file.write_bytes(file.read_bytes()[:-size])
+    atomic_write(file, file.read_bytes()[:-size])  # others may be reading it
     return file
