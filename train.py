@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 def complain(text: str) -> None:
@@ -41,7 +43,6 @@ def main(cfg: DictConfig) -> str | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
     from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
 
     from fogzo.errors import UserError, one_line
     from fogzo.training.console import headline, spell_out
@@ -54,10 +55,11 @@ def main(cfg: DictConfig) -> str | None:
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     job = f"job {hydra_config.job.num} ({' '.join(hydra_config.overrides.task)}): " if sweeping else ""
     try:
-        if cfg.cell and not sweeping:
+        if cfg.get("experiment") is not None and not sweeping:
+            chosen = f" cell={cfg.cell} seed={cfg.seed}" if cfg.cell else ""
             raise UserError(
-                f"cell={cfg.cell} is filled by a sweep, which knows the cell's settings: "
-                f"python train.py -m experiment=NAME cell={cfg.cell} seed={cfg.seed}"
+                f"experiment={cfg.experiment.name} is many runs, which a sweep knows: "
+                f"python train.py -m experiment={cfg.experiment.name}{chosen}"
             )
         if cfg.plan and os.environ.get("RANK", "0") != "0":  # one process of torchrun prints it for all
             return None
@@ -85,6 +87,27 @@ def main(cfg: DictConfig) -> str | None:
         raise
 
 
+def run() -> None:
+    """Run ``main``; what Hydra refuses is said in one sentence, where Hydra itself would advise what nothing reads."""
+    asked = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, instead of printing them
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if asked:
+            raise
+        from fogzo.errors import one_line
+        from fogzo.training.overrides import explanation
+
+        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        said = explanation(overrides, Path(__file__).resolve().parent / "configs")
+        complain(f"error: {said or one_line(error)}")
+        sys.exit(1)
+    finally:
+        if not asked:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
 if __name__ == "__main__":
     check_choices(sys.argv[1:])
-    main()
+    run()

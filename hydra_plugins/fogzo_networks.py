@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def register(table: dict[str, Any]) -> None:
-    """Store a model and its recipes for each LLaMA, and for each network what estimators take from it."""
+    """Store a model and its recipes for each LLaMA, and for each network what estimators and AdamW take from it."""
     store = ConfigStore.instance().store
     for name, row in table["llamas"].items():
         optimizer, steps = {"lr": row.pop("lr")}, row.pop("steps")
@@ -24,6 +24,8 @@ def register(table: dict[str, Any]) -> None:
     for name, row in table["estimators"].items():
         for scale, beta in row["beta_min"].items():
             store(name, {"beta_min": beta}, group=f"network/beta/{scale}")
+        betas = table["betas"]["llamas" if name in table["llamas"] else "others"]
+        store(name, {"betas": betas}, group="network/adamw")
         store(name, {"probe_batch": row["probe_batch"]}, group="network/probes")
 
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from fogzo.quantize import quantized_weights
 from fogzo.training.build import build
-from fogzo.training.tensor_memory import PeakTensorMemory
+from fogzo.training.costs import PeakTensorMemory
 from fogzo.training.trainer import Trainer
 
 

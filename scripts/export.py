@@ -27,7 +27,7 @@ from fogzo.interchange.compressed import export_compressed
 from fogzo.interchange.onnx_graph import export_onnx, export_plain_onnx
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
-from fogzo.training.build import instantiate
+from fogzo.training.groups import instantiate
 from fogzo.training.reload import load_run, read_config
 
 NAMES = {"safetensors": "model.safetensors", "compressed-tensors": "compressed-tensors", "onnx": "model.onnx"}
@@ -55,7 +55,7 @@ def export(run: Path, to: str, out: Path | None, *, verify: bool, verbose: bool)
     model, config = load_run(run)
     path = out or run / "export" / NAMES[to]
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = instantiate(config.data)
+    data = instantiate(config.data, "data")
     if to == "safetensors":
         summary = RunFolder.view(run, {}).summary() or {}
         origin = {"identity": identity(read_config(run)), "git_commit": summary.get("git_commit")}
@@ -69,7 +69,7 @@ def export(run: Path, to: str, out: Path | None, *, verify: bool, verbose: bool)
     print(written)
     if verify:
         inputs = examples(data)
-        fresh = fogzo.load(path, instantiate(config.model)).eval() if to == "safetensors" else None
+        fresh = fogzo.load(path, instantiate(config.model, "model")).eval() if to == "safetensors" else None
         again = foreign(model, path, inputs) if fresh is None else logits_of(fresh, inputs)
         compare(logits_of(model, inputs), again, exactly=to != "onnx")
 

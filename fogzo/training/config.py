@@ -1,59 +1,131 @@
-"""The numbers of a training run."""
+"""The keys of ``configs/train.yaml`` that stand in no group: what each is, in one place that checks them all."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from typing import Any, Literal
 
-from fogzo.estimators.base import check_whole
-from fogzo.training.watch import STOP_ON
+from fogzo.checks import check_arguments, number, positive, whole
+from fogzo.errors import ArgumentError, UserError
+from fogzo.training.devices import MOST_THREADS
 
-PARALLEL = ("data", "probes")
+
+def held(check: Callable[..., Any], default: Any = MISSING, **bounds: Any) -> Any:
+    """Return a dataclass field whose values, ``None`` aside, ``check`` of :mod:`fogzo.checks` holds to ``bounds``."""
+    return field(default=default, metadata={"check": partial(check, **bounds)})
+
+
+def filled(value: str, name: str) -> str:
+    """Return ``value`` if there is something in it."""
+    if not isinstance(value, str) or not value:
+        raise ArgumentError(name, value, "is not possible: give text")
+    return value
+
+
+def check_values(kind: type, values: Mapping[str, Any]) -> None:
+    """Refuse values that the fields of the dataclass ``kind`` cannot take.
+
+    Raises:
+        ArgumentError: naming key, value and rule.
+    """
+    checks = {key.name: key.metadata["check"] for key in fields(kind) if "check" in key.metadata}
+    check_arguments(kind, {key: value for key, value in values.items() if value is None or key not in checks})
+    for key, check in checks.items():
+        if values.get(key) is not None:
+            check(values[key], key)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to train and how often to look.  Intervals are in steps; 0 means only at the end."""
+    """The numbers of a training run.  Intervals are in steps; 0 means only at the end."""
 
-    steps: int
-    batch_size: int
-    seed: int
-    micro_batches: int = 1
-    clip_norm: float = 0.0  # 0: no clipping
-    precision: str = "fp32"
-    log_every: int = 50
-    evaluate_every: int = 0
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 1
+    steps: int = held(whole)
+    batch_size: int = held(whole)
+    seed: int = held(whole, lowest=0)
+    micro_batches: int = held(whole, 1)
+    clip_norm: float = held(number, 0.0, lowest=0, hint="; 0 is no clipping")
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay in fp32
+    log_every: int = held(whole, 50, lowest=0)
+    evaluate_every: int = held(whole, 0, lowest=0)
+    checkpoint_every: int = held(whole, 500, lowest=0)
+    keep_checkpoints: int = held(whole, 1)
     keep_best: bool = False
-    parallel: str = "data"
-    spike_factor: float = 3.0
-    stop_on: str = "nonfinite"
+    parallel: Literal["data", "probes"] = "data"
+    spike_factor: float = held(number, 3.0, lowest=0, hint="; 0 is no watch")
+    stop_on: Literal["nonfinite", "spike", "never"] = "nonfinite"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batches", "keep_checkpoints"):
-            check_whole(getattr(self, name), name=name)
-        for name in ("log_every", "evaluate_every", "checkpoint_every"):
-            check_whole(getattr(self, name), name=name, lowest=0)
-        for name, off in (("clip_norm", "no clipping"), ("spike_factor", "no watch")):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r} is not possible: give a positive number, or 0 for {off}")
+        check_values(Settings, vars(self))
         if self.batch_size % self.micro_batches:
-            raise ValueError(f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(
-                f"precision={self.precision!r} is not known: choose fp32 or bf16 (autocast; weights stay fp32)"
-            )
-        for name, choices in (("parallel", PARALLEL), ("stop_on", STOP_ON)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known: choose one of {', '.join(choices)}")
+            raise UserError(f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}")
 
     def check_ranks(self, ranks: int) -> None:
         """Refuse a number of ranks that cannot share the batch evenly."""
         if self.parallel == "data" and self.batch_size % (ranks * self.micro_batches):
-            raise ValueError(
+            raise UserError(
                 f"batch_size={self.batch_size} cannot be shared by {ranks} ranks, micro_batches={self.micro_batches}: "
                 f"make it a multiple of {ranks * self.micro_batches}, or start fewer processes"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The other keys: how long, where, on what, and how it is shown; ``configs/train.yaml`` says what they mean."""
+
+    scale: Literal["mini", "paper"]
+    epochs: int | None = held(whole)
+    steps_factor: float = held(positive)
+    device: str = held(filled)
+    deterministic: bool
+    compile: bool
+    threads: int = held(whole, lowest=0, highest=MOST_THREADS)
+    evaluation_tokens: int = held(whole)
+    evaluation_examples: int | None = held(whole)
+    begin_from: str | None = held(filled)
+    progress: Literal["auto", "bar", "lines"]
+    results_dir: str = held(filled)
+    run_dir: str | None = held(filled)
+    plan: bool
+    sustained_flops: float = held(positive)
+    cell: str | None
+    setting: str | None
+    phase: Literal["confirm", "tune"]
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Refuse values of ``config``'s keys that stand in no group, and keys that nothing reads.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    keys = {key: value for key, value in config.items() if not isinstance(value, Mapping) and key != "experiment"}
+    known = {kind: {one.name for one in fields(kind)} for kind in (Settings, Surroundings)}
+    for key in keys.keys() - known[Settings] - known[Surroundings]:
+        raise UserError(f"{key} is no key of a run{did_you_mean(key, {*config} - {key})}")
+    for kind, names in known.items():
+        given = {key: value for key, value in keys.items() if key in names}
+        if kind is Settings and given["steps"] is None:  # from epochs
+            del given["steps"]
+        check_values(kind, given)
+    if config.get("experiment") is None:
+        for key, default in (("cell", None), ("setting", None), ("phase", "confirm")):
+            if keys[key] != default:
+                command = f"python train.py -m experiment=NAME {key}={keys[key]}"
+                raise UserError(f"{key}={keys[key]} is a part of an experiment, and none was named: {command}")
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return ``: did you mean KEY?`` for the one of ``known`` that resembles ``key``, or nothing if none does.
+
+    A key of a group resembles keys of that group; one without a group also ``estimator.beta_min``.
+    """
+    listed = list(known)
+    group, _, end = key.rpartition(".")
+    for others in ([other for other in listed if other.rpartition(".")[0] == group], [] if group else listed):
+        ends = {other.rpartition(".")[2]: other for other in others}
+        if similar := difflib.get_close_matches(end, ends, 1, 0.65):
+            return f": did you mean {ends[similar[0]]}?"
+    return ""

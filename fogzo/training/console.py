@@ -14,7 +14,7 @@ from fogzo.data import TextData
 from fogzo.quantize import quantized_weights
 from fogzo.runs.schema import COSTS, METRICS, keys_of_kind
 from fogzo.training import checkpoint
-from fogzo.training.build import departures
+from fogzo.training.draft import cautions, departures
 from fogzo.training.trainer import Trainer
 
 SCALES = {
@@ -68,6 +68,7 @@ def announcement(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, f
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
         *_epochs(trainer),
         f"folder:   {folder} ({f'going on from step {trainer.step}' if resumed else 'from the beginning'})",
+        *(f"warning:  {caution}" for caution in cautions(cfg)),
         *(f"note:     {note}" for note in trainer.notes),
     )
     return "\n".join(lines)

@@ -1,43 +1,24 @@
-"""What a run costs: passes, FLOPs and memory, from a config and a model's shapes, without touching data."""
+"""What a run costs: FLOPs and memory, from a config and a model's shapes, without touching data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fogzo.data.imagenet.augment import check_augmentation
-from fogzo.estimators.base import check_whole
-from fogzo.quantize import QuantizedWeight
+from fogzo.estimators import Estimator
 from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.training.config import Settings
+from fogzo.training.draft import build_optimizer
 from fogzo.training.ledger import measure_flops
-from fogzo.training.shapes import DataShape
-from fogzo.training.tensor_memory import PeakTensorMemory
+from fogzo.training.shapes import known_shape
 
-# Training examples of the sets that have a fixed number of them (imagenet100: of CMC's list)
-EXAMPLES = {
-    "mnist5k": 4_000,
-    "mnist": 60_000,
-    "fashion_mnist": 60_000,
-    "imagenet100": 126_689,
-    "imagenet1k": 1_281_167,
-}
-SIZES = {
-    "mnist5k": (1, 28),
-    "mnist": (1, 28),
-    "fashion_mnist": (1, 28),
-    "imagenet100": (3, 224),
-    "imagenet1k": (3, 224),
-}
-CLASSES = {"mnist5k": 10, "mnist": 10, "fashion_mnist": 10, "imagenet100": 100, "imagenet1k": 1000}
-
-# Images/s that a core decodes and augments, JPEGs of 500x375 to 224 pixels: scripts/bench.py --only data, an AMD EPYC
-DECODED = {"deit": 250, "resnet": 400, "none": 250}
 ACTIVATIONS = {"fp32": 1.0, "bf16": 0.6}  # bytes of a forward pass's tensors, as a share of those in fp32: some stay
 
 
@@ -50,50 +31,33 @@ class Cost(NamedTuple):
     peak: int  # bytes that a forward pass takes at most where there is no backward pass, as in a probe
 
 
-def passes(cfg: DictConfig, settings: Settings, floats: bool) -> tuple[int, int]:
-    """Forward and backward passes over whole batches in the whole run.
-
-    ``floats``: there are parameters that are not quantized, which keep their first-order gradient.
-    """
-    steps, name = settings.steps, cfg.estimator.name
-    samples = cfg.estimator.get("samples", 1)
-    if name in ("ste", "ste_longer", "noisy_ste"):
-        return steps, steps
-    if name == "nspsa":
-        return steps * (2 * samples + floats), steps * floats
-    probed = steps - round(cfg.estimator.get("ste_share", 0.0) * steps)
-    pairs = 1 if cfg.estimator.get("beta_min") == 1 else samples
-    return steps + 2 * pairs * probed, steps
-
-
 def memory_bytes(
-    model: nn.Module, probed: list[QuantizedWeight], cost: Cost, cfg: DictConfig, settings: Settings, ranks: int
+    model: nn.Module, estimator: Estimator, perturbed: int, cost: Cost, cfg: DictConfig, settings: Settings, ranks: int
 ) -> float:
-    """fp32 weights, gradients, optimizer states, the kept copy of the probed weights, and what is larger: activations
-    that are saved for the backward pass, or the probes that are evaluated together.
+    """Return what training takes: fp32 weights, gradients, optimizer states, and what is largest of a step: activations
+    that are saved for the backward pass, or the probes with what they keep of the ``perturbed`` coordinates.
 
     Of one of ``ranks`` processes: DistributedDataParallel keeps the gradients a second time, in its buckets.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    optimizer_states = 2 if "Adam" in cfg.optimizer._target_ else int(cfg.optimizer.get("momentum", 0) > 0)
-    copies = 2 + optimizer_states + (ranks > 1 and settings.parallel == "data")
-    kept = sum(weight.latent.numel() for weight in probed)
+    copies = 2 + optimizer_states(cfg) + (ranks > 1 and settings.parallel == "data")
     saved = cost.saved * ACTIVATIONS[settings.precision]
-    return 4.0 * (parameters * copies + kept) + max(saved, probes_bytes(probed, cost, cfg, settings, ranks))
+    return 4.0 * parameters * copies + max(saved, probes_bytes(estimator, perturbed, cost, settings))
 
 
-def probes_bytes(probed: list[QuantizedWeight], cost: Cost, cfg: DictConfig, settings: Settings, ranks: int) -> float:
-    """What k pairs of probes take that are evaluated together: k directions, 2k copies of the weights, 2k passes."""
-    d = sum(weight.latent.numel() for weight in probed)
-    return pairs_together(cfg, ranks) * (12.0 * d + 2 * cost.peak * ACTIVATIONS[settings.precision])
+def probes_bytes(estimator: Estimator, perturbed: int, cost: Cost, settings: Settings) -> float:
+    """Return what the buffers of ``estimator`` take, and the forward passes that it evaluates together."""
+    buffers = 4.0 * perturbed * estimator.buffers
+    return buffers + estimator.together * cost.peak * ACTIVATIONS[settings.precision]
 
 
-def pairs_together(cfg: DictConfig, ranks: int) -> int:
-    """How many pairs of probes one process evaluates at a time in stacked copies; 0: losses come one by one."""
-    samples = cfg.estimator.get("samples", 1)
-    if cfg.parallel == "probes":
-        samples = -(-samples // ranks)
-    return int(min(cfg.estimator.get("probe_batch", 0), samples))
+def optimizer_states(cfg: DictConfig) -> int:
+    """Return how many tensors of its shape the optimizer keeps of a parameter, seen in a step of a small layer."""
+    layer = nn.Linear(3, 5, bias=False)
+    optimizer = build_optimizer(cfg, layer)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    return sum(t.shape == layer.weight.shape for t in optimizer.state[layer.weight].values() if isinstance(t, Tensor))
 
 
 def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
@@ -121,32 +85,10 @@ def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
     return Cost(forward, backward, sum(saved.values()), peak.most - peak.existing)
 
 
-def known_shape(cfg: DictConfig) -> DataShape:
-    """What a model has to know of the data that ``cfg`` names, as far as the config tells.
-
-    Raises:
-        ValueError: for a data set that the plan knows nothing of, and a size or augmentation that is not possible.
-    """
-    name = cfg.data.name
-    if name in SIZES:
-        channels, size = SIZES[name]
-        size = check_whole(cfg.data.get("image_size", size), name="data.image_size", lowest=8)
-        if "augmentation" in cfg.data:
-            check_augmentation(cfg.data.augmentation)
-        return DataShape(name, image=(channels, size, size), classes=CLASSES[name])
-    if "sequence" not in cfg.data:
-        raise ValueError(
-            f"data={name} is unknown to the plan: run without plan=true, or choose one of the data sets here"
-        )
-    vocabulary = cfg.data.get("vocabulary")
-    if vocabulary is not None:
-        check_whole(vocabulary, name="data.vocabulary")
-    return DataShape(name, vocabulary=vocabulary, sequence=check_whole(cfg.data.sequence, name="data.sequence"))
-
-
 def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:
     """The loss of so many made-up examples of the data set's shape."""
     shape = known_shape(cfg)
+    assert shape is not None
     if shape.image is not None:
         images = torch.empty(examples, *shape.image, device="meta")
         targets = torch.empty(examples, dtype=torch.int64, device="meta")
@@ -161,3 +103,38 @@ def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
     return loss
+
+
+class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within: follows the storages that operations return, and keeps the most bytes alive at one time in ``most``.
+
+    Tensors ``existing`` count from the start, as an in-place operation returns tensors that were there before; the
+    attribute keeps their bytes.
+    """
+
+    def __init__(self, existing: Iterable[Any] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive, self.most = 0, 0
+        self.seen: dict[int, int] = {}
+        for tensor in existing:
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        self.existing = self.alive
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.seen:
+            self.seen[key] = storage.nbytes()
+            self.alive += self.seen[key]
+            self.most = max(self.most, self.alive)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.alive -= self.seen.pop(key, 0)

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fogzo.data.text import known_sha256
 from fogzo.errors import UserError
-from fogzo.quantize import quantized_weights
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.identity import run_name
@@ -20,10 +19,11 @@ from fogzo.runs.packed import Run
 from fogzo.runs.provenance import provenance
 from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint, compilation
-from fogzo.training.build import build, build_estimator, build_model, check_values, reporters
+from fogzo.training.build import build, reporters
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
 from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
 from fogzo.training.distributed import process_group
+from fogzo.training.draft import draft
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.resume import resume
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
         Diverged: when a loss is not finite.
     """
     if cfg.plan:
-        say(plan(cfg))
+        say(plan(cfg).text)
         return {}
     record = plain_record(cfg)
     path = run_path(cfg, record)
@@ -74,9 +74,7 @@ def check(cfg: DictConfig) -> None:
     path = run_path(cfg, record)
     if cfg.plan or RunFolder.finished(path, record) is not None or _packed(cfg, record) is not None:
         return
-    check_values(cfg)
-    weights = quantized_weights(build_model(cfg)) if cfg.quantizer.name != "none" else []
-    build_estimator(cfg, weights, steps=1)
+    draft(cfg, announced()[2])
 
 
 def _carry_out(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -5,89 +5,111 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fogzo.data import DECODING_RATES, FACTS
 from fogzo.data.imagenet.augment import own_cores
-from fogzo.data.text import prepared_tokens
-from fogzo.estimators.base import check_whole
-from fogzo.quantize import QuantizedWeight, quantized_weights
+from fogzo.errors import UserError
+from fogzo.estimators import NSPSA, Estimator
+from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers import QuEST
 from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.ranks import announced
-from fogzo.training.build import build_estimator, build_model, check_samples, check_values, departures, total_steps
 from fogzo.training.config import Settings
-from fogzo.training.costs import DECODED, EXAMPLES, known_shape, measure, memory_bytes, passes, probes_bytes
-from fogzo.training.shapes import check_shape
+from fogzo.training.costs import measure, memory_bytes, probes_bytes
+from fogzo.training.draft import build_estimator, cautions, departures, draft
+from fogzo.training.shapes import known_examples, known_shape
 
 LARGE = 2.0**30  # bytes that probes may take together without a warning
 
 
-def plan(cfg: DictConfig) -> str:
-    """The plan of the run that ``cfg`` describes, by as many processes as torchrun has started, as text for people.
+class Plan(NamedTuple):
+    """The numbers of a run before it is."""
+
+    parameters: int
+    perturbed: int  # quantized coordinates
+    forwards: int  # passes over whole batches
+    backwards: int
+    flops: float
+    seconds: float  # at cfg.sustained_flops
+    memory: float  # bytes, of each process
+    text: str  # all of it for people
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Return the plan of the run that ``cfg`` describes, by as many processes as torchrun has started.
 
     Raises:
-        ValueError: as the run would, for what can be known without data.
+        UserError: as the run would, for what can be known without data.
     """
-    check_values(cfg)
-    model = build_model(cfg)
-    weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
-    estimator = build_estimator(cfg, weights, steps=1)
-    check_shape(model, known_shape(cfg))
-    steps = total_steps(cfg, known_examples(cfg))
-    settings = Settings(steps=steps, **{n: cfg[n] for n in Settings.__dataclass_fields__ if n != "steps"})
     ranks = announced()[2]
-    settings.check_ranks(ranks)
-    check_samples(cfg, ranks)
-    probing = hasattr(estimator, "weights") or hasattr(estimator, "then")
-    crossings = expected_crossings(cfg, weights)
-    latents = {id(weight.latent) for weight in weights}
-    floats = any(p.requires_grad and id(p) not in latents for p in model.parameters())
+    model, weights, settings, steps, estimator = draft(cfg, ranks)
+    if known_shape(cfg) is None:
+        raise UserError(
+            f"data={cfg.data.name} is unknown to the plan: run without plan=true, or choose one of the data sets here"
+        )
+    if steps is None or estimator is None:
+        raise UserError(
+            f"epochs={cfg.epochs} counts examples, and how many data={cfg.data.name} holds is unknown until it is "
+            "read: give the plan steps=N instead (N = epochs · examples / batch_size)"
+        )
+    head = [
+        f"scale:       {cfg.scale}" + (f", but for {', '.join(other)}" if (other := departures(cfg)) else ""),
+        f"model:       {cfg.model.name}: {_parameters(model)}",
+        *_layers(weights, cfg),
+        *_noise(weights, cfg),
+        f"training:    {_amount(cfg, settings)}",
+    ]
+    warnings = [*warnings_of(cfg, model, weights, estimator), *cautions(cfg)]
+    parameters, d = sum(p.numel() for p in model.parameters()), sum(weight.latent.numel() for weight in weights)
+    forwards, backwards = estimator.passes(steps)
     examples = settings.batch_size // settings.micro_batches // (ranks if settings.parallel == "data" else 1)
     cost = measure(model, cfg, examples)  # last: it leaves a model without values
-    forwards, backwards = passes(cfg, settings, floats)
     whole = settings.batch_size // examples
     flops = whole * (forwards * cost.forward + backwards * cost.backward)
     repeated = 0.0  # by ranks that share probes: what comes before these
     if settings.parallel == "probes":
         repeated = (ranks - 1) * whole * backwards * (cost.forward + cost.backward)
-    hours = (flops + repeated) / cfg.sustained_flops / 3600
-    memory = memory_bytes(model, weights if probing else [], cost, cfg, settings, ranks)
-    together = probes_bytes(weights if probing else [], cost, cfg, settings, ranks)
+        estimator = _share_of(estimator, cfg, weights, ranks)
+    seconds = (flops + repeated) / cfg.sustained_flops
+    memory = memory_bytes(model, estimator, d, cost, cfg, settings, ranks)
     each = f" in each of {ranks} processes" if ranks > 1 else ""
-    return "\n".join(
-        [
-            f"scale:       {cfg.scale}" + (f", but for {', '.join(other)}" if (other := departures(cfg)) else ""),
-            f"model:       {cfg.model.name}: {_parameters(model)}",
-            *_layers(weights, cfg),
-            *_noise(weights, cfg),
-            f"training:    {_amount(cfg, settings)}",
-            f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
-            f"time:        {hours:.3g} hours at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it), "
-            f"{settings.steps * settings.batch_size / (hours * 3600):,.0f} examples/s",
-            *_decoding(cfg, settings, hours, ranks),
-            f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
-            f"micro-batch of {examples}",
-            *(f"warning:     {text}" for text in warnings_of(cfg, model, weights, settings, crossings)),
-            *_batching(cfg, together),
-            *_notes(cfg, settings),
-        ]
-    )
+    lines = [
+        *head,
+        f"compute:     {flops:.3g} FLOPs in {forwards:,} forward and {backwards:,} backward passes (no evaluation)",
+        f"time:        {duration(seconds)} at {cfg.sustained_flops:.3g} FLOP/s (sustained_flops=... sets it), "
+        f"{steps * settings.batch_size / seconds:,.0f} examples/s",
+        *_decoding(cfg, settings, seconds, ranks),
+        f"memory:      about {memory / 2**30:.2f} GiB{each}: weights, gradients, optimizer, probes, and a "
+        f"micro-batch of {examples}",
+        *(f"warning:     {text}" for text in warnings),
+        *_batching(cfg, probes_bytes(estimator, d, cost, settings) if estimator.together > 1 else 0),
+        *_notes(cfg, settings),
+    ]
+    return Plan(parameters, d, forwards, backwards, flops, seconds, memory, "\n".join(lines))
 
 
-def known_examples(cfg: DictConfig) -> int:
-    """Training examples of the data set; 0 where they don't matter.
+def _share_of(estimator: Estimator, cfg: DictConfig, weights: list[QuantizedWeight], ranks: int) -> Estimator:
+    """The estimator of one of the ranks that share its probes, which evaluates fewer of them together."""
+    if ranks == 1:
+        return estimator
+    own = OmegaConf.merge(cfg, {"estimator": {"samples": -(-cfg.estimator.samples // ranks)}})
+    return build_estimator(own, weights, cfg.steps or 1)  # type: ignore[arg-type]
 
-    Raises:
-        ValueError: if ``epochs`` asks for them and only the data could tell.
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which it is at least one.
+
+    >>> duration(7200), duration(90), duration(1.3e-4)
+    ('2 hours', '1.5 minutes', '0.00013 seconds')
     """
-    if cfg.steps is None and cfg.epochs is not None and cfg.data.name not in EXAMPLES:
-        raise ValueError(
-            f"epochs={cfg.epochs} counts examples, and how many data={cfg.data.name} holds is unknown until it is "
-            "read: give the plan steps=N instead (N = epochs · examples / batch_size)"
-        )
-    return EXAMPLES.get(cfg.data.name, 0)
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
@@ -129,19 +151,20 @@ def guide_norm_of(cfg: DictConfig) -> str:
 
 
 def warnings_of(
-    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], settings: Settings, crossings: float | None
+    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], estimator: Estimator
 ) -> Iterator[str]:
     """What will not work, or not as hoped."""
+    crossings = expected_crossings(cfg, weights)
     if crossings is not None and crossings < 10:
         yield (
             f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
             "chance; raise estimator.epsilon, or lower estimator.beta_min"
         )
     yield from small_blocks(model, weights)
-    if cfg.estimator.name == "nspsa" and weights:
+    if isinstance(estimator, NSPSA):
         d = sum(weight.latent.numel() for weight in weights)
-        if cfg.estimator.samples < d / 100:
-            yield f"n-SPSA with {cfg.estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+        if estimator.samples < d / 100:
+            yield f"n-SPSA with {estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
 
 
 def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
@@ -159,21 +182,21 @@ def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 
         yield f"Hadamard blocks of {block} only: choose widths that {least} divides for {', '.join(counts)}"
 
 
-def _decoding(cfg: DictConfig, settings: Settings, hours: float, ranks: int) -> Iterator[str]:
+def _decoding(cfg: DictConfig, settings: Settings, seconds: float, ranks: int) -> Iterator[str]:
     """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
     if "augmentation" not in cfg.data:
         return
-    workers = own_cores() if cfg.data.workers is None else check_whole(cfg.data.workers, name="data.workers", lowest=0)
+    workers = own_cores() if cfg.data.workers is None else cfg.data.workers
     workers = ranks * max(workers, 1)  # 0: the main process does it
-    each = DECODED[cfg.data.augmentation]
+    each = DECODING_RATES[cfg.data.augmentation]
     # ranks that share probes decode the whole batch each
     images = settings.steps * settings.batch_size * (ranks if settings.parallel == "probes" else 1)
-    cores = images / (hours * 3600) / each
+    cores = images / seconds / each
     yield f"data:        about {math.ceil(cores):,} cores decode and augment as many images/s, {each} each"
     if cores > workers:
         yield (
             f"warning:     {workers} workers, as here, decode about {workers * each:,} images/s: training would take "
-            f"{images / (workers * each) / 3600:.3g} hours and not {hours:.3g}; raise data.workers if there are cores"
+            f"{duration(images / (workers * each))} and not {duration(seconds)}; raise data.workers if there are cores"
         )
 
 
@@ -230,26 +253,19 @@ def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     beta = cfg.estimator.get("beta_min")
     if weights and beta is not None:
         ratio = noise_to_guide(beta, [weight.latent.numel() for weight in weights], guide_norm_of(cfg))
-        yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g})"
+        share = f"{1 - 1 / (1 + ratio**2):.3g} of a probe's squared length is noise"
+        yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g}); {share}"
 
 
 def _amount(cfg: DictConfig, settings: Settings) -> str:
     examples = settings.steps * settings.batch_size
     text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
     text += f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else ""
-    return text + (f", {examples / epoch:.4g} epochs" if (epoch := examples_of_epoch(cfg)) else "")
-
-
-def examples_of_epoch(cfg: DictConfig) -> int | None:
-    """Images or windows of the training set; ``None`` for a text that is not prepared, and for the embedded one."""
-    if "sequence" not in cfg.data:
-        return EXAMPLES.get(cfg.data.name)
-    tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))
-    return (tokens - 1) // cfg.data.sequence if tokens else None
+    return text + (f", {examples / epoch:.4g} epochs" if (epoch := known_examples(cfg)) else "")
 
 
 def _notes(cfg: DictConfig, settings: Settings) -> Iterator[str]:
-    examples = EXAMPLES.get(cfg.data.name)
+    examples = FACTS[cfg.data.name].train if cfg.data.name in FACTS else 0
     if examples and examples % settings.batch_size:
         yield (
             f"note:        batch_size={settings.batch_size} does not divide the {examples:,} training examples: "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
@@ -97,7 +97,9 @@ class WandbMirror:
     one folder, and syncing them one after the other makes one run of them.
     """
 
-    def __init__(self, folder: Path, config: Row, *, project: str = "fogzo", mode: str = "offline") -> None:
+    def __init__(
+        self, folder: Path, config: Row, *, project: str = "fogzo", mode: Literal["offline", "online"] = "offline"
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -114,7 +116,7 @@ class WandbMirror:
                 name=folder.name,
                 dir=str(folder),
                 config=dict(config),
-                mode="online" if mode == "online" else "offline",
+                mode=mode,
                 resume="allow",
                 settings=wandb.Settings(silent=True, disable_git=True),
             )

@@ -1,12 +1,16 @@
-"""Whether a model takes what a data set holds: channels, pixels, classes, vocabulary, windows."""
+"""What is known of a data set before it is read, and whether a model takes what it holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from fogzo.checks import whole
+from fogzo.data import FACTS
+from fogzo.data.text import prepared_tokens
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers.inputs import unrounded
 
@@ -20,6 +24,34 @@ class DataShape:
     classes: int | None = None  # of images; None: unknown
     vocabulary: int | None = None  # of text; None: unknown until the text is read
     sequence: int | None = None  # tokens of a window
+
+
+def known_shape(cfg: DictConfig) -> DataShape | None:
+    """Return the shape of the data that ``cfg`` names as far as the config tells; ``None`` for a set that is not ours.
+
+    Raises:
+        ArgumentError: for a size that is not possible.
+    """
+    name = cfg.data.name
+    if name in FACTS:
+        channels, height, width = FACTS[name].image
+        if "image_size" in cfg.data:
+            height = width = whole(cfg.data.image_size, "data.image_size", lowest=8)
+        return DataShape(name, image=(channels, height, width), classes=FACTS[name].classes)
+    if "sequence" not in cfg.data:
+        return None
+    vocabulary = cfg.data.get("vocabulary")
+    if vocabulary is not None:
+        whole(vocabulary, "data.vocabulary")
+    return DataShape(name, vocabulary=vocabulary, sequence=whole(cfg.data.sequence, "data.sequence"))
+
+
+def known_examples(cfg: DictConfig) -> int | None:
+    """Return the images or windows of the training set; ``None`` where only reading it tells, as of embedded text."""
+    if "sequence" not in cfg.data:
+        return FACTS[cfg.data.name].train if cfg.data.name in FACTS else None
+    tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))
+    return (tokens - 1) // int(cfg.data.sequence) if tokens else None
 
 
 def check_shape(model: nn.Module, data: DataShape) -> None:

@@ -124,7 +124,7 @@ def test_a_recipe_costs_what_it_says(file):
     _, command, _, cost, *others = header(file)
     cfg = compose_command(command.split()[3:])
     assert f"{cfg.scale}/{cfg.model.name}" == name(file)
-    text = plan(cfg)
+    text = plan(cfg).text
     flops, hours = (float(re.search(rf"{word}: +(\S+) ", text)[1]) for word in ("compute", "time"))
     said = COST.match(cost)
     assert float(said[1]) == pytest.approx(flops, rel=0.1)

@@ -12,7 +12,7 @@ import torch
 
 from fogzo.data import imagenet100, mnist5k
 from fogzo.data.text import c4
-from fogzo.training.tensor_memory import PeakTensorMemory
+from fogzo.training.costs import PeakTensorMemory
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

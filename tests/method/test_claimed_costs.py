@@ -19,7 +19,7 @@ from fogzo.estimators import (
     evaluations_per_call,
 )
 from fogzo.estimators.beta import LinearBeta
-from fogzo.training.tensor_memory import PeakTensorMemory
+from fogzo.training.costs import PeakTensorMemory
 
 STEPS = 5
 WIDTH, DEPTH = 32, 20  # many alike weights: what is held for one of them at a time is little

@@ -136,6 +136,7 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
         "runpy.run_path('train.py', run_name='__main__')\n"
     )
     chosen = ["model=llama_mini", "data=c4", "data.sequence=8", "steps=2", "estimator=ste", "device=cpu"]
+    chosen += ["batch_size=4"]  # as much as there is
     done = torchrun(2, str(own), *chosen, f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == []

@@ -55,7 +55,7 @@ def test_text_is_no_food_for_an_image_model_nor_images_for_a_language_model(buil
     import fogzo.data
 
     monkeypatch.setattr(fogzo.data, "pydocs", lambda **options: text_data())
-    with pytest.raises(ValueError, match=r"data=words holds text, .*: choose a llama for model="):
+    with pytest.raises(ValueError, match=r"data=pydocs holds text, .*: choose a llama for model="):
         build_trainer("data=pydocs")
     with pytest.raises(ValueError, match=r"data=mnist5k holds images, .*: choose a resnet, deit or mlp"):
         build_trainer("model=llama_mini", "data=mnist5k")
@@ -76,7 +76,7 @@ def test_text_that_is_too_long_or_has_too_many_tokens_for_the_model_is_refused(
     monkeypatch.setattr(fogzo.data, "pydocs", lambda **options: text_data())
     small = ("model=llama_mini", "model.layers=1", "model.width=32", "model.heads=2")
     with pytest.raises(ValueError, match=message):
-        build_trainer(*small, f"model.{key}=5")
+        build_trainer(*small, f"model.{key}=5", f"data.{key}=5")  # the text itself holds more
     build_trainer(*small)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogzo.checks import whole
+from fogzo.checks import check_arguments, whole
 from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
 from fogzo.data.imagenet.augment import (
     Mixing,
@@ -37,6 +37,7 @@ from fogzo.data.imagenet.classes import (
 )
 from fogzo.data.imagenet.loader import Job, read_ahead
 from fogzo.data.imagenet.whole import check_tree
+from fogzo.errors import keys_of
 from fogzo.seeding import derive_seed
 
 PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
@@ -145,6 +146,20 @@ def imagenet1k(root: str | Path = "data", **options: Any) -> FolderData:
     return folder_data("imagenet1k", folder, way_out, wanted=FACTS["imagenet1k"].classes, **options)
 
 
+def check_options(**options: Any) -> Mixing | None:
+    """Refuse options that :func:`folder_data` cannot take, without a look at the folder; return how images are mixed.
+
+    Raises:
+        UserError: naming the option.
+    """
+    check_arguments(folder_data, options)
+    for key, lowest in (("image_size", 8), ("workers", 0), ("repeats", 1)):
+        if options.get(key) is not None:
+            whole(options[key], key, lowest=lowest)
+    check_augmentation(options["augmentation"])
+    return Mixing.of(options["mixing"], classes=2)
+
+
 def folder_data(
     name: str,
     folder: Path,
@@ -174,10 +189,10 @@ def folder_data(
             ends does not show, an image says when it is read.
         UserError: for options that are not possible.
     """
-    whole(image_size, "data.image_size", lowest=8)
-    whole(repeats, "data.repeats")
-    workers = own_cores() if workers is None else whole(workers, "data.workers", lowest=0)
-    check_augmentation(augmentation)
+    options = {"image_size": image_size, "augmentation": augmentation, "mixing": mixing, "repeats": repeats}
+    with keys_of("data"):
+        check_options(**options, workers=workers, verify=verify)
+    workers = own_cores() if workers is None else workers
     if not folder.is_dir():
         raise DataError(f"{name} is not in {folder}: {way_out}")
     classes = class_folders(folder / "train")

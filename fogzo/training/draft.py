@@ -1,0 +1,217 @@
+"""What of a run needs no data: made and checked once, for the run and for its plan."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fogzo.checks import positive
+from fogzo.data.imagenet.folder import check_options
+from fogzo.errors import UserError, keys_of
+from fogzo.estimators import Estimator
+from fogzo.estimators.replay import tracking_norms
+from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
+from fogzo.ranks import world
+from fogzo.runs.identity import differences
+from fogzo.seeding import derive_seed
+from fogzo.training.config import Settings, check_keys
+from fogzo.training.devices import choose_device
+from fogzo.training.distributed import synchronise_norms
+from fogzo.training.factories import Run
+from fogzo.training.groups import arguments, instantiate
+from fogzo.training.shapes import check_shape, known_examples, known_shape
+from fogzo.training.steering import GridPull
+
+# What a recipe sets; the rest (estimator, quantizer, seed, device) is nobody's setting in particular
+OF_RECIPE = (
+    *("data.", "model.", "optimizer.", "schedule.", "quantize.", "steps", "epochs", "batch_size", "micro_batches"),
+    *("clip_norm", "precision", "estimator.beta_min"),
+)
+
+
+class Draft(NamedTuple):
+    """What of a run needs no data, made and checked: the run goes on from it, and the plan counts it."""
+
+    model: nn.Module
+    weights: list[QuantizedWeight]
+    settings: Settings  # with one step where only the data tell how many there are
+    steps: int | None
+    estimator: Estimator | None  # None as the steps
+
+
+def draft(cfg: DictConfig, ranks: int) -> Draft:
+    """Return what of the run that ``cfg`` describes needs no data, checked for so many processes.
+
+    Raises:
+        UserError: for any value that will not do, as far as it can be known before the data are read.
+    """
+    check_keys(cfg)
+    check_length(cfg)
+    device = choose_device(cfg.device)
+    examples = known_examples(cfg)
+    steps = total_steps(cfg, examples) if cfg.steps is not None or examples else None
+    settings = settings_of(cfg, steps or 1)
+    settings.check_ranks(ranks)
+    check_samples(cfg, ranks)
+    check_data(cfg, ranks, examples)
+    model = place(build_model(cfg), device).train()
+    if (shape := known_shape(cfg)) is not None:
+        check_shape(model, shape)
+    weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
+    if cfg.logger.name != "none":
+        arguments(cfg.logger, "logger")
+    instantiate(cfg.schedule, "schedule", steps=1)  # these to be refused here, if at all
+    GridPull(weights, steps=1, strength=cfg.pull.strength or 1.0, start=cfg.pull.start)
+    build_optimizer(cfg, model)
+    estimator = build_estimator(cfg, weights, steps) if steps else None
+    if ranks > 1 and cfg.parallel == "data" and cfg.estimator.get("probe_batch") and tracking_norms(model):
+        raise UserError(
+            f"estimator.probe_batch={cfg.estimator.probe_batch} needs batch norm within one process: set it to 0, or "
+            "parallel=probes"
+        )
+    return Draft(model, weights, settings, steps, estimator)
+
+
+def settings_of(cfg: DictConfig, steps: int) -> Settings:
+    """Return the numbers of the run that ``cfg`` describes, with so many steps."""
+    return Settings(steps=steps, **{name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"})
+
+
+def check_length(cfg: DictConfig) -> None:
+    """Refuse a run without a length, and one with two, unless ``steps`` takes the place of the recipe's ``epochs``."""
+    if cfg.steps is None and cfg.epochs is None:
+        raise UserError("steps and epochs are both null: give one of them")
+    if cfg.steps is not None and cfg.epochs is not None:
+        recipe = recipe_of(cfg)
+        if recipe is None or (recipe.epochs, recipe.steps) == (cfg.epochs, None):
+            return
+        raise UserError(
+            f"steps={cfg.steps} and epochs={cfg.epochs} both say how long the run is: give steps=null epochs="
+            f"{cfg.epochs}, or epochs=null steps={cfg.steps}"
+        )
+
+
+def check_data(cfg: DictConfig, ranks: int, examples: int | None) -> None:
+    """Refuse values of the data set's keys, and batches that it does not have, without reading it."""
+    arguments(cfg.data, "data")
+    if examples and cfg.batch_size > examples:
+        raise UserError(
+            f"batch_size={cfg.batch_size} is more than the {examples} training examples of data={cfg.data.name}: give "
+            f"a number from 1 to {examples}"
+        )
+    if "augmentation" in cfg.data:  # a folder of images
+        options = {key: value for key, value in arguments(cfg.data, "data")[1].items() if key != "root"}
+        with keys_of("data"):
+            mixing = check_options(**options)
+        if mixing is not None:
+            mixing.check_batch(cfg.batch_size // (ranks if cfg.parallel == "data" else 1))
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The network with its initial weights and quantizers, on the CPU."""
+    torch.manual_seed(derive_seed("init", cfg.seed))
+    model: nn.Module = instantiate(cfg.model, "model")
+    if world()[1] > 1 and cfg.parallel == "data":
+        model = synchronise_norms(model, choose_device(cfg.device))
+    activations = instantiate(cfg.activations, "activations") if cfg.activations.name != "none" else None
+    if cfg.quantizer.name != "none":
+        skip = cfg.quantize.skip if isinstance(cfg.quantize.skip, str) else list(cfg.quantize.skip)
+        quantizer = instantiate(cfg.quantizer, "quantizer")
+        with keys_of("quantize"):
+            quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases, activations=activations)
+    elif activations is not None:
+        raise UserError(
+            f"activations={cfg.activations.name} goes with quantized weights: choose a quantizer, or activations=none"
+        )
+    return model
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``model`` on ``device``, its convolutions in the layout that is fastest there."""
+    model = model.to(device)
+    if device.type == "cuda" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int) -> Estimator:
+    """Return the estimator of ``estimator=...``; its probes are spread over ranks if ``parallel=probes``."""
+    spread = {"spread": True} if cfg.parallel == "probes" and world()[1] > 1 else {}
+    run = Run(weights, steps, cfg.seed, cfg.log_every)
+    estimator: Estimator = instantiate(cfg.estimator, "estimator", run, **spread)
+    return estimator
+
+
+def check_samples(cfg: DictConfig, ranks: int) -> None:
+    """Refuse ranks that have no samples to share, or too few."""
+    if cfg.parallel != "probes" or ranks == 1:
+        return
+    if "samples" not in cfg.estimator:
+        raise UserError(f"parallel=probes: estimator={cfg.estimator.name} has no samples to share: use parallel=data")
+    if cfg.estimator.samples < ranks:
+        raise UserError(
+            f"estimator.samples={cfg.estimator.samples} cannot be spread over {ranks} ranks: raise samples, start "
+            "fewer processes, or let them share the batch (parallel=data)"
+        )
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, with its fused kernels on CUDA."""
+    positive(cfg.optimizer.lr, "optimizer.lr")
+    fused = {"fused": True} if next(model.parameters()).is_cuda else {}
+    groups = parameter_groups(model, cfg.optimizer.weight_decay)
+    optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer, "optimizer", groups, **fused)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and filters; none for vectors (biases, norms) and quantization steps."""
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name what their recipes leave out
+    parameters = [(name in exempt, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for left_out, p in parameters if p.dim() > 1 and not left_out], "weight_decay": weight_decay},
+        {"params": [p for left_out, p in parameters if p.dim() <= 1 or left_out], "weight_decay": 0.0},
+    ]
+
+
+def recipe_of(cfg: DictConfig) -> DictConfig | None:
+    """Return the recipe that ``cfg`` began from, or ``None`` where Hydra is not at hand to compose it."""
+    if not GlobalHydra.instance().is_initialized():
+        return None
+    return compose("train", [f"scale={cfg.scale}", f"model={cfg.model.name}", f"estimator={cfg.estimator.name}"])
+
+
+def departures(cfg: DictConfig) -> list[str]:
+    """Return the keys of the recipe whose values ``cfg`` has otherwise; none where Hydra is not at hand."""
+    if (recipe := recipe_of(cfg)) is None:
+        return []
+    plain, own = (OmegaConf.to_container(one, resolve=True) for one in (recipe, cfg))
+    keys = [line.partition(":")[0] for line in differences(plain, own)]  # type: ignore[arg-type]
+    other = {key.removesuffix(".name") for key in keys if key.endswith(".name")}  # choices of whole groups
+    named = (group if (group := key.partition(".")[0]) in other else key for key in keys if key.startswith(OF_RECIPE))
+    return list(dict.fromkeys(named))
+
+
+def cautions(cfg: DictConfig) -> list[str]:
+    """Return what can be trained, and hardly ever should."""
+    said = []
+    if cfg.optimizer.lr > 10:
+        said.append(f"optimizer.lr={cfg.optimizer.lr:g} is so large that training will hardly do other than diverge")
+    if (momentum := cfg.optimizer.get("momentum", 0)) >= 1:
+        said.append(f"optimizer.momentum={momentum:g} never forgets a step: below 1 steps stay bounded")
+    return said
+
+
+def total_steps(cfg: DictConfig, examples: int | None) -> int:
+    """Return the training steps, from ``steps`` or from ``epochs`` over so many examples, times ``steps_factor``.
+
+    Nothing is dropped at the end of an epoch, so that the last batch alone may reach beyond the last epoch.
+    """
+    steps: int = cfg.steps if cfg.steps is not None else math.ceil(cfg.epochs * examples / cfg.batch_size)
+    return round(steps * float(cfg.steps_factor))

@@ -1,0 +1,45 @@
+"""From a config group to the object that it describes, its values held against the constructor's own annotations."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from fogzo.checks import check_arguments
+from fogzo.errors import UserError, keys_of
+from fogzo.training.config import did_you_mean
+
+
+def instantiate(node: DictConfig, group: str, *positional: Any, **given: Any) -> Any:
+    """Return what the config group ``node`` describes, made from its values and from what is ``given`` beside them.
+
+    Raises:
+        UserError: for values that its constructor does not take, by their keys: ``estimator.samples``.
+    """
+    make, values = arguments(node, group)
+    try:
+        with keys_of(group):
+            return make(*positional, **given, **values)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # of constructors that are not ours
+        raise UserError(str(error) if f"{group}." in str(error) else f"{group}={node.name}: {error}") from error
+
+
+def arguments(node: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
+    """Return the constructor that ``node`` names and its arguments, held against their annotations."""
+    described: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    make = get_object(described.pop("_target_"))
+    name = described.pop("name", group)  # for people and folders
+    parameters = inspect.signature(make).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        known = [f"{group}.{parameter.name}" for parameter in parameters]
+        for key in described:
+            if f"{group}.{key}" not in known:
+                raise UserError(f"{group}.{key} is no key of {group}={name}{did_you_mean(f'{group}.{key}', known)}")
+    with keys_of(group):
+        check_arguments(make, described)
+    return make, described

@@ -1,0 +1,112 @@
+"""Every boolean, number and choice of every group is refused in one sentence where it is of another kind."""
+
+import functools
+import re
+
+import pytest
+from helpers.configs import CONFIGS, composed
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from fogzo.errors import UserError
+from fogzo.training.config import check_keys, did_you_mean
+from fogzo.training.draft import check_data
+from fogzo.training.groups import arguments
+from fogzo.training.overrides import explanation
+
+CHECKED_BY_ARGUMENTS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
+WRONG = ("no", "off", "nein", "maybe", 1)
+
+
+@functools.cache
+def flags():
+    """The choices and keys of all booleans, with the overrides that compose them."""
+    choices = [f"{group}={file.stem}" for group in CHECKED_BY_ARGUMENTS for file in (CONFIGS / group).glob("*.yaml")]
+    choices += ["model=llama_9m", "model=mlp"]
+    found = [("model=mlp", key) for key, value in composed().items() if isinstance(value, bool)]
+    for choice in sorted(set(choices)):
+        group = choice.partition("=")[0]
+        found += [
+            (choice, f"{group}.{key}") for key, value in composed(choice)[group].items() if isinstance(value, bool)
+        ]
+    return found
+
+
+def check(cfg, key):
+    """What ``draft`` does with a key of a group, without building a network."""
+    group, dot, _ = key.partition(".")
+    if not dot:
+        check_keys(cfg)
+    elif group == "data":
+        check_data(cfg, 1, None)
+    else:
+        arguments(cfg[group], group)
+
+
+def test_hydra_hands_yes_and_no_on_as_text():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        given = [compose("train", [f"compile={text}"]).compile for text in ("no", "off", "yes", "true", "False")]
+    assert given == ["no", "off", "yes", True, False]
+
+
+@pytest.mark.parametrize(("choice", "key"), flags(), ids=[f"{choice} {key}" for choice, key in flags()])
+def test_a_boolean_takes_true_and_false_alone(choice, key):
+    cfg = OmegaConf.create(OmegaConf.to_container(composed(choice)))
+    check(cfg, key)
+    for value in WRONG:
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(UserError, match=rf"^{key}={value!r} is not possible: give true or false") as refusal:
+            check(cfg, key)
+        assert "\n" not in str(refusal.value)
+
+
+def test_the_booleans_are_those_that_were_once_taken_for_true():
+    keys = {key for _, key in flags()}
+    assert keys >= {"compile", "keep_best", "plan", "deterministic", "quantizer.per_channel", "optimizer.nesterov"}
+    assert keys >= {"quantizer.clip_surrogate", "activations.signed", "model.small_stem", "data.mixing"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("beta_min=0.9", "beta_min is no key of this run: did you mean estimator.beta_min?"),
+        ("estimator=ste estimator.epsilon=4", "estimator.epsilon is no key of estimator=ste: .*estimator=fogzo"),
+        ("optimizer.betas=[1,2]", "optimizer.betas is no key of optimizer=sgd: optimizer=adamw would have it"),
+        ("~optimizer", "~optimizer leaves nothing to train with: choose one of adamw, sgd"),
+        ("estimator=ste,fgzo", "estimator=fgzo is not known: choose one of .*; did you mean fogzo?"),
+        ("a=b=c", "mismatched input '='"),
+    ],
+)
+def test_what_does_not_compose_is_explained(overrides, said):
+    text = explanation(overrides.split(), CONFIGS)
+    assert text is not None
+    assert re.match(said, text)
+
+
+def test_what_composes_needs_no_explanation():
+    assert explanation(["seed=0,1", "optimizer.lr=0.1,0.2", "estimator=ste,fogzo", "+new=1"], CONFIGS) is None
+
+
+def test_keys_resemble_those_of_their_group_first():
+    known = ["steps", "optimizer.lr", "estimator.beta_min", "estimator.name"]
+    assert did_you_mean("step", known) == ": did you mean steps?"
+    assert did_you_mean("beta_mn", known) == ": did you mean estimator.beta_min?"
+    assert did_you_mean("optimizer.nam", known) == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("results_dir=", "results_dir='' is not possible"),
+        ("phase=rehearse", "phase='rehearse' is not known: choose one of confirm, tune"),
+        ("steps=2.5", "steps=2.5 is not possible: give a whole number of at least 1"),
+        ("clip_norm=-1", "clip_norm=-1 is not possible: give a number of at least 0; 0 is no clipping"),
+        ("+stps=3", "stps is no key of a run: did you mean steps?"),
+        ("threads=100000", "threads=100000 is not possible"),
+    ],
+)
+def test_a_key_outside_the_groups_is_held_to_its_kind_and_range(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_keys(composed(overrides))
