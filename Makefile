@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow mutants lint types format tables report bench clean
+.PHONY: help setup demo test test-slow mutants lint types format tables report plans bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ tables: $(SETUP)  ## rebuild every table from results/, and the figures that pag
 
 report: $(SETUP)  ## build site/: report.html, every figure, tables for LaTeX
 	$(BIN)/python scripts/make_report.py
+
+plans: $(SETUP)  ## write docs/costs.md: what every recipe costs
+	$(BIN)/python scripts/make_plans.py
 
 bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 15 minutes)
 	$(BIN)/python scripts/bench.py
