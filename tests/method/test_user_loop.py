@@ -217,7 +217,8 @@ def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
     model = quantized()
     options = {"ste_share": 1.0, "beta_min": 0.9, "beta_schedule": "constant"} if chosen == "phased" else {}
     make = {"ste": factories.straight_through, "phased": factories.phased}[chosen]
-    estimator = make(fogzo.quantized_weights(model), 10, 0, 0, **options)
+    run = factories.Run(weights=fogzo.quantized_weights(model), steps=10, seed=0, log_every=0)
+    estimator = make(run, **options)
     estimator.estimate(Closure(model), step=0)
     with pytest.raises(ValueError, match="zero_grad"):
         estimator.estimate(Closure(model), step=0)
