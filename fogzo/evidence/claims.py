@@ -92,11 +92,6 @@ class Claim:
         """Return the ratios of which there are runs at this scale."""
         return [ratio for ratio in self.ratios if ratio.evidence.scale == scale and ratio.ratio is not None]
 
-    def shown_in(self) -> dict[str, str]:
-        """Return names and titles of the experiments with runs that bear on the claim."""
-        every = [case.evidence for case in self.cases if case.outcome is not Word.NOT_RUN]
-        return {evidence.name: evidence.title for evidence in [*every, *(ratio.evidence for ratio in self.ratios)]}
-
 
 def claims_of(every: Sequence[Evidence]) -> list[Claim]:
     """Return the claims in their file's order; none if there is no such file.
