@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fogzo.evidence.compare import Difference, one_more_run
+from fogzo.evidence.compare import FEWEST_PAIRS, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import DASH
@@ -17,9 +17,10 @@ TWIN = "scaled-down twin"
 DIRECTIONS = {"better": 1, "worse": -1}
 
 STATUS_RULE = (
-    "A published cell is *reproduced* if runs at `scale=paper` gave values among which the published number could be "
-    "one more (95 % prediction interval), else it *deviates*; a *scaled-down twin* is a smaller network on smaller "
-    "data, of which only the direction of the difference to the STE can be compared."
+    "A published cell is *reproduced* if 3 or more runs at `scale=paper` gave values among which the published number "
+    "could be one more (95 % prediction interval) and the other numbers of its row could not; if these could be one "
+    "too, the runs tell nothing apart; if its own could not, it *deviates*. A *scaled-down twin* is a smaller network "
+    "on smaller data, of which only the direction of the difference to the STE can be compared."
 )
 
 
@@ -118,11 +119,18 @@ def _status_at_paper_scale(evidence: Evidence, cell: Cell, direction: Words) -> 
     if number is None:
         decided = {Word.SAME_DIRECTION: Word.REPRODUCED, Word.OPPOSITE_DIRECTION: Word.DEVIATES}
         return Words([decided.get(word, word) for word in direction.words], after=direction.after)
-    key = paper_row(evidence, cell).get("metric", cell.metric)
-    interval = one_more_run(list(evidence.values(cell, key).values()))
-    if interval is None:
-        return Words(before="run once: not judged")
-    return Words([Word.REPRODUCED if interval[0] <= number <= interval[1] else Word.DEVIATES])
+    row = paper_row(evidence, cell)
+    values = evidence.values(cell, row.get("metric", cell.metric))
+    interval = one_more_run(list(values.values()))
+    if interval is None or len(values) < FEWEST_PAIRS:
+        return Words(before=f"fewer than {FEWEST_PAIRS} runs: not judged")
+    # an interval so wide that it holds what another method is said to reach would call anything reproduced
+    cells = [one for method in row if (one := evidence.sibling(cell, method)) is not None]
+    numbers = [published_number(evidence, other) for other in cells]
+    held = {one for one in numbers if one is not None and interval[0] <= one <= interval[1]}
+    if number not in held:
+        return Words([Word.DEVIATES])
+    return Words([Word.REPRODUCED if held == {number} else Word.UNDECIDED])
 
 
 def _direction(difference: Difference | None, published: int) -> Words:

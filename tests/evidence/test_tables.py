@@ -9,6 +9,7 @@ import statistics
 import pytest
 from helpers.made_up import edit, experiment, gathered, remove, sign, write
 
+from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
 from fogzo.evidence.figures.curves import save
@@ -105,10 +106,26 @@ def test_only_runs_at_paper_scale_reproduce_or_deviate(published, word, project)
     found.paper["rows"]["deit_row"]["fogzo"] = published
     assert status(found, found.cells["deit.fogzo"]).text == word
     one = gathered(made | {"seeds": [11]})
-    assert status(one, one.cells["deit.fogzo"]).text == "run once: not judged"
+    assert status(one, one.cells["deit.fogzo"]).text == "fewer than 3 runs: not judged"
     twin = experiment("other")
     write(project, twin)
     assert status(gathered(twin), gathered(twin).cells["deit.fogzo"]).text.startswith("scaled-down twin: ")
+
+
+def test_runs_that_could_be_either_published_number_reproduce_none(project):
+    made = experiment(scale="paper")
+    write(project, made)
+    found = gathered(made)
+    cell = found.cells["deit.fogzo"]
+    low, high = one_more_run(list(found.values(cell).values()))
+    row = found.paper["rows"]["deit_row"]
+    row["fogzo"], row["ste"] = (low + high) / 2, high - 0.01 * (high - low)
+    assert status(found, cell).text == "not to be told apart"
+    row["ste"] = high + 0.01 * (high - low)
+    assert status(found, cell).text == "reproduced"
+    two = gathered(made | {"seeds": [11, 12]})
+    two.paper["rows"]["deit_row"] |= row
+    assert status(two, two.cells["deit.fogzo"]).text == "fewer than 3 runs: not judged"
 
 
 def test_what_the_paper_says_of_equal_steps_is_held_against_equal_steps_alone(project):
