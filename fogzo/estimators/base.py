@@ -139,8 +139,9 @@ def first_order(closure: Closure, weights: Sequence[QuantizedWeight]) -> tuple[T
     A weight that this step's loss does not reach has no gradient, and gets none of the noise either.
 
     Raises:
-        UserError: if it reached none of them.
+        UserError: when ``.grad`` is not empty on entry, or if the loss reached none of the weights.
     """
+    check_gradients_empty(weights[0].model)
     for weight in weights:
         weight.latent.grad = None  # zeros that zero_grad(set_to_none=False) left would look like gradients
     with torch.enable_grad():

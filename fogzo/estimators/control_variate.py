@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import choice, choices_of, number, positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.baseline import RunningMean
-from fogzo.estimators.guide import gradient_or_zeros
-from fogzo.estimators.perturb import Noise
-from fogzo.estimators.probes import Probes, add_weighted, slopes_of
-from fogzo.estimators.replay import RandomState
+from fogzo.estimators.guide import guide_of
+from fogzo.estimators.probes import slopes_of
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 
@@ -60,36 +58,29 @@ class ControlVariate(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.even_part = RunningMean()
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         trust = number(self.trust(step), "trust", lowest=0, highest=1) if callable(self.trust) else self.trust
-        check_gradients_empty(self.weights[0].model)
-        random_state = RandomState({weight.latent.device for weight in self.weights})
-        loss, weights = first_order(closure, self.weights)
-        with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in weights]
-            grads = [gradient_or_zeros(weight) for weight in weights]  # become g in grid units, then G, in place
-            torch._foreach_mul_(grads, units)
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            noise = Noise(weights, self.seed, step)
-            believed: list[Tensor] = []
+        loss, guide, probes = guide_of(
+            closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon, guide_norm=None
+        )
+        believed: list[Tensor] = []
 
-            def directions(samples: range) -> Iterator[Tensor]:  # z_i, noting ⟨g, z_i⟩ on the way
-                total = torch.zeros((), dtype=torch.float64, device=norm.device)
-                for g, z in zip(grads, noise.draw(samples), strict=True):
-                    total += (g * z).sum()
-                    yield z
-                believed.append(total)
+        def directions(samples: range) -> Iterator[Tensor]:  # z_i, noting ⟨g, z_i⟩ on the way
+            total = torch.zeros((), dtype=torch.float64, device=guide.norm.device)
+            for g, z in zip(guide.grads, guide.noise.draw(samples), strict=True):
+                total += (g * z).sum()
+                yield z
+            believed.append(total)
 
-            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
-            losses = probes.one_by_one(directions, self.samples, sides=self.sides)
-            measured = slopes_of(losses) if self.sides == 2 else losses[:, 0] - same_mean(loss, None)
-            excess = measured - torch.stack(believed).to(measured)
-            if self.sides == 1:
-                excess = self.even_part.subtract_from(excess)
-            for i in range(self.samples):
-                add_weighted(grads, noise.draw(range(i, i + 1)), trust / self.samples * excess[i : i + 1])
-            torch._foreach_div_(grads, units)
-        return Estimate(loss=loss, zero_probes=(measured == 0).float().mean(), guide_norm=norm)
+        losses = probes.one_by_one(directions, self.samples, sides=self.sides)
+        measured = slopes_of(losses) if self.sides == 2 else losses[:, 0] - same_mean(loss, None)
+        excess = measured - torch.stack(believed).to(measured)
+        if self.sides == 1:
+            excess = self.even_part.subtract_from(excess)
+        guide.add_noise(trust / self.samples * excess)
+        guide.to_weight_units()
+        return Estimate(loss=loss, zero_probes=(measured == 0).float().mean(), guide_norm=guide.norm)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps * (1 + self.sides * self.samples), steps

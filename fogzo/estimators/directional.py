@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.baseline import RunningMean
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import gradient_or_zeros, normalise
-from fogzo.estimators.perturb import Noise
-from fogzo.estimators.probes import Probes, add_weighted, slopes_of
-from fogzo.estimators.replay import RandomState
+from fogzo.estimators.guide import Guide, guide_of
+from fogzo.estimators.probes import slopes_of
 from fogzo.quantize import QuantizedWeight
 
 
@@ -38,27 +36,18 @@ class ExactDirectional(Estimator):
         self.beta = check_beta(beta, guided=True)
         self.seed = whole(seed, "seed", lowest=0)
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
-        check_gradients_empty(self.weights[0].model)
-        loss, weights = first_order(closure, self.weights)
-        with torch.no_grad():
-            units = [weight.grid_unit() for weight in weights]
-            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
-            g_norm, _ = normalise(grads, units)
-            noise = Noise(weights, self.seed, step)
-            slopes = torch.stack([self._believed(grads, g_norm, noise, i, beta) for i in range(self.samples)])
-            torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
-            for i in range(self.samples):
-                add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / self.samples * slopes[i : i + 1])
-            torch._foreach_div_(grads, units)
-        return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, weights), guide_norm=g_norm)
+        loss, guide, _ = guide_of(closure, self.weights, seed=self.seed, step=step)
+        guide.combine(torch.stack([self._believed(guide, i, beta) for i in range(self.samples)]), beta)
+        return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, guide.weights), guide_norm=guide.norm)
 
-    def _believed(self, guides: Sequence[Tensor], g_norm: Tensor, noise: Noise, i: int, beta: float) -> Tensor:
+    def _believed(self, guide: Guide, i: int, beta: float) -> Tensor:
         """Return ⟨g, u_i⟩ = ‖g‖ (√β + √(1-β) ⟨ĝ, z_i⟩)."""
-        drawn = zip(guides, noise.draw(range(i, i + 1)), strict=True)
+        drawn = zip(guide.grads, guide.noise.draw(range(i, i + 1)), strict=True)
         across = torch.stack([(g.double() * z.squeeze(0)).sum() for g, z in drawn]).sum()
-        return g_norm * (math.sqrt(beta) + math.sqrt(1 - beta) * across)
+        return guide.norm * (math.sqrt(beta) + math.sqrt(1 - beta) * across)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps, steps
@@ -84,31 +73,28 @@ class GuideOrNoise(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.squared_norm = RunningMean()
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        check_gradients_empty(self.weights[0].model)
-        random_state = RandomState({weight.latent.device for weight in self.weights})
-        loss, weights = first_order(closure, self.weights)
-        with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in weights]
-            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
-            g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(weights, self.seed, step)
+        loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
 
-            def directions(samples: range) -> Iterator[Tensor]:  # the guide, then noise
-                return (g.unsqueeze(0) for g in grads) if samples.start == 0 else noise.draw(range(1))
+        def directions(samples: range) -> Iterator[Tensor]:  # the guide, then noise
+            return (g.unsqueeze(0) for g in guide.grads) if samples.start == 0 else guide.noise.draw(range(1))
 
-            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
-            losses = probes.one_by_one(directions, 2)
-            along, across = slopes_of(losses)
-            self.squared_norm.subtract_from(across.square())
-            d = sum(weight.latent.numel() for weight in weights)
-            guided = (along.square() * d > self.squared_norm.value().to(along)).to(along)
-            torch._foreach_mul_(grads, (guided * along).to(grads[0]))
-            add_weighted(grads, noise.draw(range(1)), ((1 - guided) * across).reshape(1))
-            torch._foreach_div_(grads, units)
-        agreement = torch.where(g_norm > 0, along / believed_slope, torch.nan)
-        zero_probes = (slopes_of(losses) == 0).float().mean()
-        return Estimate(loss=loss, beta=guided, agreement=agreement, zero_probes=zero_probes, guide_norm=g_norm)
+        slopes = slopes_of(probes.one_by_one(directions, 2))
+        along, across = slopes
+        self.squared_norm.subtract_from(across.square())
+        d = sum(weight.latent.numel() for weight in guide.weights)
+        guided = (along.square() * d > self.squared_norm.value().to(along)).to(along)
+        torch._foreach_mul_(guide.grads, (guided * along).to(guide.grads[0]))
+        guide.add_noise(((1 - guided) * across).reshape(1))
+        guide.to_weight_units()
+        return Estimate(
+            loss=loss,
+            beta=guided,
+            agreement=guide.agreement(along, beta=1.0),
+            zero_probes=(slopes == 0).float().mean(),
+            guide_norm=guide.norm,
+        )
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return 5 * steps, steps

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,9 +37,8 @@ from fogzo.estimators.base import (
     trains_others,
 )
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import GuideNorm, gradient_or_zeros, normalise
-from fogzo.estimators.perturb import Noise
-from fogzo.estimators.probes import Probes, add_weighted, codes_crossed, slopes_of
+from fogzo.estimators.guide import Guide, GuideNorm
+from fogzo.estimators.probes import Probes, codes_crossed, slopes_of
 from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
@@ -126,76 +126,64 @@ class FOGZO(Estimator):
         probes = 2 * (alone + (steps - alone) * self.samples)
         return guided + (steps - guided) * forward + probes, guided + (steps - guided) * backward
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step)
         for weight in self.weights:
             check_latent(weight.latent)
-        check_gradients_empty(self.weights[0].model)
         random_state = RandomState({weight.latent.device for weight in self.weights})
         loss, weights = self._first_order(closure, beta)
-        with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in weights]  # ε·α
-            grads = [gradient_or_zeros(weight, keep=beta > 0) for weight in weights]  # become ĝ, then G, in place
-            g_norm, believed_slope = normalise(grads, units, self.guide_norm)
-            noise = Noise(weights, self.seed, step)
-            n = self.samples if beta < 1 else 1
-
-            def directions(samples: range) -> Iterator[Tensor]:  # u_i, weight by weight
-                for g, z in zip(grads, noise.draw(samples), strict=True):
-                    u = z.mul_(math.sqrt(1 - beta))
-                    yield u.add_(g, alpha=math.sqrt(beta)) if beta > 0 else u
-
-            counted = self.crossings_every and (step + 1) % self.crossings_every == 0
-            crossings = codes_crossed(weights, units, (u[0] for u in directions(range(1)))) if counted else None
-            probes = Probes(closure, weights, units, random_state, loss is not None, self.spread)
-            if n == 1:
-                losses = self._one_pair(probes, grads, noise, beta)
-            elif self.probe_batch:
-                sums = [torch.zeros_like(g) for g in grads]
-                losses = probes.together(directions, n, self.probe_batch, sums)
-                torch._foreach_copy_(grads, sums)
-                torch._foreach_div_(grads, float(n))
-            else:
-                losses = probes.one_by_one(directions, n)
-                # G = 1/n Σ slope_i·u_i: ĝ's part in place, and the noise drawn once more instead of being kept
-                slopes = slopes_of(losses)
-                torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
-                for i in range(n):
-                    add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / n * slopes[i : i + 1])
-            torch._foreach_div_(grads, units)
+        guide = Guide(
+            weights, seed=self.seed, step=step, epsilon=self.epsilon, guide_norm=self.guide_norm, keep=beta > 0
+        )
+        directions = partial(guide.directions, beta=beta)
+        n = self.samples if beta < 1 else 1
+        counted = self.crossings_every and (step + 1) % self.crossings_every == 0
+        crossings = codes_crossed(weights, guide.units, (u[0] for u in directions(range(1)))) if counted else None
+        probes = Probes(closure, weights, guide.units, random_state, loss is not None, self.spread)
+        if n == 1:
+            losses = self._one_pair(probes, guide, beta)
+        elif self.probe_batch:
+            sums = [torch.zeros_like(g) for g in guide.grads]
+            losses = probes.together(directions, n, self.probe_batch, sums)
+            torch._foreach_copy_(guide.grads, sums)
+            torch._foreach_div_(guide.grads, float(n))
+            guide.to_weight_units()
+        else:
+            losses = probes.one_by_one(directions, n)
+            guide.combine(slopes_of(losses), beta)
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
             noise_share=noise_share(beta, self.weights),
-            agreement=torch.where(g_norm > 0, slopes_of(losses).mean() / (math.sqrt(beta) * believed_slope), torch.nan)
-            if beta > 0
-            else None,
+            agreement=guide.agreement(slopes_of(losses).mean(), beta) if beta > 0 else None,
             zero_probes=(slopes_of(losses) == 0).float().mean(),
-            guide_norm=g_norm if beta > 0 else None,
+            guide_norm=guide.norm if beta > 0 else None,
             crossings=crossings,
         )
 
-    def _one_pair(self, probes: Probes, grads: list[Tensor], noise: Noise, beta: float) -> Tensor:
-        """The case n = 1: u takes ĝ's place in ``.grad``, where it becomes G; the noise is drawn once."""
-        torch._foreach_mul_(grads, math.sqrt(beta))
+    def _one_pair(self, probes: Probes, guide: Guide, beta: float) -> Tensor:
+        """Return the losses of the case n = 1: u takes ĝ's place in ``.grad``, where it becomes G."""
+        torch._foreach_mul_(guide.grads, math.sqrt(beta))
         if beta < 1:
-            add_weighted(grads, noise.draw(range(1)), torch.tensor([math.sqrt(1 - beta)], dtype=grads[0].dtype))
+            guide.add_noise(torch.tensor([math.sqrt(1 - beta)], dtype=guide.grads[0].dtype))
 
         def direction(samples: range) -> Iterator[Tensor]:
-            return (g.unsqueeze(0) for g in grads)
+            return (g.unsqueeze(0) for g in guide.grads)
 
         losses = probes.together(direction, 1, 1) if self.probe_batch else probes.one_by_one(direction, 1)
-        torch._foreach_mul_(grads, slopes_of(losses)[0].to(grads[0]))
+        torch._foreach_mul_(guide.grads, slopes_of(losses)[0].to(guide.grads[0]))
+        guide.to_weight_units()
         return losses
 
     def _first_order(self, closure: Closure, beta: float) -> tuple[Tensor | None, list[QuantizedWeight]]:
-        """The passes at the undisplaced weights that anything needs; returns the loss, and the weights to estimate."""
+        """Make the passes at the undisplaced weights that anything needs; return the loss, and what to estimate."""
         forward, backward = self._first_pass(guided=beta > 0)
         if backward:
             loss, reached = first_order(closure, self.weights)
             return loss, reached if beta > 0 else self.weights
-        with torch.no_grad():
-            return loss_of(closure, backward=False) if forward else None, self.weights
+        check_gradients_empty(self.weights[0].model)
+        return loss_of(closure, backward=False) if forward else None, self.weights
 
     def _first_pass(self, *, guided: bool) -> tuple[bool, bool]:
         """Return whether a step needs a forward, and a backward, pass at the undisplaced weights."""

@@ -3,14 +3,107 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fogzo.estimators.base import Closure, first_order
+from fogzo.estimators.perturb import Noise
+from fogzo.estimators.probes import Probes, add_weighted
+from fogzo.estimators.replay import RandomState
 from fogzo.quantize import QuantizedWeight
 
 GuideNorm = Literal["global", "rms", "per_tensor"]
+
+
+class Guide:
+    """The guide of one step, and G, which takes its place in ``.grad``.
+
+    Args:
+        weights: those to estimate; all lists below are weight by weight.
+        seed, step: of the noise.
+        epsilon: ε as a multiple of the smoothing's own.
+        guide_norm: what ĝ is scaled to, as for :class:`fogzo.FOGZO`; ``None`` leaves g in grid units.
+        keep: whether ``.grad`` is the guide; without it there is none, and zeros take its place.
+
+    Attributes:
+        units: ε·α.
+        grads: ``.grad`` of the latents: ĝ, then G, in place.
+        norm: ‖g‖ in grid units, of shape ().
+        believed_slope: ⟨g, ĝ⟩, the slope along ĝ that the STE believes, of shape ().
+        noise: of this step.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[QuantizedWeight],
+        *,
+        seed: int,
+        step: int,
+        epsilon: float = 1.0,
+        guide_norm: GuideNorm | None = "global",
+        keep: bool = True,
+    ) -> None:
+        self.weights = weights
+        self.units = [weight.grid_unit() * epsilon for weight in weights]
+        self.grads = [gradient_or_zeros(weight, keep=keep) for weight in weights]
+        self.norm, self.believed_slope = normalise(self.grads, self.units, guide_norm)
+        self.noise = Noise(weights, seed, step)
+
+    def directions(self, samples: range, beta: float, signs: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Yield u_i = √β·ĝ + √(1-β)·z_i weight by weight: shape (len(samples), *weight.shape).
+
+        ``signs``: s_i of one-sided probes, by which the guide's part is multiplied; of one sample at a time.
+        """
+        length = math.sqrt(beta) * (signs[samples.start] if signs else 1)
+        for g, z in zip(self.grads, self.noise.draw(samples), strict=True):
+            u = z.mul_(math.sqrt(1 - beta))
+            yield u.add_(g, alpha=length) if beta > 0 else u
+
+    def combine(self, slopes: Tensor, beta: float, *, along: Tensor | None = None) -> None:
+        """Turn ĝ into G = 1/n Σ slope_i·u_i in weight units, in place; the noise is drawn once more, not kept.
+
+        ``slopes``: shape (n,); ``along``: the guide's part in place of their mean.
+        """
+        guided = slopes.mean() if along is None else along
+        torch._foreach_mul_(self.grads, math.sqrt(beta) * guided.to(self.grads[0]))
+        self.add_noise(math.sqrt(1 - beta) / len(slopes) * slopes)
+        self.to_weight_units()
+
+    def agreement(self, along: Tensor, beta: float) -> Tensor:
+        """Return the measured slope ``along`` √β·ĝ over the one that the STE believes; nan for a zero guide."""
+        return torch.where(self.norm > 0, along / (math.sqrt(beta) * self.believed_slope), torch.nan)
+
+    def add_noise(self, factors: Tensor) -> None:
+        """Add Σ_i factors[i]·z_i to what stands in ``.grad``."""
+        for i in range(len(factors)):
+            add_weighted(self.grads, self.noise.draw(range(i, i + 1)), factors[i : i + 1])
+
+    def to_weight_units(self) -> None:
+        """Divide by ε·α what stands in ``.grad``: from ∂L/∂(w/εα) to ∂L/∂w."""
+        torch._foreach_div_(self.grads, self.units)
+
+
+def guide_of(
+    closure: Closure,
+    weights: Sequence[QuantizedWeight],
+    *,
+    seed: int,
+    step: int,
+    epsilon: float = 1.0,
+    guide_norm: GuideNorm | None = "global",
+) -> tuple[Tensor, Guide, Probes]:
+    """Call ``closure`` with its backward pass; return its loss, the guide, and what measures losses around it.
+
+    Raises:
+        UserError: when ``.grad`` is not empty on entry, or empty afterwards.
+    """
+    random_state = RandomState({weight.latent.device for weight in weights})
+    loss, reached = first_order(closure, weights)
+    guide = Guide(reached, seed=seed, step=step, epsilon=epsilon, guide_norm=guide_norm)
+    return loss, guide, Probes(closure, reached, guide.units, random_state, first_pass_done=True)
 
 
 def gradient_or_zeros(weight: QuantizedWeight, *, keep: bool = True) -> Tensor:
@@ -21,14 +114,18 @@ def gradient_or_zeros(weight: QuantizedWeight, *, keep: bool = True) -> Tensor:
     return latent.grad
 
 
-def normalise(grads: list[Tensor], units: list[Tensor], guide_norm: GuideNorm = "global") -> tuple[Tensor, Tensor]:
+def normalise(
+    grads: list[Tensor], units: list[Tensor], guide_norm: GuideNorm | None = "global"
+) -> tuple[Tensor, Tensor]:
     """Turn ∂L/∂w into ĝ, in place.  Return ‖g‖ and ⟨g, ĝ⟩, the slope along ĝ that the STE believes, both of shape ().
 
-    ``units``: ε·α of each weight; ``guide_norm``: as for :class:`fogzo.FOGZO`.
+    ``units``: ε·α of each weight; ``guide_norm``: as for :class:`Guide`.
     """
     torch._foreach_mul_(grads, units)
     norms = torch.stack(torch._foreach_norm(grads))
     g_norm = torch.linalg.vector_norm(norms)
+    if guide_norm is None:
+        return g_norm, g_norm.square()
     denominators = norms if guide_norm == "per_tensor" else g_norm.expand_as(norms)
     length = math.sqrt(sum(g.numel() for g in grads)) if guide_norm == "rms" else 1.0
     factors = torch.where(denominators > 0, length / denominators, 0.0)  # a zero guide has no direction

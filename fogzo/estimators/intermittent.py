@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fogzo.checks import whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, first_order
+from fogzo.estimators.base import Closure, Estimate, Estimator, first_order
 from fogzo.estimators.beta import beta_at
 from fogzo.estimators.fogzo import FOGZO
 
@@ -38,7 +38,6 @@ class IntermittentFOGZO(Estimator):
                 self.agreement = torch.where(estimate.agreement.isnan(), before, estimate.agreement)
             return estimate
         beta = beta_at(self.inner.beta, step, guided=True)
-        check_gradients_empty(self.weights[0].model)
         loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
             grads = [weight.latent.grad for weight in weights if weight.latent.grad is not None]

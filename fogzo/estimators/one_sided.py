@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fogzo.checks import positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.baseline import RunningMean
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import gradient_or_zeros, normalise
-from fogzo.estimators.perturb import Noise
-from fogzo.estimators.probes import Probes, add_weighted
-from fogzo.estimators.replay import RandomState
+from fogzo.estimators.guide import guide_of
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 from fogzo.seeding import derive_seed
@@ -55,40 +51,23 @@ class OneSidedFOGZO(Estimator):
         self.epsilon = positive(epsilon, "epsilon")
         self.even_part = RunningMean()
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
-        check_gradients_empty(self.weights[0].model)
-        random_state = RandomState({weight.latent.device for weight in self.weights})
-        loss, weights = first_order(closure, self.weights)
+        loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
         signs = [1 - 2 * (derive_seed("sign", self.seed, step, i) & 1) for i in range(self.samples)]
-        with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in weights]
-            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
-            g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(weights, self.seed, step)
-
-            def directions(samples: range) -> Iterator[Tensor]:  # u_i
-                (i,) = samples
-                for g, z in zip(grads, noise.draw(samples), strict=True):
-                    yield z.mul_(math.sqrt(1 - beta)).add_(g, alpha=signs[i] * math.sqrt(beta))
-
-            probes = Probes(closure, weights, units, random_state, first_pass_done=True)
-            measured = probes.one_by_one(directions, self.samples, sides=1)[:, 0] - same_mean(loss, None)
-            slopes = self.even_part.subtract_from(measured)
-            along = (slopes * slopes.new_tensor(signs)).mean()  # of the measured slope along ĝ, times √β
-            torch._foreach_mul_(grads, math.sqrt(beta) * along.to(grads[0]))
-            for i in range(self.samples):
-                add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / self.samples * slopes[i : i + 1])
-            torch._foreach_div_(grads, units)
-        agreement = torch.where(g_norm > 0, along / (math.sqrt(beta) * believed_slope), torch.nan)
-        zero_probes = (measured == 0).float().mean()
+        losses = probes.one_by_one(partial(guide.directions, beta=beta, signs=signs), self.samples, sides=1)
+        measured = losses[:, 0] - same_mean(loss, None)
+        slopes = self.even_part.subtract_from(measured)
+        along = (slopes * slopes.new_tensor(signs)).mean()  # of the measured slope along ĝ, times √β
+        guide.combine(slopes, beta, along=along)
         return Estimate(
             loss=loss,
             beta=beta,
-            noise_share=noise_share(beta, weights),
-            agreement=agreement,
-            zero_probes=zero_probes,
-            guide_norm=g_norm,
+            noise_share=noise_share(beta, guide.weights),
+            agreement=guide.agreement(along, beta),
+            zero_probes=(measured == 0).float().mean(),
+            guide_norm=guide.norm,
         )
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:

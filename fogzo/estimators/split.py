@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from fogzo.checks import positive, whole
 from fogzo.errors import UserError
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import gradient_or_zeros, normalise
+from fogzo.estimators.guide import Guide, guide_of
 from fogzo.estimators.interrupts import interrupts_deferred
-from fogzo.estimators.perturb import Displacement, Noise
-from fogzo.estimators.probes import add_weighted, slopes_of
+from fogzo.estimators.perturb import Displacement
+from fogzo.estimators.probes import slopes_of
 from fogzo.estimators.replay import RandomState, same_world
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import check_same, gather, world
@@ -88,61 +87,37 @@ class SplitFOGZO(Estimator):
         self.seed = whole(seed, "seed", lowest=0)
         self.epsilon = positive(epsilon, "epsilon")
 
+    @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         beta = beta_at(self.beta, step, guided=True)
-        model = self.weights[0].model
-        check_gradients_empty(model)
-        sliced = check_slices(closure, model)
-        random_state = RandomState({weight.latent.device for weight in self.weights})
-        loss, weights = first_order(closure, self.weights)
-        with torch.no_grad():
-            units = [weight.grid_unit() * self.epsilon for weight in weights]
-            grads = [gradient_or_zeros(weight) for weight in weights]  # become ĝ, then G, in place
-            g_norm, believed_slope = normalise(grads, units)
-            noise = Noise(weights, self.seed, step)
-            slopes = self._slopes(sliced, weights, grads, units, noise, random_state, beta)
-            torch._foreach_mul_(grads, math.sqrt(beta) * slopes.mean().to(grads[0]))
-            for i in range(len(slopes)):
-                add_weighted(grads, noise.draw(range(i, i + 1)), math.sqrt(1 - beta) / len(slopes) * slopes[i : i + 1])
-            torch._foreach_div_(grads, units)
+        sliced = check_slices(closure, self.weights[0].model)
+        loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
+        slopes = self._slopes(sliced, guide, probes.random_state, beta)
+        guide.combine(slopes, beta)
         return Estimate(
             loss=loss,
             beta=beta,
-            noise_share=noise_share(beta, weights),
-            agreement=torch.where(g_norm > 0, slopes.mean() / (math.sqrt(beta) * believed_slope), torch.nan),
+            noise_share=noise_share(beta, guide.weights),
+            agreement=guide.agreement(slopes.mean(), beta),
             zero_probes=(slopes == 0).float().mean(),
-            guide_norm=g_norm,
+            guide_norm=guide.norm,
         )
 
-    def _slopes(
-        self,
-        closure: SlicedClosure,
-        weights: Sequence[QuantizedWeight],
-        guides: Sequence[Tensor],
-        units: Sequence[Tensor],
-        noise: Noise,
-        random_state: RandomState,
-        beta: float,
-    ) -> Tensor:
+    def _slopes(self, closure: SlicedClosure, guide: Guide, random_state: RandomState, beta: float) -> Tensor:
         """Return slope_k of the slices of all ranks, in their order: shape (ranks · slices,)."""
         rank, _ = world()
         losses: list[Tensor] = []
-        compared = [*(weight.latent.detach() for weight in weights), *guides]
-        checksum = torch.stack(torch._foreach_norm(compared)).double().sum()
+        latents = [weight.latent.detach() for weight in guide.weights]
+        checksum = torch.stack(torch._foreach_norm([*latents, *guide.grads])).double().sum()
         check_same(gather(checksum), "the weights or the guides of the probes")
-        model = weights[0].model
-
-        def direction(i: int) -> Iterator[Tensor]:
-            for g, z in zip(guides, noise.draw(range(i, i + 1)), strict=True):
-                yield z.squeeze(0).mul_(math.sqrt(1 - beta)).add_(g, alpha=math.sqrt(beta))
-
         with (
             interrupts_deferred(),
-            same_world(model, random_state, first_pass_done=True) as shared,
-            Displacement([weight.latent for weight in weights]) as displacement,
+            same_world(guide.weights[0].model, random_state, first_pass_done=True) as shared,
+            Displacement(latents) as displacement,
         ):
             for k in range(closure.slices):
-                displacement.move(direction(rank * closure.slices + k), units)
+                i = rank * closure.slices + k
+                displacement.move((u.squeeze(0) for u in guide.directions(range(i, i + 1), beta)), guide.units)
                 for side in range(2):
                     if side:
                         displacement.reflect()

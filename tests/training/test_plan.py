@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.data import DECODING_RATES as DECODED
 from fogzo.data.shards import Manifest, Shard, SplitManifest
-from fogzo.estimators.fogzo import normalise
+from fogzo.estimators.guide import normalise
 from fogzo.quantize import quantized_weights
 from fogzo.training.build import build
 from fogzo.training.costs import PeakTensorMemory, measure, memory_bytes, probes_bytes
