@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +23,7 @@ from fogzo.evidence import pool as workers
 from fogzo.evidence.chosen import borrowed_values, tune_command, tuned_under, write_chosen
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
 from fogzo.evidence.jobs import expand
-from fogzo.evidence.search import CellSearch, open_journal
+from fogzo.evidence.search import CellSearch
 from fogzo.runs.identity import PRESENTATION
 
 # what is given on the command line and changes no trial's outcome
@@ -52,7 +53,7 @@ def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: i
         check_own_file(experiment, overrides, trials)
     folder = results / "runs" / f"{experiment.name}_tuning"
     with _held(folder):
-        _Searches(experiment, cells, folder, overrides, trials).run(jobs)
+        _Searches(experiment, cells, overrides, trials).run(jobs)
 
 
 def _cells_to_tune(experiment: Experiment, given: Sequence[str]) -> list[Cell]:
@@ -105,73 +106,51 @@ def _held(folder: Path) -> AbstractContextManager[Any]:
         raise UserError(f"another process is tuning in {folder}: wait for it, or stop it and use --jobs") from None
 
 
-class _Trial(NamedTuple):
-    """A trial that a worker is at."""
-
-    search: CellSearch
-    number: int
-    point: Mapping[str, Any]
-    started: float
-
-
 class _Searches:
-    """The searches of many cells, with as many trials at a time as there are workers.
+    """The searches of many cells, with as many trials at a time as there are workers."""
 
-    A cell that borrows values waits for the one that it borrows from.
-    """
-
-    def __init__(
-        self, experiment: Experiment, cells: Sequence[Cell], folder: Path, given: Sequence[str], trials: int
-    ) -> None:
+    def __init__(self, experiment: Experiment, cells: Sequence[Cell], given: Sequence[str], trials: int) -> None:
         self.experiment, self.given, self.trials = experiment, list(given), trials
         self.changed = _changes_outcome(given)
-        self.storage = open_journal(folder / "journal.log")
         self.total = sum(min(trials, len(cell.points())) for cell in cells)
-        self.done, self.started = 0, time.monotonic()
-        self.waiting = list(cells)
-        self.unfinished = {cell.name for cell in cells}
-        self.running: dict[Future[Any], _Trial] = {}
+        self.done, self.started, self.alone = 0, time.monotonic(), Lock()
+        self.cells = sorted(cells, key=lambda cell: cell.tuned_as is not None)  # those that borrow wait for the others
+        self.ended: dict[str, Future[None]] = {}
 
     def run(self, jobs: int) -> None:
-        """Carry all searches to their ends."""
-        with workers.pool(jobs) as pool:
+        """Carry all searches to their ends, each in a thread that hands its trials to a worker."""
+        with workers.pool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
             try:
-                while self.waiting or self.running:
-                    self._start_searches(pool, jobs)
-                    ready, _ = wait(self.running, return_when=FIRST_COMPLETED)
-                    for future in ready:
-                        self._end_trial(future, pool)
+                for cell in self.cells:
+                    self.ended[cell.name] = threads.submit(self._search, cell, pool)
+                for search in as_completed(self.ended.values()):
+                    search.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                for executor in (threads, pool):
+                    executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _start_searches(self, pool: ProcessPoolExecutor, jobs: int) -> None:
-        for cell in list(self.waiting):
-            if len(self.running) >= jobs:
-                return
-            if cell.tuned_as in self.unfinished:
-                continue
-            self.waiting.remove(cell)
-            search = self._search(cell)
-            if finished := search.finished():
-                self.done += finished
-                print(f"{cell.name}: {finished} of {search.trials} trials were done before", flush=True)
-            self._next_trial(search, pool)
-
-    def _search(self, cell: Cell) -> CellSearch:
-        borrowed = as_overrides(borrowed_values(self.experiment, cell))
-        depends_on = [*tuned_under(self.experiment, cell), *borrowed, *self.changed]
-        metric = self.experiment.tuning.metric
-        return CellSearch(cell, trials=self.trials, metric=metric, storage=self.storage, depends_on=depends_on)
-
-    def _next_trial(self, search: CellSearch, pool: ProcessPoolExecutor) -> None:
-        trial = search.next_trial()
-        if trial is None:
-            self._end_search(search)
-            return
-        number, point = trial
-        future = pool.submit(workers.run, self._job(search.cell, point))
-        self.running[future] = _Trial(search, number, point, time.monotonic())
+    def _search(self, cell: Cell, pool: ProcessPoolExecutor) -> None:
+        if cell.tuned_as in self.ended:
+            self.ended[cell.tuned_as].result()
+        borrowed, overrides = borrowed_values(self.experiment, cell), tuned_under(self.experiment, cell)
+        depends_on = [*overrides, *as_overrides(borrowed), *self.changed]
+        search = CellSearch(cell, trials=self.trials, metric=self.experiment.tuning.metric, depends_on=depends_on)
+        while (point := search.next_point()) is not None:
+            started = time.monotonic()
+            value = search.tell(point, pool.submit(workers.run, self._job(cell, point)).result())
+            with self.alone:
+                self._say(cell, point, value, time.monotonic() - started)
+        choice = search.outcome()
+        if choice is None:
+            keys = ", ".join(cell.search)
+            raise UserError(f"every trial of {cell.name} has diverged: give tuning.search smaller values of {keys}")
+        choice = replace(choice, overrides=overrides, borrowed=borrowed, given=self.changed)
+        edges = ", ".join(choice.on_edge_of_grid)
+        note = f"  (on the edge of the values: {edges})" if edges else ""
+        with self.alone:
+            write_chosen(self.experiment, cell, choice)
+            print(f"{cell.name}: {' '.join(as_overrides(choice.values))}{note}", flush=True)
 
     def _job(self, cell: Cell, point: Mapping[str, Any]) -> list[str]:
         """Return what `python train.py -m phase=tune experiment=NAME cell=...` with the point's values would run."""
@@ -179,28 +158,11 @@ class _Searches:
         (job,) = expand(self.experiment, "tune", overrides)
         return [*job, *(override for override in overrides if key_of(override) != "cell")]
 
-    def _end_trial(self, future: Future[Any], pool: ProcessPoolExecutor) -> None:
-        search, number, point, started = self.running.pop(future)
-        value = search.tell(number, future.result())
+    def _say(self, cell: Cell, point: Mapping[str, Any], value: float, seconds: float) -> None:
         self.done += 1
-        now = time.monotonic()
         print(
-            f"[{self.done}/{self.total}] {search.cell.name}  {' '.join(as_overrides(point))}  {search.metric} "
-            f"{value:.5g}  {now - started:.0f} s  (all: {(now - self.started) / 60:.1f} min)",
+            f"[{self.done}/{self.total}] {cell.name}  {' '.join(as_overrides(point))}  "
+            f"{self.experiment.tuning.metric} {value:.5g}  {seconds:.0f} s  "
+            f"(all: {(time.monotonic() - self.started) / 60:.1f} min)",
             flush=True,
         )
-        self._next_trial(search, pool)
-
-    def _end_search(self, search: CellSearch) -> None:
-        cell = search.cell
-        self.unfinished.discard(cell.name)
-        choice = search.outcome()
-        if choice is None:
-            keys = ", ".join(cell.search)
-            raise UserError(f"every trial of {cell.name} has diverged: give tuning.search smaller values of {keys}")
-        borrowed, overrides = borrowed_values(self.experiment, cell), tuned_under(self.experiment, cell)
-        choice = replace(choice, overrides=overrides, borrowed=borrowed, given=self.changed)
-        write_chosen(self.experiment, cell, choice)
-        edges = ", ".join(choice.on_edge_of_grid)
-        note = f"  (on the edge of the values: {edges})" if edges else ""
-        print(f"{cell.name}: {' '.join(as_overrides(choice.values))}{note}", flush=True)
