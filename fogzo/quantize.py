@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -64,7 +64,7 @@ class QuantizedWeight:
 
 def quantize_model(
     model: nn.Module,
-    quantizer: Quantizer,
+    quantizer: Quantizer | Mapping[str, Quantizer],
     *,
     skip: Iterable[str] = (),
     biases: bool = False,
@@ -77,7 +77,9 @@ def quantize_model(
 
     Args:
         model: any module, in fp32 (or fp64), with its initial weights: scales are fitted to them, here and only here.
-        quantizer: a prototype such as ``fogzo.LSQ(bits=2)``; each tensor gets its own copy.
+        quantizer: a prototype such as ``fogzo.LSQ(bits=2)``; each tensor gets its own copy.  A mapping such as
+            ``{"blocks.0": LSQ(4), "*": LSQ(2)}`` gives a layer the prototype of the first pattern that matches it, and
+            leaves a layer that none matches in full precision.
         skip: patterns (``fnmatch``) of layer names to leave alone, such as ``["head", "blocks.0"]``; a pattern that
             matches a module leaves out all layers inside it, of which there must be one.
         biases: quantize the biases of these layers too.
@@ -94,12 +96,12 @@ def quantize_model(
     """
     patterns = _checked_patterns(skip)
     flag(biases, "biases")
-    _check_prototype(quantizer, "quantizer")
-    skipped = _skipped(model, patterns)
+    skipped = set().union(*_matched(model, patterns, "skip pattern").values())
+    prototypes = _prototypes(model, quantizer, skipped)
     found: list[tuple[nn.Module, str, Quantizer]] = []
     owners = _owners_of_parameters(model)
     for layer_name, layer in model.named_modules():
-        if not isinstance(layer, LAYERS) or layer_name in skipped:
+        if not isinstance(layer, LAYERS) or layer_name not in prototypes:
             continue
         for tensor_name in ("weight", "bias") if biases else ("weight",):
             name = f"{layer_name}.{tensor_name}".lstrip(".")
@@ -109,7 +111,9 @@ def quantize_model(
                 check_inputs(layer, layer_name)
             latent = getattr(layer, tensor_name)
             if latent is not None:
-                found.append((layer, tensor_name, _fitted_copy(quantizer, latent, name, owners.get(id(latent), []))))
+                found.append(
+                    (layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, owners.get(id(latent), [])))
+                )
     left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
     if not found:
         also = f"; it has {', '.join(left_out)}, which stay in full precision" if left_out else ""
@@ -191,20 +195,34 @@ def _left_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, m) for name, m in named if isinstance(m, LEFT_OUT) or type(m).__name__ == "Conv1D"]
 
 
-def _skipped(model: nn.Module, patterns: list[str]) -> set[str]:
+def _prototypes(
+    model: nn.Module, quantizer: Quantizer | Mapping[str, Quantizer], skipped: set[str]
+) -> dict[str, Quantizer]:
+    """Return the prototype of each layer that gets one."""
+    if not isinstance(quantizer, Mapping):
+        _check_prototype(quantizer, "quantizer")
+        return dict.fromkeys((name for name, _ in model.named_modules() if name not in skipped), quantizer)
+    chosen: dict[str, Quantizer] = {}
+    for pattern, layers in _matched(model, list(quantizer), "quantizer pattern", skipped).items():
+        _check_prototype(quantizer[pattern], f"quantizer[{pattern!r}]")
+        chosen = dict.fromkeys(layers, quantizer[pattern]) | chosen
+    return chosen
+
+
+def _matched(model: nn.Module, patterns: list[str], what: str, without: Collection[str] = ()) -> dict[str, set[str]]:
+    """Return the layers that each pattern matches, or that are inside a module that it matches."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
-    layers += [name for name, _ in _left_out(model)]
-    skipped: set[str] = set()
+    layers = [name for name in (*layers, *(name for name, _ in _left_out(model))) if name not in without]
+    matched: dict[str, set[str]] = {}
     for pattern in patterns:
         outer = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
-        matched = {layer for layer in layers for name in outer if layer == name or layer.startswith(name + ".")}
-        if not matched:
+        matched[pattern] = {
+            layer for layer in layers for name in outer if layer == name or layer.startswith(name + ".")
+        }
+        if not matched[pattern]:
             shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
-            raise UserError(
-                f"skip pattern {pattern!r} matches no layer: the layers are {shown} (* stands for anything)"
-            )
-        skipped |= matched
-    return skipped
+            raise UserError(f"{what} {pattern!r} matches no layer: the layers are {shown} (* stands for anything)")
+    return matched
 
 
 def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:

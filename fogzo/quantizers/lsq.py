@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.checks import flag
+from fogzo.errors import UserError
 from fogzo.quantizers.base import Quantizer, check_scale
 from fogzo.quantizers.grid import Grid, check_bits
 from fogzo.smoothing import Uniform
@@ -31,9 +32,12 @@ class _Step(torch.autograd.Function):
 class LSQ(Quantizer):
     """w_q = s clip(round(w/s), -Qn, Qp) with Qn = 2^(b-1), Qp = 2^(b-1) - 1 and a learned step s for each tensor.
 
+    ``per_channel=True`` learns a step for each output channel (dimension 0); a bias, which has one entry a channel,
+    keeps one.
+
     The gradient of s is LSQ's three-branch formula (-Qn below the range, Qp above it, round(w/s) - w/s inside) times
-    1/√(N Qp), N the number of weights, or of features of one example; it follows from s · code(w/s) and the clipped
-    identity STE, and is not written out anywhere.
+    1/√(N Qp), N the number of weights that share s, or of features of one example; it follows from s · code(w/s) and
+    the clipped identity STE, and is not written out anywhere.
 
     s starts at 2 mean|w| / √Qp and stays positive: the forward pass uses max(s, 0.001 s_initial).
 
@@ -43,35 +47,41 @@ class LSQ(Quantizer):
         ValueError: if bits is not 2 to 8 (one bit has Qp = 0: use :class:`fogzo.Sign`), or the weights are all zero.
     """
 
-    step: nn.Parameter  # s, shape ()
+    step: nn.Parameter  # s, shape (), or (channels,): a vector, which weight decay leaves alone
     floor: Tensor
 
-    def __init__(self, bits: int, *, signed: bool = True) -> None:
+    def __init__(self, bits: int, per_channel: bool = False, *, signed: bool = True) -> None:
         super().__init__()
         self.bits = check_bits(bits, lowest=2, hint=" (for one bit there is fogzo.Sign)")
+        self.per_channel = flag(per_channel, "per_channel")
         self.signed = flag(signed, "signed")
         self.grid = Grid.twos_complement(bits) if signed else Grid.unsigned(bits)
         self.smoothing = Uniform(0.5)
         self.of_inputs = False
 
     def for_inputs(self, channels: int) -> LSQ:
+        if self.per_channel:
+            raise UserError("per_channel=True is for weights: activations have one step for each layer")
         inputs = copy.deepcopy(self)
         inputs.of_inputs = True
         inputs.fit(torch.ones(()))
         return inputs
 
     def fit(self, latent: Tensor) -> None:
-        step = 2 * latent.detach().abs().mean() / math.sqrt(self.grid.hi)
+        by_channel = self.per_channel and latent.dim() > 1
+        size = latent.detach().abs()
+        step = 2 * (size.flatten(1).mean(1) if by_channel else size.mean()) / math.sqrt(self.grid.hi)
         check_scale(step, why="the initial weights are all zero; leave this tensor out (skip=, biases=False)")
         self.step = nn.Parameter(step)
         self.register_buffer("floor", 1e-3 * step)
 
     def scale(self, latent: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return torch.maximum(self.step, self.floor)
-        count = latent[0].numel() if self.of_inputs else latent.numel()
-        scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(count * self.grid.hi))
-        return scale
+        if torch.is_grad_enabled():
+            count = latent[0].numel() if self.of_inputs or self.step.dim() else latent.numel()
+            scale: Tensor = _Step.apply(self.step, self.floor, 1 / math.sqrt(count * self.grid.hi))
+        else:
+            scale = torch.maximum(self.step, self.floor)
+        return scale.view(-1, *[1] * (latent.dim() - 1)) if self.step.dim() else scale
 
     @property
     def coding(self) -> str:
@@ -84,4 +94,5 @@ class LSQ(Quantizer):
         return ((x >= self.grid.lo) & (x <= self.grid.hi)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, codes={self.grid.lo:g}..{self.grid.hi:g}"
+        codes = f"codes={self.grid.lo:g}..{self.grid.hi:g}"
+        return f"bits={self.bits}, {codes}{', per channel' if self.per_channel else ''}"

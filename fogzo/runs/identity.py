@@ -34,6 +34,8 @@ ADDED = {
     "stop_on": "nonfinite",
     "deterministic": True,
     "begin_from": None,
+    "quantize.bits": None,
+    "quantizer.lsq.per_channel": False,  # of this choice alone: others had the key from the first
     "pull.strength": 0.0,
     "pull.start": 0.8,
 }
@@ -82,5 +84,7 @@ def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             continue
         if isinstance(value, dict):
             yield from _result_keys(value, f"{prefix}{key}.")
-        elif prefix + key not in ADDED or ADDED[prefix + key] != value:
+        elif all(
+            name not in ADDED or ADDED[name] != value for name in (prefix + key, f"{prefix}{config.get('name')}.{key}")
+        ):
             yield prefix + key, value

@@ -63,7 +63,9 @@ def announcement(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, f
     lines = (
         f"scale:    {record['scale']} ({SCALES[record['scale']]}{but})",
         f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
-        f"layers:   {len({w.layer_name for w in quantized})} quantized: " + (left_out if skip else "all"),
+        f"layers:   {len({w.layer_name for w in quantized})} quantized: "
+        + (left_out if skip else "all")
+        + "".join(f", {pattern} with {bits} bits" for pattern, bits in (record["quantize"]["bits"] or {}).items()),
         f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
         *_epochs(trainer),

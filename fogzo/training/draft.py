@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from fogzo.errors import UserError, keys_of
 from fogzo.estimators import Estimator
 from fogzo.estimators.replay import tracking_norms
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
+from fogzo.quantizers import Quantizer
 from fogzo.ranks import world
 from fogzo.runs.identity import differences
 from fogzo.seeding import derive_seed
@@ -119,10 +121,14 @@ def build_model(cfg: DictConfig) -> nn.Module:
     model: nn.Module = instantiate(cfg.model, "model")
     if world()[1] > 1 and cfg.parallel == "data":
         model = synchronise_norms(model, choose_device(cfg.device))
+    if cfg.quantize.bits is not None and "bits" not in cfg.quantizer:
+        raise UserError(
+            f"quantize.bits goes with a quantizer that has bits, which quantizer={cfg.quantizer.name} has not"
+        )
     activations = instantiate(cfg.activations, "activations") if cfg.activations.name != "none" else None
     if cfg.quantizer.name != "none":
         skip = cfg.quantize.skip if isinstance(cfg.quantize.skip, str) else list(cfg.quantize.skip)
-        quantizer = instantiate(cfg.quantizer, "quantizer")
+        quantizer = quantizers(cfg)
         with keys_of("quantize"):
             quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases, activations=activations)
     elif activations is not None:
@@ -130,6 +136,20 @@ def build_model(cfg: DictConfig) -> nn.Module:
             f"activations={cfg.activations.name} goes with quantized weights: choose a quantizer, or activations=none"
         )
     return model
+
+
+def quantizers(cfg: DictConfig) -> Quantizer | dict[str, Quantizer]:
+    """Return the quantizer of ``quantizer=...``, or one for each pattern of ``quantize.bits`` and for the rest."""
+    quantizer: Quantizer = instantiate(cfg.quantizer, "quantizer")
+    bits = cfg.quantize.bits
+    if bits is None:
+        return quantizer
+    if not isinstance(bits, Mapping) or not bits:
+        raise UserError(
+            f"quantize.bits={bits} is not possible: give patterns of layers and their bits, {{blocks.0.*: 4}}"
+        )
+    others = ((pattern, OmegaConf.create({**cfg.quantizer, "bits": own})) for pattern, own in bits.items())
+    return {pattern: instantiate(values, "quantize") for pattern, values in others} | {"*": quantizer}
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:

@@ -19,6 +19,7 @@ import fogzo.runs.provenance
 import fogzo.training.launch
 from fogzo.data import mnist5k
 from fogzo.estimators.beta import LinearBeta
+from fogzo.quantize import quantized_weights
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.provenance import provenance
 from fogzo.training.build import build
@@ -100,6 +101,14 @@ def test_every_quantizer_and_estimator_build_and_do_a_step(quantizer, estimator,
     moved = [not torch.equal(p, old) for p, old in zip(trainer.model.parameters(), before, strict=True)]
     assert all(moved)
     assert trainer.settings.steps == (17 if estimator == "ste_longer" else 10)
+
+
+def test_some_layers_have_other_bits_and_lsq_a_step_for_each_channel(build_trainer):
+    trainer = build_trainer("quantizer=lsq", "quantizer.per_channel=true", "quantize.bits={hidden:4,h*:3}")
+    trainer.train_step(0)
+    bits = {weight.name: weight.quantizer.bits for weight in quantized_weights(trainer.model)}
+    assert bits == {"hidden.weight": 4, "hidden.bias": 4, "head.weight": 3, "head.bias": 3}
+    assert [weight.quantizer.step.numel() for weight in quantized_weights(trainer.model)] == [10, 1, 10, 1]
 
 
 FORWARD, BACKWARD = 2 * (784 * 10 + 10 * 10), 2 * (784 * 10 + 2 * 10 * 10)  # multiplications and additions an example

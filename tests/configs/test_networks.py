@@ -15,6 +15,7 @@ IDENTITIES = {
     "model=deit_tiny scale=mini estimator=rescaled_ste": "5c709b73",
     "model=resnet18 scale=paper estimator=phased": "1feb2b30",
     "model=llama_mini scale=mini estimator=fogzo": "50a2864e",
+    "model=llama_mini quantizer=lsq estimator=ste": "d0772117",
     "model=llama_mini scale=paper estimator=noisy_ste": "0768150b",
     "model=llama_9m scale=mini estimator=ste_longer": "7098efd4",
     "model=llama_30m scale=paper estimator=phased": "2c3bd7f6",

@@ -23,7 +23,7 @@ QUANTIZERS = [
         for each in GRANULARITY
     ),
     *(fogzo.Sign(per_channel=each) for each in GRANULARITY),
-    *(fogzo.LSQ(bits) for bits in range(2, 9)),
+    *(fogzo.LSQ(bits, each) for bits, each in itertools.product(range(2, 9), GRANULARITY)),
     *(fogzo.LSQ(bits, signed=False) for bits in (2, 4)),
     *(fogzo.QuEST(bits) for bits in range(1, 9)),
 ]

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fogzo import LSQ, FixedScale, QuEST, Sign, bake, quantize_model, quantized_weights
 
-PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), QuEST(2)]
+PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), LSQ(3, True), QuEST(2)]
 each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=readable)
 LAYERS = ["stem", "block.conv", "block.down", "blocks.0", "head"]
 
@@ -126,6 +126,18 @@ def test_parts_of_a_model_can_have_different_quantizers():
     assert [type(weight.quantizer) for weight in quantized_weights(model)] == [LSQ] * 4 + [QuEST]
 
 
+def test_a_mapping_gives_each_layer_the_quantizer_of_the_first_pattern_that_matches_it():
+    kinds = {"block.conv": LSQ(4), "block": LSQ(3, per_channel=True), "stem": Sign(), "*": LSQ(2)}
+    model = quantize_model(Net(), kinds, skip=["head"])
+    assert [weight.quantizer.coding.partition(",")[0] for weight in quantized_weights(model)] == ["Sign"] + ["LSQ"] * 3
+    assert [weight.quantizer.bits for weight in quantized_weights(model)] == [1, 4, 3, 2]
+    assert names(quantize_model(Net(), {"bl*": LSQ(2)})) == [
+        "block.conv.weight",
+        "block.down.weight",
+        "blocks.0.weight",
+    ]
+
+
 def tie(model):
     model.blocks.append(nn.Linear(8, 3))
     model.blocks[2].weight = model.head.weight
@@ -177,6 +189,21 @@ def test_a_refusal_names_the_culprit_and_leaves_the_model_as_it_was(change, opti
 
 def test_a_tied_weight_is_no_obstacle_when_it_is_skipped():
     assert "blocks.0.weight" in names(quantize_model(net_with(tie), LSQ(2), skip=["head", "blocks.2"]))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"blocks.9": LSQ(4), "*": LSQ(2)}, r"quantizer pattern 'blocks\.9' matches no layer: .*stem"),
+        ({"head": LSQ(4), "*": LSQ(2)}, "quantizer pattern 'head' matches no layer"),  # skipped
+        ({"stem": 4}, r"quantizer\['stem'\]=4 is no quantizer"),
+        ({}, "nothing to quantize"),
+    ],
+    ids=readable,
+)
+def test_a_mapping_of_quantizers_that_does_nothing_somewhere_is_refused(kinds, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_model(Net(), kinds, skip=["head"])
 
 
 @pytest.mark.parametrize("use", [quantized_weights, bake])

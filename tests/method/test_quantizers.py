@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from fogzo import LSQ, FixedScale, QuEST, Sign
 from fogzo.quantizers import quest
 
-PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), QuEST(2)]
+PROTOTYPES = [FixedScale(2), FixedScale(3, per_channel=True), Sign("tanh"), LSQ(2), LSQ(3, True), QuEST(2)]
 each_quantizer = pytest.mark.parametrize("prototype", PROTOTYPES, ids=readable)
 
 
@@ -70,6 +70,7 @@ def test_a_nan_in_the_latent_weights_is_not_hidden(prototype):
     + [(FixedScale, {"bits": 2, "grid": "ternary"}, "ternary")]
     + [(FixedScale, {"bits": 2, "per_channel": no}, f"per_channel={no!r}.*true or false") for no in ("no", "off", 1)]
     + [(FixedScale, {"bits": 2, "clip_surrogate": "nein"}, "clip_surrogate='nein'.*true or false")]
+    + [(LSQ, {"bits": 2, "per_channel": 1}, "per_channel=1.*true or false")]
     + [(LSQ, {"bits": 2, "signed": "off"}, "signed='off'.*true or false")]
     + [(Sign, {"per_channel": None}, "per_channel=None.*true or false")]
     + [(Sign, {"surrogate": "swish"}, "swish"), (Sign, {"scale": 0.0}, "scale"), (Sign, {"scale_in_std": -1}, "std")],
@@ -164,6 +165,22 @@ def test_lsq_starts_at_its_formula_and_has_the_published_gradients(bits):
     torch.testing.assert_close(quantizer.step.grad, (upstream * branches).sum() / math.sqrt(x.numel() * qp))
     torch.testing.assert_close(grad, upstream.masked_fill(below | above, 0))
     assert min(below.sum(), above.sum(), (~below & ~above).sum()) > 10
+
+
+@pytest.mark.parametrize("shape", [(6, 50), (6, 5, 3, 3)], ids=readable)
+def test_lsq_per_channel_is_lsq_of_each_channel(shape):
+    latent, upstream = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    quantizer = fitted(LSQ(2, per_channel=True), latent)
+    assert quantizer.step.shape == (6,)  # a vector: weight decay leaves it alone
+    grad = gradient(quantizer, 3 * latent, upstream)
+    (quantizer(3 * latent) * upstream).sum().backward()
+    for i, row in enumerate(latent):
+        alone = fitted(LSQ(2), row)
+        torch.testing.assert_close(quantizer.step[i], alone.step)
+        torch.testing.assert_close(grad[i], gradient(alone, 3 * row, upstream[i]))
+        (alone(3 * row) * upstream[i]).sum().backward()
+        torch.testing.assert_close(quantizer.step.grad[i], alone.step.grad)
+    assert fitted(LSQ(2, per_channel=True), latent[:, 0].flatten()[:6]).step.dim() == 0  # a bias keeps one step
 
 
 @pytest.mark.parametrize("step", [-3.0, 0.0, 1e-30])
