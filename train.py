@@ -26,16 +26,6 @@ def complain(text: str) -> None:
         print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
-def check_choices(words: list[str]) -> None:
-    """Refuse a number where a config group is chosen, which Hydra meets with a traceback."""
-    for word in words:
-        group, _, choice = word.partition("=")
-        if choice.lstrip("-").isdigit() and (folder := Path(__file__).parent / "configs" / group).is_dir():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            complain(f"error: {word} is no choice: choose one of {known}")
-            sys.exit(1)
-
-
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> str | None:
     """Carry out one run.  In a sweep, return its result for the sweep's table."""
@@ -93,7 +83,7 @@ def run() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, instead of printing them
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # Hydra meets a number where a choice should stand with errors that are not its own
         if asked:
             raise
         from fogzo.errors import one_line
@@ -101,6 +91,8 @@ def run() -> None:
 
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         said = explanation(overrides, Path(__file__).resolve().parent / "configs")
+        if said is None and not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
         complain(f"error: {said or one_line(error)}")
         sys.exit(1)
     finally:
@@ -109,5 +101,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    check_choices(sys.argv[1:])
     run()

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo.checks import check_arguments
 from fogzo.errors import UserError, keys_of
 from fogzo.training.config import did_you_mean
+
+GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Refuse a group whose ``name`` or constructor is not that of its choice: the record would name another one.
+
+    Where Hydra is not at hand to compose the choices, nothing is known of them.
+
+    Raises:
+        UserError: naming the group, and how to choose in it.
+    """
+    if not (hydra := GlobalHydra.instance()).is_initialized():
+        return
+    made = {group: cfg.get(group) for group in GROUPS}
+    given = {
+        key: (node.get("name"), node.get("_target_")) for key, node in made.items() if isinstance(node, DictConfig)
+    }
+    own = _composed(tuple(f"{group}={name}" for group, (name, _) in given.items()))
+    for group in GROUPS:
+        if own.get(group, ()) != given.get(group):
+            known = hydra.config_loader().get_group_options(group)
+            if own or given.get(group, ("",))[0] not in known:
+                way_out = f"give {group}=NAME, of {', '.join(known)}"
+                raise UserError(f"the name or _target_ of {group} was changed, or is gone: {way_out}")
+
+
+@cache
+def _composed(choices: tuple[str, ...]) -> dict[str, tuple[str, str | None]]:
+    """Return the names and constructors that choices have of their own; of none if one of them does not exist."""
+    try:
+        cfg = compose("train", list(choices))
+    except Exception:  # Hydra's are of many kinds
+        return {}
+    return {group: (cfg[group].name, cfg[group].get("_target_")) for group in GROUPS}
 
 
 def instantiate(node: DictConfig, group: str, *positional: Any, **given: Any) -> Any:

@@ -20,10 +20,12 @@ from fogzo.runs.provenance import provenance
 from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint, compilation
 from fogzo.training.build import build, reporters
+from fogzo.training.config import check_keys
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
 from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
 from fogzo.training.distributed import process_group
 from fogzo.training.draft import draft
+from fogzo.training.groups import check_choices
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.resume import resume
@@ -43,6 +45,8 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
         Interrupted: after a stop signal, with a checkpoint saved.
         Diverged: when a loss is not finite.
     """
+    check_choices(cfg)
+    check_keys(cfg)
     if cfg.plan:
         say(plan(cfg).text)
         return {}
@@ -70,6 +74,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: as :func:`train` would.
     """
+    check_choices(cfg)
+    check_keys(cfg)
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if cfg.plan or RunFolder.finished(path, record) is not None or _packed(cfg, record) is not None:
@@ -170,8 +176,6 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
     """Return the run folder of a config: readable first, then the hash of all that changes the result."""
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    if not cfg.results_dir or not isinstance(cfg.results_dir, str):
-        raise UserError(f"results_dir={cfg.results_dir!r} is no folder: name one, such as results_dir=outputs")
     folder = Path(cfg.results_dir) / "runs"
     if record["experiment"]:
         folder /= record["experiment"] + ("_tuning" if record["phase"] == "tune" else "")

@@ -11,6 +11,7 @@ from torch import nn
 from fogzo.checks import whole
 from fogzo.data import FACTS
 from fogzo.data.text import prepared_tokens
+from fogzo.errors import UserError
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers.inputs import unrounded
 
@@ -58,12 +59,12 @@ def check_shape(model: nn.Module, data: DataShape) -> None:
     """Refuse a model that cannot take such data, before anything is computed with them.
 
     Raises:
-        ValueError: naming the model's limit and the data's value.
+        UserError: naming the model's limit and the data's value.
     """
     config = getattr(model, "config", None)  # transformers' models have one
     if (data.image is None) != (config is not None):
         kind, wanted = ("text", "a llama") if data.image is None else ("images", "a resnet, deit or mlp")
-        raise ValueError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
+        raise UserError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
     if config is None:
         _check_image(model, data)
         return
@@ -74,7 +75,7 @@ def check_shape(model: nn.Module, data: DataShape) -> None:
         if value is not None and value > limit:
             prepared = name == "vocabulary" and data.name != "pydocs"  # fixed when the text was tokenized
             other = "prepare the text with a smaller tokenizer" if prepared else f"data.{name}={limit}"
-            raise ValueError(
+            raise UserError(
                 f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
                 f"or {other}"
             )
@@ -88,11 +89,11 @@ def _check_image(model: nn.Module, data: DataShape) -> None:
         with torch.no_grad(), unrounded(model), frozen_statistics(model.eval()):
             outputs = model(image).shape[-1]
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"data={data.name} has images of shape {data.image}, which the model does not take "
             f"({str(error).splitlines()[0][:120]}): set model.channels and model.image_size"
         ) from error
     finally:
         model.train(training)
     if data.classes is not None and outputs != data.classes:
-        raise ValueError(f"data={data.name} has {data.classes} classes, but the model has {outputs}: set model.classes")
+        raise UserError(f"data={data.name} has {data.classes} classes, but the model has {outputs}: set model.classes")

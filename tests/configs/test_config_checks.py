@@ -13,6 +13,7 @@ from fogzo.errors import UserError
 from fogzo.training.config import check_keys, did_you_mean
 from fogzo.training.draft import check_data
 from fogzo.training.groups import arguments
+from fogzo.training.launch import train
 from fogzo.training.overrides import explanation
 
 CHECKED_BY_ARGUMENTS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
@@ -77,6 +78,8 @@ def test_the_booleans_are_those_that_were_once_taken_for_true():
         ("~optimizer", "~optimizer leaves nothing to train with: choose one of adamw, sgd"),
         ("estimator=ste,fgzo", "estimator=fgzo is not known: choose one of .*; did you mean fogzo?"),
         ("a=b=c", "mismatched input '='"),
+        ("optimizer=1e30", r"optimizer=1e\+30 is not known: choose one of adamw, sgd"),
+        ("data=[1,2]", r"data=\[1, 2\] is not known: choose one of c4, fashion_mnist"),
     ],
 )
 def test_what_does_not_compose_is_explained(overrides, said):
@@ -110,3 +113,23 @@ def test_keys_resemble_those_of_their_group_first():
 def test_a_key_outside_the_groups_is_held_to_its_kind_and_range(overrides, message):
     with pytest.raises(UserError, match=message):
         check_keys(composed(overrides))
+
+
+@pytest.mark.parametrize("override", ["quantizer.name=nan", "quantizer.name=lsq", "quantizer._target_=0", "~data.name"])
+def test_a_choice_keeps_its_name_and_its_constructor(override, tmp_path):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for more in ([], ["plan=true"]):
+            cfg = compose("train", [override, f"results_dir={tmp_path}", *more])
+            with pytest.raises(UserError, match=r"the name or _target_ of .* was changed, or is gone: give"):
+                train(cfg)
+
+
+@pytest.mark.parametrize("override", ["run_dir=3", "device=0", "results_dir=7"])
+def test_a_run_and_its_plan_refuse_a_key_of_another_kind_in_the_same_words(override):
+    said = []
+    for more in ([], ["plan=true"]):
+        with pytest.raises(UserError) as refusal:
+            train(composed(override, *more))
+        said.append(str(refusal.value))
+    assert said[0] == said[1] == f"{override} is not possible: give text"

