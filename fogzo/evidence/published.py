@@ -9,7 +9,7 @@ from fogzo.evidence.compare import FEWEST_PAIRS, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import DASH
-from fogzo.evidence.tables.base import Words
+from fogzo.evidence.tables.base import Entry, verdict
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
@@ -97,47 +97,47 @@ def at_published_steps(evidence: Evidence, cell: Cell, baseline: Cell) -> bool:
     return not steps or not of_baseline or {round(times * count) for count in steps if count} == of_baseline
 
 
-def status(evidence: Evidence, cell: Cell) -> Words:
+def status(evidence: Evidence, cell: Cell) -> Entry:
     """Return where a published cell stands; a dash for one that the paper does not have."""
     if not is_published(evidence, cell):
-        return Words(before=DASH)
+        return verdict(before=DASH)
     if not evidence.values(cell):
-        return Words([Word.DIVERGED if evidence.diverged(cell) else Word.NOT_RUN])
+        return verdict(Word.DIVERGED if evidence.diverged(cell) else Word.NOT_RUN)
     baseline = evidence.baseline(cell)
-    direction = _direction(evidence.difference(cell, baseline), published_direction(evidence, cell))
+    word, after = _direction(evidence.difference(cell, baseline), published_direction(evidence, cell))
     if evidence.scale == "paper":
-        return _status_at_paper_scale(evidence, cell, direction)
+        return _status_at_paper_scale(evidence, cell, word, after)
     if baseline is None:
-        return Words(before=TWIN)
+        return verdict(before=TWIN)
     if not at_published_steps(evidence, cell, baseline):
-        return Words(before=f"{TWIN}: ", after="not at the paper's steps, not judged")
-    return Words(direction.words, f"{TWIN}: ", direction.after)
+        return verdict(before=f"{TWIN}: ", after="not at the paper's steps, not judged")
+    return verdict(word, before=f"{TWIN}: ", after=after)
 
 
-def _status_at_paper_scale(evidence: Evidence, cell: Cell, direction: Words) -> Words:
+def _status_at_paper_scale(evidence: Evidence, cell: Cell, word: Word, after: str) -> Entry:
     number = published_number(evidence, cell)
     if number is None:
         decided = {Word.SAME_DIRECTION: Word.REPRODUCED, Word.OPPOSITE_DIRECTION: Word.DEVIATES}
-        return Words([decided.get(word, word) for word in direction.words], after=direction.after)
+        return verdict(decided.get(word, word), after=after)
     row = paper_row(evidence, cell)
     values = evidence.values(cell, row.get("metric", cell.metric))
     interval = one_more_run(list(values.values()))
     if interval is None or len(values) < FEWEST_PAIRS:
-        return Words(before=f"fewer than {FEWEST_PAIRS} runs: not judged")
+        return verdict(before=f"fewer than {FEWEST_PAIRS} runs: not judged")
     # an interval so wide that it holds what another method is said to reach would call anything reproduced
     cells = [one for method in row if (one := evidence.sibling(cell, method)) is not None]
     numbers = [published_number(evidence, other) for other in cells]
     held = {one for one in numbers if one is not None and interval[0] <= one <= interval[1]}
     if number not in held:
-        return Words([Word.DEVIATES])
-    return Words([Word.REPRODUCED if held == {number} else Word.UNDECIDED])
+        return verdict(Word.DEVIATES)
+    return verdict(Word.REPRODUCED if held == {number} else Word.UNDECIDED)
 
 
-def _direction(difference: Difference | None, published: int) -> Words:
+def _direction(difference: Difference | None, published: int) -> tuple[Word, str]:
     if difference is None:
-        return Words([Word.NOTHING_TO_COMPARE])
+        return Word.NOTHING_TO_COMPARE, ""
     if difference.outcome in (Word.UNDECIDED, Word.TOO_FEW):
-        return Words([difference.outcome])
+        return difference.outcome, ""
     if published == 0:
-        return Words([difference.outcome], after=" than the baseline; the paper's direction is not known")
-    return Words([Word.SAME_DIRECTION if (difference.mean > 0) == (published > 0) else Word.OPPOSITE_DIRECTION])
+        return difference.outcome, " than the baseline; the paper's direction is not known"
+    return Word.SAME_DIRECTION if (difference.mean > 0) == (published > 0) else Word.OPPOSITE_DIRECTION, ""

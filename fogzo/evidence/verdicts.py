@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fogzo.evidence.compare import Difference, holm
 from fogzo.evidence.experiment import Cell
@@ -109,7 +109,7 @@ def _outcomes(cases: Sequence[Case]) -> str:
 
 
 def _effects(cases: Sequence[Case], directed: bool) -> str:
-    return ", ".join(replace(effect, directed=directed).text for effect in effects_of(cases))
+    return ", ".join(effect.text(directed=directed) for effect in effects_of(cases))
 
 
 def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect]:

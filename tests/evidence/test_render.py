@@ -6,16 +6,17 @@ from fogzo.evidence.compare import paired_difference
 from fogzo.evidence.render import latex, markdown, prose, to_csv, to_html
 from fogzo.evidence.tables.base import (
     Column,
-    Commands,
-    Cost,
     Effect,
-    Link,
-    Quantity,
-    Several,
-    Shown,
     Table,
-    Words,
+    commands,
+    cost,
+    effect_entry,
+    link,
     on_page,
+    quantity,
+    several,
+    shown,
+    verdict,
     whole_effect,
 )
 from fogzo.evidence.words import Word
@@ -27,13 +28,13 @@ WORSE = paired_difference({1: 11.0, 2: 12.5, 3: 13.0}, {1: 1.0, 2: 2.0, 3: 3.0},
 
 def row(second="x | y"):
     return [
-        (Column("a_b", "a"), Shown("name", second)),
-        (Column("50 %", "v_"), Quantity([1.0, 2.0], 1, " %", counted=True)),
+        (Column("a_b", "a"), shown("name", second)),
+        (Column("50 %", "v_"), quantity([1.0, 2.0], 1, " %", counted=True)),
         (Column(None, "seed"), 3),
         (Column("p"), whole_effect(WORSE, PPL)),
-        (Column("cost", "cost"), Cost(1234567.0, 2.0)),
-        (Column("β", "status"), Words([Word.WORSE], "twin: ", "!")),
-        (Column("run", "command"), Commands(["make a", "make b"])),
+        (Column("cost", "cost"), cost(1234567.0, 2.0)),
+        (Column("β", "status"), verdict(Word.WORSE, before="twin: ", after="!")),
+        (Column("run", "command"), commands(["make a", "make b"])),
     ]
 
 
@@ -57,7 +58,7 @@ def test_a_table_in_csv_has_every_number_in_full_and_what_has_a_name_there():
 
 
 def test_a_missing_number_is_a_dash_on_pages_and_empty_in_csv():
-    missing = Table([[(Column("x", "x"), None), (Column("y", "y_"), Quantity([], 2)), (Column("z", "z"), Cost(None))]])
+    missing = Table([[(Column("x", "x"), None), (Column("y", "y_"), quantity([], 2)), (Column("z", "z"), cost(None))]])
     assert missing.texts() == [["–", "–", "–"]]
     assert to_csv(missing) == "x,y_mean,y_std,y_n,z\n,,,0,\n"
 
@@ -84,8 +85,8 @@ def test_html_colours_words_by_what_they_are():
     assert "<code>make a</code>, then <code>make b</code>" in text
     assert text.count("<tr class=block>") == 2
     assert text.endswith("<p>a <em>note</em></p>\n")
-    link = Several([Link("A & B", "#a"), Words([Word.CONFIRMED_IN_PART])])
-    assert to_html(Table([on_page(["x"], [link])])).count(
+    entry = several([link("A & B", "#a"), verdict(Word.CONFIRMED_IN_PART)])
+    assert to_html(Table([on_page(["x"], [entry])])).count(
         '<a href="#a">A &amp; B</a>, <span class="badge good part">confirmed in part</span>'
     )
 
@@ -95,15 +96,15 @@ def test_a_long_table_is_folded():
 
 
 def test_differences_may_carry_their_direction_in_words():
-    both = Effect([-92.818, 13.11], PPL, (-153.43, 53.67))
-    effects = [whole_effect(WORSE, PPL), Effect([-0.2], PPL, outcome=Word.UNDECIDED), Several([both])]
+    both = effect_entry(Effect([-92.818, 13.11], PPL, (-153.43, 53.67)))
+    effects = [whole_effect(WORSE, PPL), effect_entry(Effect([-0.2], PPL), Word.UNDECIDED), several([both])]
     (texts,) = Table([on_page("abc", effects)]).directed().texts()
     assert texts == [
         "10.17 ppl worse [9.45 to 10.88 worse]; p = 0.250 (least of 3 pairs)",
         "0.20 ppl worse, open",
         "92.82 ppl worse to 13.11 ppl better [153.43 worse to 53.67 better]",
     ]
-    assert Effect([-0.2], PPL, outcome=Word.WORSE, directed=True).text == "0.20 ppl worse"
+    assert effect_entry(Effect([-0.2], PPL), Word.WORSE).directed[0].text == "0.20 ppl worse"
 
 
 def test_prose_in_markdown_becomes_html():

@@ -165,7 +165,7 @@ def test_verdicts_count_settings_and_say_how_large(project):
     assert list(found) == [*of_fogzo, ("slope", "ste_longer")]
     assert found["fogzo", "ste"].word == "mixed"
     assert found["fogzo", "ste"].counts == "better in 1, worse in 1 of 2 settings"
-    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", effects_of(found["fogzo", "ste"].cases)[0].text)
+    assert re.fullmatch(r"−\d\.\d\d to \+\d\.\d\d points", effects_of(found["fogzo", "ste"].cases)[0].text())
     for factor, word in ((1, "confirmed"), (-1, "opposite"), (0, "not to be told apart")):
         other = experiment(f"other{factor}")
         write(project, other, effect=lambda cell, factor=factor: 3 * factor * (cell.endswith(".fogzo")))

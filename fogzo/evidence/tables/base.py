@@ -5,8 +5,8 @@ On a page an entry is a few spans of text; in a CSV file it is one value or seve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fogzo.evidence.compare import Difference
@@ -30,177 +30,117 @@ class Span:
     word: Word | None = None
 
 
+@dataclass(frozen=True)
 class Entry:
-    """What stands in a cell of a table."""
+    """What stands in a cell of a table.
 
-    def spans(self) -> list[Span]:
-        """Return its text for a page."""
-        raise NotImplementedError
+    Attributes:
+        spans: its text on a page.
+        values: its values in a CSV file, by what their names have behind the column's.
+        directed: its text where the direction of differences is said in words, if that is another one.
+    """
+
+    spans: Sequence[Span]
+    values: Mapping[str, Value] = field(default_factory=dict)
+    directed: Sequence[Span] | None = None
 
     @property
     def text(self) -> str:
-        return "".join(span.text for span in self.spans())
-
-    def values(self, name: str) -> dict[str, Value]:
-        """Return its values for a CSV file, by names that are made of its column's."""
-        raise NotImplementedError
+        return "".join(span.text for span in self.spans)
 
 
-@dataclass(frozen=True)
-class Shown(Entry):
-    """A value that has another text on pages."""
-
-    value: Value
-    label: str
-
-    def spans(self) -> list[Span]:
-        return [Span(self.label)]
-
-    def values(self, name: str) -> dict[str, Value]:
-        return {name: self.value}
+def shown(value: Value, label: str) -> Entry:
+    """Return a value that has another text on pages."""
+    return Entry([Span(label)], {"": value})
 
 
-@dataclass(frozen=True)
-class Quantity(Entry):
-    """A value for each seed, shown as ``mean ± std``, with their number where they are ``counted``."""
+def quantity(seeds: Collection[float], digits: int, sign: str = "", *, counted: bool = False) -> Entry:
+    """Return a value for each seed, shown as ``mean ± std``, with their number where they are ``counted``."""
+    (mean, std), count = mean_std(list(seeds)), f" ({len(seeds)})" if counted else ""
+    text = spread(list(seeds), digits) + (sign + count if seeds else "")
+    return Entry([Span(text)], {"mean": mean, "std": std, "n": len(seeds)})
 
-    seeds: Sequence[float]
-    digits: int
-    sign: str = ""
-    counted: bool = False
 
-    def spans(self) -> list[Span]:
-        count = f" ({len(self.seeds)})" if self.counted else ""
-        return [Span(spread(self.seeds, self.digits) + (self.sign + count if self.seeds else ""))]
-
-    def values(self, name: str) -> dict[str, Value]:
-        mean, std = mean_std(self.seeds)
-        return {f"{name}mean": mean, f"{name}std": std, f"{name}n": len(self.seeds)}
+def cost(mean: float | None, times: float | None = None) -> Entry:
+    """Return a mean cost, and how many times the baseline's it is."""
+    text = DASH if mean is None else short(mean) + (f" ({short(times)}×)" if times is not None else "")
+    return Entry([Span(text)], {"": mean})
 
 
 @dataclass(frozen=True)
-class Cost(Entry):
-    """A mean cost, and how many times the baseline's it is."""
-
-    mean: float | None
-    times: float | None = None
-
-    def spans(self) -> list[Span]:
-        if self.mean is None:
-            return [Span(DASH)]
-        return [Span(short(self.mean) + (f" ({short(self.times)}×)" if self.times is not None else ""))]
-
-    def values(self, name: str) -> dict[str, Value]:
-        return {name: self.mean}
-
-
-@dataclass(frozen=True)
-class Effect(Entry):
+class Effect:
     """Paired differences of two methods: one, or the smallest to the greatest of several; positive is better.
 
     Attributes:
-        means: of one or several settings; none where there is nothing to compare.
         interval: of the mean, or how far all intervals reach.
-        unit: whether it is shown.
-        outcome, after: what stands behind the numbers.
-        strong: in bold.
-        difference: the one that stands in a CSV file.
-        directed: whether the direction is said in words, as in "92.82 ppl worse".
     """
 
     means: Sequence[float]
     metric: Metric
     interval: tuple[float, float] | None = None
-    unit: bool = True
-    outcome: Word | None = None
-    after: str = ""
-    strong: bool = False
-    difference: Difference | None = None
-    directed: bool = False
 
-    def spans(self) -> list[Span]:
-        return [Span(self._text(), "strong" if self.strong else "plain")]
-
-    def _text(self) -> str:
-        if not self.means:
-            return DASH
+    def text(self, *, unit: bool = True, directed: bool = False) -> str:
+        """Return it with its unit; ``directed``: with the direction in words, as in "92.82 ppl worse"."""
         low, high, digits = min(self.means), max(self.means), self.metric.digits
-        if self.directed:
+        if directed:
             text = directed_range(low, high, digits, self.metric.unit)
             interval = directed_range(*self.interval, digits) if self.interval else ""
         else:
             text = " to ".join(dict.fromkeys([signed(low, digits), signed(high, digits)]))
-            text += f" {self.metric.unit}" if self.unit else ""
+            text += f" {self.metric.unit}" if unit else ""
             interval = ", ".join(signed(end, digits) for end in self.interval or ())
-        said = self.directed and self.outcome in (Word.BETTER, Word.WORSE)
-        outcome = f", {self.outcome.short}" if self.outcome and not said else ""
-        return text + (f" [{interval}]" if interval else "") + outcome + self.after
-
-    def values(self, name: str) -> dict[str, Value]:
-        d = self.difference
-        if d is None:
-            return dict.fromkeys(DIFFERENCE)
-        numbers = (d.mean, d.low, d.high, d.t_low, d.t_high, d.pairs, d.p, d.least_p, d.p_t, str(d.outcome))
-        return dict(zip(DIFFERENCE, numbers, strict=True))
+        return text + (f" [{interval}]" if interval else "")
 
 
-def whole_effect(difference: Difference | None, metric: Metric) -> Effect:
+def effect_entry(effect: Effect, outcome: Word | None = None, *, unit: bool = True, strong: bool = False) -> Entry:
+    """Return an effect, and its ``outcome`` where the direction in words does not say it; ``strong``: in bold."""
+    kind: Literal["plain", "strong"] = "strong" if strong else "plain"
+    said = f", {outcome.short}" if outcome else ""
+    directed = "" if outcome in (Word.BETTER, Word.WORSE) else said
+    return Entry(
+        [Span(effect.text(unit=unit) + said, kind)],
+        directed=[Span(effect.text(directed=True) + directed, kind)],
+    )
+
+
+def whole_effect(difference: Difference | None, metric: Metric) -> Entry:
     """Return a difference in full: its mean, interval and p; of one pair the mean alone."""
-    if difference is None:
-        return Effect([], metric)
-    alone = difference.pairs == 1
-    interval, after = (None, " (1 pair)") if alone else (difference.interval, f"; {p_text(difference)}")
-    return Effect([difference.mean], metric, interval, unit=False, after=after, difference=difference)
+    d = difference
+    if d is None:
+        return Entry([Span(DASH)], dict.fromkeys(DIFFERENCE))
+    alone = d.pairs == 1
+    effect, after = Effect([d.mean], metric, None if alone else d.interval), " (1 pair)" if alone else f"; {p_text(d)}"
+    numbers = (d.mean, d.low, d.high, d.t_low, d.t_high, d.pairs, d.p, d.least_p, d.p_t, str(d.outcome))
+    return Entry(
+        [Span(effect.text(unit=False) + after)],
+        dict(zip(DIFFERENCE, numbers, strict=True)),
+        [Span(effect.text(directed=True) + after)],
+    )
 
 
-@dataclass(frozen=True)
-class Words(Entry):
-    """Words of a verdict, with what stands before each and after all of them."""
-
-    words: Sequence[Word] = ()
-    before: str = ""
-    after: str = ""
-
-    def spans(self) -> list[Span]:
-        words = [[Span(f"{self.before}{word}", "word", word=word)] for word in self.words]
-        after = [Span(self.after)] if self.after else []
-        return _joined(words or [[Span(self.before)]], "; ") + after
-
-    def values(self, name: str) -> dict[str, Value]:
-        return {name: self.text}
+def verdict(*words: Word, before: str = "", after: str = "") -> Entry:
+    """Return words, with what stands before each and after all of them."""
+    spans = _joined([[Span(f"{before}{word}", "word", word=word)] for word in words] or [[Span(before)]], "; ")
+    spans += [Span(after)] if after else []
+    return Entry(spans, {"": Entry(spans).text})
 
 
-@dataclass(frozen=True)
-class Several(Entry):
-    """Several entries in one cell."""
-
-    entries: Sequence[Entry | Value]
-    between: str = ", "
-
-    def spans(self) -> list[Span]:
-        return _joined([spans_of(entry) for entry in self.entries], self.between) or [Span(DASH)]
+def several(entries: Sequence[Entry | Value], between: str = ", ") -> Entry:
+    """Return several entries in one cell."""
+    texts = ([spans_of(entry, directed=way) for entry in entries] for way in (False, True))
+    plain, directed = (_joined(text, between) or [Span(DASH)] for text in texts)
+    return Entry(plain, directed=directed)
 
 
-@dataclass(frozen=True)
-class Link(Entry):
-    label: str
-    target: str
-
-    def spans(self) -> list[Span]:
-        return [Span(self.label, "link", self.target)]
+def link(label: str, target: str) -> Entry:
+    """Return a link."""
+    return Entry([Span(label, "link", target)])
 
 
-@dataclass(frozen=True)
-class Commands(Entry):
-    """Commands that are run one after the other."""
-
-    commands: Sequence[str]
-
-    def spans(self) -> list[Span]:
-        return _joined([[Span(command, "code")] for command in self.commands], ", then ") or [Span(DASH)]
-
-    def values(self, name: str) -> dict[str, Value]:
-        return {name: " && ".join(self.commands)}
+def commands(every: Sequence[str]) -> Entry:
+    """Return commands that are run one after the other."""
+    spans = _joined([[Span(command, "code")] for command in every], ", then ")
+    return Entry(spans or [Span(DASH)], {"": " && ".join(every)})
 
 
 def _joined(parts: Sequence[Sequence[Span]], between: str) -> list[Span]:
@@ -236,7 +176,7 @@ class Table:
         """The headers of what stands on pages; none of a table without rows."""
         return [column.header for column, _ in (self.rows or [[]])[0] if column.header is not None]
 
-    def shown(self) -> list[list[list[Span]]]:
+    def shown(self) -> list[list[Sequence[Span]]]:
         """Return the spans of every entry that stands on pages, row by row."""
         return [[spans_of(entry) for column, entry in row if column.header is not None] for row in self.rows]
 
@@ -247,7 +187,12 @@ class Table:
     def values(self) -> list[dict[str, Value]]:
         """Return the values of the CSV file by name, row by row."""
         return [
-            {name: value for column, entry in row for name, value in values_of(entry, column.name).items()}
+            {
+                column.name + name: value
+                for column, entry in row
+                if column.name is not None
+                for name, value in (entry.values if isinstance(entry, Entry) else {"": entry}).items()
+            }
             for row in self.rows
         ]
 
@@ -257,21 +202,14 @@ class Table:
 
 
 def _directed(entry: Entry | Value) -> Entry | Value:
-    if isinstance(entry, Several):
-        return replace(entry, entries=[_directed(part) for part in entry.entries])
-    return replace(entry, directed=True) if isinstance(entry, Effect) else entry
+    return replace(entry, spans=entry.directed) if isinstance(entry, Entry) and entry.directed else entry
 
 
-def spans_of(entry: Entry | Value) -> list[Span]:
+def spans_of(entry: Entry | Value, *, directed: bool = False) -> Sequence[Span]:
     """Return the text of an entry, or of a plain value, for a page."""
-    return entry.spans() if isinstance(entry, Entry) else [Span(DASH if entry is None else str(entry))]
-
-
-def values_of(entry: Entry | Value, name: str | None) -> dict[str, Value]:
-    """Return the values of an entry, or a plain value, for a CSV file; none if its column has no name there."""
-    if name is None:
-        return {}
-    return entry.values(name) if isinstance(entry, Entry) else {name: entry}
+    if isinstance(entry, Entry):
+        return entry.directed or entry.spans if directed else entry.spans
+    return [Span(DASH if entry is None else str(entry))]
 
 
 def on_page(headers: Sequence[str], entries: Sequence[Entry | Value]) -> Row:

@@ -13,16 +13,17 @@ from fogzo.evidence.numbers import signed
 from fogzo.evidence.published import published_difference, published_text, status
 from fogzo.evidence.tables.base import (
     Column,
-    Commands,
-    Cost,
     Effect,
     Entry,
-    Quantity,
     Row,
-    Shown,
     Table,
-    Words,
+    commands,
+    cost,
+    effect_entry,
     on_page,
+    quantity,
+    shown,
+    verdict,
     whole_effect,
 )
 from fogzo.evidence.verdicts import Case, verdicts
@@ -52,44 +53,43 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     return [
         (Column(None, "experiment"), evidence.name),
         (Column(None, "scale"), evidence.scale),
-        _setting(evidence, cell, shown=first),
-        (Column("method", "method"), Shown(cell.method.name, cell.label)),
+        _setting(evidence, cell, first=first),
+        (Column("method", "method"), shown(cell.method.name, cell.label)),
         (Column(None, "cell"), cell.name),
         (Column(None, "metric"), cell.metric),
         (Column("paper", "paper"), _published(evidence, cell)),
-        (Column(f"{compared}: mean ± std (n)", ""), Quantity(list(values.values()), metric.digits, sign, counted=True)),
+        (Column(f"{compared}: mean ± std (n)", ""), quantity(values.values(), metric.digits, sign, counted=True)),
         (Column(None, "seeds"), " ".join(map(str, values))),
-        *((Column(METRICS[key].label, f"{key}_"), _quantity(evidence, cell, key)) for key in evidence.experiment.also),
+        *(
+            (Column(METRICS[key].label, f"{key}_"), quantity(evidence.values(cell, key).values(), METRICS[key].digits))
+            for key in evidence.experiment.also
+        ),
         (Column("difference to STE [95 %]; p", ""), whole_effect(evidence.difference(cell, baseline), metric)),
         (Column("forward equivalents", "forward_equivalents"), _cost(evidence, cell, "forward_equivalents", baseline)),
         (Column("FLOPs", "flops"), _cost(evidence, cell, "flops")),
         (Column("seconds", "seconds"), _cost(evidence, cell, "seconds")),
         (Column("status", "status"), status(evidence, cell)),
-        (Column(None, "command"), Commands(evidence.commands(cell))),
+        (Column(None, "command"), commands(evidence.commands(cell))),
     ]
 
 
-def _setting(evidence: Evidence, cell: Cell, *, shown: bool = True) -> tuple[Column, Entry]:
+def _setting(evidence: Evidence, cell: Cell, *, first: bool = True) -> tuple[Column, Entry]:
     """The setting, which pages do without where all cells share one, which is the title."""
     column = Column("setting" if evidence.experiment.has_settings else None, "setting")
-    return column, Shown(cell.setting.name, cell.setting.label if shown else "")
+    return column, shown(cell.setting.name, cell.setting.label if first else "")
 
 
 def _published(evidence: Evidence, cell: Cell) -> Entry:
     """The published value, and on pages how much better it is than the published baseline."""
     text, difference = published_text(evidence, cell), published_difference(evidence, cell)
-    return Shown(text, text if difference is None else f"{text} ({signed(difference, 2)})")
+    return shown(text, text if difference is None else f"{text} ({signed(difference, 2)})")
 
 
-def _quantity(evidence: Evidence, cell: Cell, key: str) -> Quantity:
-    return Quantity(list(evidence.values(cell, key).values()), METRICS[key].digits)
-
-
-def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = None) -> Cost:
+def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = None) -> Entry:
     """The mean cost of a cell's runs, and how many times that of another cell it is."""
     mean = evidence.mean(cell, key)
     base = evidence.mean(relative_to, key) if relative_to else None
-    return Cost(mean, mean / base if mean is not None and base else None)
+    return cost(mean, mean / base if mean is not None and base else None)
 
 
 def notes(evidence: Evidence) -> list[str]:
@@ -100,8 +100,8 @@ def notes(evidence: Evidence) -> list[str]:
     lines = []
     for cell in evidence.cells.values():
         where = f"{cell.setting.label}, {cell.label}" if cell.setting.name else cell.label
-        if commands := evidence.commands(cell):
-            lines.append(f"Missing ({where}): {_code(commands)}")
+        if missing := evidence.commands(cell):
+            lines.append(f"Missing ({where}): {_code(missing)}")
         if diverged := evidence.diverged(cell):
             lines.append(f"Diverged ({where}): seed {', '.join(map(str, diverged))}, not in the mean.")
         if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge_of_grid):
@@ -113,18 +113,18 @@ def notes(evidence: Evidence) -> list[str]:
     return [*lines, *(f"Tuned otherwise: {fault}." for fault in evidence.tuning_faults()), *refused]
 
 
-def _code(commands: Sequence[str]) -> str:
-    return ", then ".join(f"`{command}`" for command in commands)
+def _code(every: Sequence[str]) -> str:
+    return ", then ".join(f"`{command}`" for command in every)
 
 
 def control_table(evidence: Evidence) -> Table | None:
     """Return FOGZO against every control, setting by setting; ``None`` if the experiment has no controls."""
     rows: list[Row] = []
     blocks = []
-    for verdict in verdicts(evidence):
-        if verdict.against.method.name != evidence.experiment.baseline:
+    for one in verdicts(evidence):
+        if one.against.method.name != evidence.experiment.baseline:
             blocks.append(len(rows))
-            rows += map(_control_row, verdict.every)
+            rows += map(_control_row, one.every)
     return Table(rows, blocks=blocks) if rows else None
 
 
@@ -132,11 +132,11 @@ def _control_row(case: Case) -> Row:
     return [
         (Column(None, "experiment"), case.evidence.name),
         _setting(case.evidence, case.cell),
-        (Column("method", "method"), Shown(case.cell.method.name, case.cell.label)),
-        (Column("against", "against"), Shown(case.other.method.name, case.other.label)),
+        (Column("method", "method"), shown(case.cell.method.name, case.cell.label)),
+        (Column("against", "against"), shown(case.other.method.name, case.other.label)),
         (Column(None, "metric"), case.metric),
         (Column("difference [95 %]; p", ""), whole_effect(case.difference, METRICS[case.metric])),
-        (Column("outcome"), Words([case.outcome])),
+        (Column("outcome"), verdict(case.outcome)),
     ]
 
 
@@ -161,12 +161,12 @@ def _part_column(evidence: Evidence, method: str) -> dict[str, Entry]:
     cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
     differences = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
     judged = [(cell, difference) for cell, difference in differences if difference is not None]
-    effects: dict[str, Entry] = {cell.setting.name: Words([Word.DIVERGED]) for cell in cells if evidence.diverged(cell)}
+    effects: dict[str, Entry] = {cell.setting.name: verdict(Word.DIVERGED) for cell in cells if evidence.diverged(cell)}
     for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
         outcome, unit = difference.outcome, len(evidence.metrics()) > 1
         strong = stands and len(judged) > 1 and outcome in (Word.BETTER, Word.WORSE)  # of one row nothing is corrected
-        effect = Effect([difference.mean], METRICS[cell.metric], unit=unit, outcome=outcome, strong=strong)
-        effects[cell.setting.name] = effect
+        effect = Effect([difference.mean], METRICS[cell.metric])
+        effects[cell.setting.name] = effect_entry(effect, outcome, unit=unit, strong=strong)
     return effects
 
 

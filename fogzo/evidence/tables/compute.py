@@ -10,7 +10,7 @@ from fogzo.evidence.equal_loss import COST, Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import published_text
-from fogzo.evidence.tables.base import Column, Entry, Quantity, Row, Table, Value, on_page
+from fogzo.evidence.tables.base import Column, Entry, Row, Table, Value, on_page, quantity
 
 
 def ratio_table(evidence: Evidence, ratios: Sequence[CostRatio]) -> Table:
@@ -23,7 +23,7 @@ def ratio_table(evidence: Evidence, ratios: Sequence[CostRatio]) -> Table:
     for asked in ratios:
         first, second = evidence.cells[asked.of], evidence.cells[asked.to]
         pairs = cost_pairs(evidence, first, second)
-        costs = [Quantity([at.at for at, _ in pairs], 0), _costs([at for _, at in pairs])]
+        costs = [quantity([at.at for at, _ in pairs], 0), _costs([at for _, at in pairs])]
         ratio = ratio_texts(ratio_of(pairs))
         rows.append(on_page(headers, [first.label, second.label, asked.paper, *ratio, *costs]))
     return Table(rows)
@@ -38,7 +38,7 @@ def _costs(every: Sequence[Reached]) -> Entry | str | None:
     costs = [one.at for one in every if one.at < math.inf]
     if len(costs) < len(every):
         return f"reached by {len(costs)} of {len(every)} seeds" if costs else "not reached"
-    return Quantity(costs, 0)
+    return quantity(costs, 0)
 
 
 def equal_loss_table(evidence: Evidence, targets: Sequence[str]) -> Table:
@@ -50,7 +50,7 @@ def equal_loss_table(evidence: Evidence, targets: Sequence[str]) -> Table:
         for cell in evidence.cells.values():
             runs = evidence.finished(cell)
             if cell.name == target:
-                costs.append(Quantity([float(run.summary[COST]) for run in runs], 0, " (the whole run)"))
+                costs.append(quantity([float(run.summary[COST]) for run in runs], 0, " (the whole run)"))
             else:
                 costs.append(_costs([reached(run.metrics(), loss) for run in runs]))
         rows.append(on_page(headers, [evidence.cells[target].label, f"{loss:.4f}", *costs]))
@@ -72,8 +72,8 @@ def compute_table(evidence: Evidence) -> Table:
     for name, cell in evidence.cells.items():
         rate = evidence.tuned[name].values.get("optimizer.lr") if name in evidence.tuned else None
         steps = sorted({run.summary["steps"] for run in evidence.finished(cell)})
-        agreement = Quantity(list(evidence.values(cell, "mean_agreement").values()), 2)
-        zeros = Quantity([100 * share for share in evidence.values(cell, "mean_zero_probes").values()], 2, " %")
+        agreement = quantity(evidence.values(cell, "mean_agreement").values(), 2)
+        zeros = quantity([100 * share for share in evidence.values(cell, "mean_zero_probes").values()], 2, " %")
         tuned = [", ".join(f"{value:,}" for value in steps) or None, None if rate is None else f"{rate:g}"]
         rows.append(on_page(headers, [cell.label, *tuned, agreement, zeros, published_text(evidence, cell)]))
     return Table(rows)

@@ -14,14 +14,15 @@ from fogzo.evidence.published import published_difference, published_direction
 from fogzo.evidence.tables.base import (
     Effect,
     Entry,
-    Link,
-    Quantity,
     Row,
-    Several,
     Table,
     Value,
-    Words,
+    effect_entry,
+    link,
     on_page,
+    quantity,
+    several,
+    verdict,
     whole_effect,
 )
 from fogzo.evidence.tables.compute import ratio_texts
@@ -44,17 +45,17 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]  # fmt: skip
     rows = []
     for claim in claims:
-        twins = [Words(claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
-        rows.append(on_page(headers, [claim.text, *twins, Words(claim.words("paper")), claim.trust]))
+        twins = [verdict(*claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
+        rows.append(on_page(headers, [claim.text, *twins, verdict(*claim.words("paper")), claim.trust]))
     return Table(rows, [RULE])
 
 
-def claim_effect(claim: Claim, scale: str) -> Several:
+def claim_effect(claim: Claim, scale: str) -> Entry:
     """Return how large the differences that count are, and how far their intervals reach; or the ratios."""
     if not claim.ratios:
-        return Several(effects_of(claim.judged(scale), intervals=True))
+        return several(list(map(effect_entry, effects_of(claim.judged(scale), intervals=True))))
     ratios = [case.ratio for case in claim.judged_ratios(scale) if case.ratio is not None]
-    return Several([f"{r.median_text}{'×' if r.median else ''} ({r.range_text})" for r in ratios], " or ")
+    return several([f"{r.median_text}{'×' if r.median else ''} ({r.range_text})" for r in ratios], " or ")
 
 
 def _seeds(claim: Claim, scale: str) -> str | None:
@@ -80,14 +81,11 @@ def _case_row(case: Case) -> Row:
     ]  # fmt: skip
     evidence, metric = case.evidence, METRICS[case.metric]
     entries: list[Entry | Value] = [
-        Link(evidence.title, f"#{evidence.name}"),
+        link(evidence.title, f"#{evidence.name}"),
         case.cell.setting.label if case.cell.setting.name else None,
-        *(
-            Quantity(list(evidence.values(cell).values()), metric.digits, metric.sign)
-            for cell in (case.other, case.cell)
-        ),
+        *(quantity(evidence.values(cell).values(), metric.digits, metric.sign) for cell in (case.other, case.cell)),
         whole_effect(case.difference, metric),
-        Words([case.outcome]),
+        verdict(case.outcome),
         _published_difference(case),
     ]
     return on_page(headers, entries)
@@ -96,7 +94,7 @@ def _case_row(case: Case) -> Row:
 def _published_difference(case: Case) -> Entry | str:
     difference = published_difference(case.evidence, case.cell)
     if difference is not None:
-        return Effect([difference], METRICS[case.metric])
+        return effect_entry(Effect([difference], METRICS[case.metric]))
     if case.direction and not published_direction(case.evidence, case.cell):  # the paper says it of all settings alone
         return "not known; the claim says better"
     return {1: "better", -1: "worse", 0: "not known"}[case.direction]
@@ -165,7 +163,7 @@ def members_table(every: Sequence[Evidence]) -> Table:
         new = number == 0 or row.experiment != members[number - 1].experiment
         blocks += [number] if new else []
         effects = {
-            key: Effect([difference.mean], METRICS[metric], outcome=difference.outcome)
+            key: effect_entry(Effect([difference.mean], METRICS[metric]), difference.outcome)
             for key, (difference, metric) in row.differences.items()
         }
         headers = ["experiment", "setting", *labels.values()]
