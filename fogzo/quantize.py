@@ -21,8 +21,27 @@ from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Multiply too, and stay in full precision; transformers' Conv1D (GPT-2's linear layer) is known by its name alone
+# Multiply too, and stay in full precision
 LEFT_OUT = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, _ConvTransposeNd)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether ``quantize_model`` knows how to quantize ``module``'s weights."""
+    return isinstance(module, LAYERS) or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether it is GPT-2's linear layer, transformers' ``Conv1D``, whose weight has the shape (in, out)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+class _Transposed(nn.Module):
+    """Behind the quantizer of a weight (in, out): the latent is (out, in), as all quantizers have it."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w.t().contiguous()
+
+    right_inverse = forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +72,11 @@ class QuantizedWeight:
     def quantizer(self) -> Quantizer:
         return cast(Quantizer, self.chain[0])
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer sees (in, out), the latent's transpose."""
+        return len(self.chain) > 1
+
     @torch.no_grad()
     def grid_unit(self) -> Tensor:
         """ε̄·α, in weight units: the standard deviation of the noise that the STE implies."""
@@ -70,10 +94,10 @@ def quantize_model(
     biases: bool = False,
     activations: Quantizer | None = None,
 ) -> nn.Module:
-    """Quantize the weights of every ``nn.Linear`` and ``nn.Conv1d/2d/3d`` of ``model``, in place.
+    """Quantize the weights of every ``nn.Linear``, ``nn.Conv1d/2d/3d`` and transformers ``Conv1D``, in place.
 
     Other modules that multiply (recurrent ones, ``nn.MultiheadAttention``'s packed input projection, transposed
-    convolutions, transformers' ``Conv1D``) stay in full precision, and a warning names those that ``skip`` does not.
+    convolutions) stay in full precision, and a warning names those that ``skip`` does not.
 
     Args:
         model: any module, in fp32 (or fp64), with its initial weights: scales are fitted to them, here and only here.
@@ -101,7 +125,7 @@ def quantize_model(
     found: list[tuple[nn.Module, str, Quantizer]] = []
     owners = _owners_of_parameters(model)
     for layer_name, layer in model.named_modules():
-        if not isinstance(layer, LAYERS) or layer_name not in prototypes:
+        if not is_layer(layer) or layer_name not in prototypes:
             continue
         for tensor_name in ("weight", "bias") if biases else ("weight",):
             name = f"{layer_name}.{tensor_name}".lstrip(".")
@@ -111,9 +135,9 @@ def quantize_model(
                 check_inputs(layer, layer_name)
             latent = getattr(layer, tensor_name)
             if latent is not None:
-                found.append(
-                    (layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, owners.get(id(latent), [])))
-                )
+                used_by = owners.get(id(latent), [])
+                latent = latent.t() if _is_transposed(layer) else latent
+                found.append((layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, used_by)))
     left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
     if not found:
         also = f"; it has {', '.join(left_out)}, which stay in full precision" if left_out else ""
@@ -131,7 +155,11 @@ def quantize_model(
         activations.for_inputs(channels=1)  # refuses what has no form for activations
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
-        parametrize.register_parametrization(layer, tensor_name, copied)
+        if tensor_name == "weight" and _is_transposed(layer):
+            parametrize.register_parametrization(layer, tensor_name, _Transposed())
+            cast("dict[str, nn.ModuleList]", layer.parametrizations)[tensor_name].insert(0, copied)
+        else:
+            parametrize.register_parametrization(layer, tensor_name, copied)
         if activations is not None and tensor_name == "weight":
             quantize_inputs(layer, activations)
     return model
@@ -191,8 +219,7 @@ def _checked_patterns(skip: Any) -> list[str]:
 
 def _left_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that multiply, but are not quantized."""
-    named = model.named_modules()
-    return [(name, m) for name, m in named if isinstance(m, LEFT_OUT) or type(m).__name__ == "Conv1D"]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LEFT_OUT)]
 
 
 def _prototypes(
@@ -211,7 +238,7 @@ def _prototypes(
 
 def _matched(model: nn.Module, patterns: list[str], what: str, without: Collection[str] = ()) -> dict[str, set[str]]:
     """Return the layers that each pattern matches, or that are inside a module that it matches."""
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+    layers = [name for name, layer in model.named_modules() if is_layer(layer)]
     layers = [name for name in (*layers, *(name for name, _ in _left_out(model))) if name not in without]
     matched: dict[str, set[str]] = {}
     for pattern in patterns:

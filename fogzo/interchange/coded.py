@@ -113,6 +113,10 @@ def coded(weight: QuantizedWeight) -> CodedTensor:
         scale=scale,
         rotation=1 if block is None else len(block),
     )
+    if weight.transposed:
+        if tensor.rotation > 1:
+            raise UserError(f"{weight.name} is rotated and stored as (in, out), which no file can hold: bake it")
+        tensor = replace(tensor, index=tensor.index.t().contiguous(), scale=scale.t() if scale.dim() else scale)
     if not torch.equal(tensor.weights(), effective):  # a quantizer or parametrization of another kind
         raise UserError(f"{weight.name}: {tensor.quantizer} is no scale times code, so no file can hold it: bake it")
     return tensor

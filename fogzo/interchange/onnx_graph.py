@@ -114,10 +114,11 @@ def _pack(graph: Any, tensor: CodedTensor) -> Size:
     shape, name = tensor.index.shape, tensor.name
     codes = helper.make_tensor(f"{name}.codes", kind, (*shape, 1), packed.numpy().tobytes(), raw=True)
     scale = _floats(f"{name}.scale", tensor.scale.reshape(-1 if tensor.scale.numel() > 1 else ()))
+    axis = max(range(tensor.scale.dim()), key=tensor.scale.size, default=0)  # of a Conv1D's channels it is the second
     last = helper.make_tensor(f"{name}.last", types.INT64, (1,), [len(shape)])
     graph.initializer.extend([codes, scale, last])
     graph.node.insert(0, helper.make_node("Squeeze", [f"{name}.wide", last.name], [name]))
-    graph.node.insert(0, helper.make_node("DequantizeLinear", [codes.name, scale.name], [f"{name}.wide"], axis=0))
+    graph.node.insert(0, helper.make_node("DequantizeLinear", [codes.name, scale.name], [f"{name}.wide"], axis=axis))
     return Size(tensor.name, bits, 4 * tensor.index.numel(), packed.nbytes + tensor.scale.nbytes)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fogzo.errors import UserError, one_line
 from fogzo.interchange.canonical import CODES, INPUTS, KEY, SCALE, VERSION, digest, sha256_of
 from fogzo.interchange.coded import CodedTensor, needed, packed_size, unpack
-from fogzo.quantize import LAYERS
+from fogzo.quantize import is_layer
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.grid import MAX_BITS
 from fogzo.quantizers.inputs import NAME, InputQuantizer, input_quantizer, put_in_front
@@ -128,7 +128,7 @@ def _check_fields(fields: Any, kinds: Mapping[str, type], whose: str) -> None:
 
 
 def _input_quantizers(listed: list[Any], model: nn.Module) -> Iterator[tuple[str, InputQuantizer]]:
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
+    layers = {name: layer for name, layer in model.named_modules() if is_layer(layer)}
     for entry in listed:
         kind = entry.get("quantizer") if isinstance(entry, dict) else None
         signed = {"signed": bool} if kind == "LSQ" else {}

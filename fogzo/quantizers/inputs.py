@@ -77,7 +77,8 @@ def quantize_inputs(layer: nn.Module, prototype: Quantizer) -> None:
 
 def input_quantizer(layer: nn.Module, prototype: Quantizer) -> InputQuantizer:
     """Return a quantizer that fits the inputs of ``layer``, on its device and in its dtype."""
-    channels, dim = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
+    linear = getattr(layer, "in_features", getattr(layer, "nx", None))  # nx: of transformers' Conv1D
+    channels, dim = (layer.in_channels, 1) if linear is None else (linear, -1)
     weight = next(layer.parameters())
     quantizer = InputQuantizer(prototype, int(channels), dim)  # type: ignore[arg-type]
     return quantizer.to(device=weight.device, dtype=weight.dtype)
@@ -107,7 +108,8 @@ def _quantize_first(
     quantizer = layer.get_submodule(NAME)
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
-    return args, kwargs | {"input": quantizer(kwargs["input"])}
+    name = "input" if "input" in kwargs else "x"
+    return args, kwargs | {name: quantizer(kwargs[name])}
 
 
 @contextmanager
