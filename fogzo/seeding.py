@@ -24,4 +24,8 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
     Ranks that see different examples draw different masks.
     """
-    torch.manual_seed(derive_seed("step", seed, step, *([rank] if rank else [])))
+    place = derive_seed("step", seed, step, *([rank] if rank else []))
+    if torch.accelerator.is_available():
+        torch.manual_seed(place)
+    else:  # manual_seed formats a stack trace for each backend that torch was built for: an eighth of the MLP's step
+        torch.default_generator.manual_seed(place)
