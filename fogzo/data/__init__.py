@@ -1,6 +1,6 @@
 """Data sets, and the order in which training sees them."""
 
-from fogzo.data.base import FACTS, Batch, Data, DataError, Facts, Selection, Split
+from fogzo.data.base import FACTS, Batch, Data, DataError, Facts, Selection, Split, Subset
 from fogzo.data.imagenet.augment import DECODING_RATES
 from fogzo.data.imagenet.folder import imagenet1k, imagenet100
 from fogzo.data.order import DataOrder, Feed
@@ -20,6 +20,7 @@ __all__ = [
     "ImageData",
     "Selection",
     "Split",
+    "Subset",
     "TensorSplit",
     "TextData",
     "TokenSplit",

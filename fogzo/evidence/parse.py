@@ -165,8 +165,9 @@ def _equal_loss(given: Any) -> EqualLoss:
 
 def _check(experiment: Experiment) -> None:
     """Refuse parts that do not fit together."""
-    if experiment.tuning.seed in experiment.seeds:
-        raise UserError(f"it tunes on seed {experiment.tuning.seed}, which its table reports too: choose another")
+    for seed in experiment.tuning.seeds:
+        if seed in experiment.seeds:
+            raise UserError(f"it tunes on seed {seed}, which its table reports too: choose another")
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
     asked = experiment.equal_loss or EqualLoss((), ())

@@ -51,16 +51,17 @@ class CellSearch:
         """Return the point to try after those that were told; ``None``: all trials are done."""
         return self.points[self._propose()] if len(self.losses) < self.trials else None
 
-    def tell(self, point: Point, summary: Mapping[str, Any] | None) -> float:
-        """Keep the outcome of a trial, and return its metric, infinitely bad for a run that diverged.
+    def tell(self, point: Point, *summaries: Mapping[str, Any] | None) -> float:
+        """Keep the outcome of a trial, and return its mean metric, infinitely bad where a run diverged.
 
         Args:
-            summary: ``None``, or with a metric that is not finite, if the run diverged.
+            summaries: one for each tuning seed: ``None``, or with a metric that is not finite, if the run diverged.
         """
-        value = None if summary is None else summary.get(self.metric)
-        if summary is not None and self.metric not in summary:
+        if any(summary is not None and self.metric not in summary for summary in summaries):
             raise UserError(f"tuning.metric={self.metric} is not in the summary of {self.cell.name}'s runs")
-        loss = math.inf if value is None or not math.isfinite(value) else self.sign * value
+        values = [None if summary is None else summary[self.metric] for summary in summaries]
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        loss = math.inf if len(known) < len(values) else self.sign * sum(known) / len(known)
         self.losses[self.points.index(point)] = loss
         return self.sign * loss
 

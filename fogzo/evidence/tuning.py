@@ -138,7 +138,7 @@ class _Searches:
         search = CellSearch(cell, trials=self.trials, metric=self.experiment.tuning.metric, depends_on=depends_on)
         while (point := search.next_point()) is not None:
             started = time.monotonic()
-            value = search.tell(point, pool.submit(workers.run, self._job(cell, point)).result())
+            value = search.tell(point, *pool.map(workers.run, self._jobs(cell, point)))
             with self.alone:
                 self._say(cell, point, value, time.monotonic() - started)
         choice = search.outcome()
@@ -152,11 +152,11 @@ class _Searches:
             write_chosen(self.experiment, cell, choice)
             print(f"{cell.name}: {' '.join(as_overrides(choice.values))}{note}", flush=True)
 
-    def _job(self, cell: Cell, point: Mapping[str, Any]) -> list[str]:
+    def _jobs(self, cell: Cell, point: Mapping[str, Any]) -> list[list[str]]:
         """Return what `python train.py -m phase=tune experiment=NAME cell=...` with the point's values would run."""
         overrides = [*self.given, "phase=tune", f"cell={cell.name}", *as_overrides(point)]
-        (job,) = expand(self.experiment, "tune", overrides)
-        return [*job, *(override for override in overrides if key_of(override) != "cell")]
+        given = [override for override in overrides if key_of(override) != "cell"]
+        return [[*job, *given] for job in expand(self.experiment, "tune", overrides)]
 
     def _say(self, cell: Cell, point: Mapping[str, Any], value: float, seconds: float) -> None:
         self.done += 1

@@ -44,13 +44,23 @@ def deit_small(
 
 
 def deit_mini(
-    *, image_size: int = 28, patch_size: int = 7, channels: int = 1, classes: int = 10, drop_path: float = 0.0
+    *,
+    image_size: int = 28,
+    patch_size: int = 7,
+    channels: int = 1,
+    classes: int = 10,
+    drop_path: float = 0.0,
+    embedding: int = 128,
+    blocks: int = 4,
 ) -> nn.Module:
-    """Return a DeiT for a laptop, 128 wide, 4 blocks, 2 heads; arguments and errors as in :func:`deit_tiny`.
+    """Return a DeiT for a laptop, ``embedding`` wide, of so many ``blocks``; the rest as in :func:`deit_tiny`.
 
     Sizes are ours; the heads are 64 wide, as in every DeiT.  At the defaults 803,338 parameters.
     """
-    return _deit(128, 4, 2, image_size, patch_size, channels, classes, drop_path)
+    check_sizes(embedding=embedding, blocks=blocks)
+    if embedding % 64:
+        raise UserError(f"embedding={embedding} is not possible: give a multiple of 64, the width of a head")
+    return _deit(embedding, blocks, embedding // 64, image_size, patch_size, channels, classes, drop_path)
 
 
 def _deit(

@@ -49,15 +49,15 @@ def resnet50(*, channels: int = 3, classes: int = 1000, small_stem: bool = False
     )
 
 
-def resnet_mini(*, channels: int = 1, classes: int = 10, small_stem: bool = True) -> nn.Module:
-    """Return a ResNet for a laptop, basic blocks, 1-1-1-1, 16 to 128 wide; arguments and errors as in :func:`resnet18`.
+def resnet_mini(*, channels: int = 1, classes: int = 10, small_stem: bool = True, first_width: int = 16) -> nn.Module:
+    """Return a ResNet for a laptop, basic blocks, 1-1-1-1, ``first_width`` to 8 times that wide; see :func:`resnet18`.
 
     A quarter of ResNet-18's width and half of its blocks; sizes are ours.  At the defaults 308,538 parameters.
     """
-    check_sizes(channels=channels, classes=classes)
+    check_sizes(channels=channels, classes=classes, first_width=first_width)
     from timm.models.resnet import BasicBlock, ResNet
 
-    width = 16
+    width = first_width
     block: Any = BasicBlock  # timm annotates an instance where it takes the class
     model = ResNet(
         block,

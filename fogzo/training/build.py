@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from fogzo.data import Data, DataOrder, TextData
+from fogzo.data import Data, DataOrder, Subset, TextData
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers import fit_activations
 from fogzo.ranks import world
@@ -43,7 +44,7 @@ def build(cfg: DictConfig) -> Trainer:
     ranks = world()[1]
     model, weights, settings, steps, estimator = draft(cfg, ranks)
     device = next(model.parameters()).device
-    data: Data = instantiate(cfg.data, "data").to(device)
+    data = read_data(cfg, device)
     check_fit(model, data)
     if estimator is None or steps != total_steps(cfg, len(data.train)):  # a folder may hold other images than ours
         settings = settings_of(cfg, total_steps(cfg, len(data.train)))
@@ -66,6 +67,15 @@ def build(cfg: DictConfig) -> Trainer:
         reduced=average_gradients(model, cfg) if ranks > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),
     )
+
+
+def read_data(cfg: DictConfig, device: torch.device) -> Data:
+    """Return the data on ``device``, of the training set as many examples as are asked for."""
+    data: Data = instantiate(cfg.data, "data").to(device)
+    if cfg.get("training_examples") is not None:
+        whole: Any = data  # every set of ours is a dataclass
+        data = replace(whole, train=Subset(data.train, cfg.training_examples))
+    return data
 
 
 def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.DistributedDataParallel:

@@ -84,6 +84,7 @@ class Surroundings:
     threads: int = held(whole, lowest=0, highest=MOST_THREADS)
     evaluation_tokens: int = held(whole)
     evaluation_examples: int | None = held(whole)
+    training_examples: int | None = held(whole)
     begin_from: str | None = held(filled)
     progress: Literal["auto", "bar", "lines"]
     results_dir: str = held(filled)

@@ -265,7 +265,7 @@ def _amount(cfg: DictConfig, settings: Settings) -> str:
 
 
 def _notes(cfg: DictConfig, settings: Settings) -> Iterator[str]:
-    examples = FACTS[cfg.data.name].train if cfg.data.name in FACTS else 0
+    examples = cfg.get("training_examples") or (FACTS[cfg.data.name].train if cfg.data.name in FACTS else 0)
     if examples and examples % settings.batch_size:
         yield (
             f"note:        batch_size={settings.batch_size} does not divide the {examples:,} training examples: "

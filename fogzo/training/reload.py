@@ -14,14 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fogzo.data import Data
 from fogzo.errors import UserError, explained, one_line
 from fogzo.runs.folder import RunError, RunFolder, parse_config
 from fogzo.training import checkpoint
-from fogzo.training.build import check_fit
+from fogzo.training.build import check_fit, read_data
 from fogzo.training.devices import choose_device, settle, use_threads
 from fogzo.training.draft import build_model, place
-from fogzo.training.groups import instantiate
 from fogzo.training.ledger import autocast
 from fogzo.training.tasks import task_of
 
@@ -105,7 +103,7 @@ def evaluate_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     use_threads(summary.get("threads", config.threads))  # the order of sums depends on their number
     settle(device, deterministic=config.deterministic)
     model = place(model, device)
-    data: Data = instantiate(config.data, "data").to(device)
+    data = read_data(config, device)
     check_fit(model, data)
     task = task_of(data, config.evaluation_tokens, config.evaluation_examples)
     with autocast(config.precision, device):

@@ -49,6 +49,8 @@ def known_shape(cfg: DictConfig) -> DataShape | None:
 
 def known_examples(cfg: DictConfig) -> int | None:
     """Return the images or windows of the training set; ``None`` where only reading it tells, as of embedded text."""
+    if cfg.get("training_examples") is not None:
+        return int(cfg.training_examples)
     if "sequence" not in cfg.data:
         return FACTS[cfg.data.name].train if cfg.data.name in FACTS else None
     tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fogzo.data import DataOrder, Feed, TensorSplit
+from fogzo.data import DataOrder, Feed, Selection, Subset, TensorSplit
 from fogzo.data.base import Split
 from fogzo.ranks import share
 
@@ -147,3 +147,13 @@ def test_batches_cut_the_same_sequence_whatever_their_size_and_order(batch_size,
     order = DataOrder(50, batch_size, seed=4, repeats=repeats)
     for step in reversed(range(200 // batch_size)):
         assert order.batch(step).tolist() == sequence[step * batch_size : (step + 1) * batch_size]
+
+
+def test_a_subset_is_evenly_spread_over_its_split_and_keeps_the_places_that_seed_augmentation():
+    whole = TensorSplit(torch.arange(10.0).view(10, 1), torch.arange(10))
+    part = Subset(whole, 5)
+    assert (len(part), part.batch(torch.arange(5))[1].tolist()) == (5, [0, 2, 4, 6, 8])
+    one = Selection(torch.tensor([4, 1]), torch.tensor([7, 8]))
+    assert [targets.tolist() for _, targets in part.load([one], seed=0)] == [[8, 2]]
+    with pytest.raises(ValueError, match="training_examples=11 is not possible: give 1 to 10"):
+        Subset(whole, 11)

@@ -43,6 +43,8 @@ def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):
     assert len(found) == 2 + 4 + 2
     assert all(job[-2:] == ["log_every=9", "seed=0"] for job in found)
     assert all("estimator.beta_min=0.99" in job for job in found if job[0] == "cell=wide.noisy")
+    experiment["tuning"]["other_seeds"] = [5]
+    assert {job[-1] for job in expand(experiment, "tune", ["setting=wide"])} == {"seed=0", "seed=5"}
 
 
 def test_what_is_given_wins_and_makes_tuning_needless(experiment):

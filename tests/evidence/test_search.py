@@ -81,6 +81,12 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
     assert hopeless.outcome() is None
 
 
+def test_a_trial_on_several_seeds_counts_by_its_mean_and_not_at_all_where_one_has_diverged():
+    search = search_of(SMALL)
+    outcomes = [({"train_loss": 2.0}, {"train_loss": 1.0}), ({"train_loss": 0.5}, None)]
+    assert [search.tell(search.next_point(), *seeds) for seeds in outcomes] == [1.5, math.inf]
+
+
 def test_accuracy_is_maximised():
     search = search_of(SMALL, metric="accuracy")
     carry_on(search, metric="accuracy", sign=-1)

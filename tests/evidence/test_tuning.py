@@ -32,27 +32,34 @@ def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_chan
 
 def command(folder, jobs):
     words = ["experiment=mlp_compute", "cell=ste,fogzo_1", "steps=5", "batch_size=20", f"results_dir={folder}"]
-    words += [f"experiment.tuning.chosen={folder}/chosen.yaml", "--trials", "3", "--jobs", str(jobs)]
+    words += [
+        f"experiment.tuning.chosen={folder}/chosen.yaml",
+        "+experiment.tuning.other_seeds=[9]",
+        "--trials",
+        "2",
+        "--jobs",
+        str(jobs),
+    ]
     return [sys.executable, "scripts/tune.py", *words]
 
 
 def test_a_killed_tuning_goes_on_and_ends_as_with_any_number_of_workers(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(command(killed, 1), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert "[1/6]" in process.stdout.readline()
+    assert "[1/4]" in process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     for folder, jobs in ((killed, 1), (whole, 2)):
         done = subprocess.run(command(folder, jobs), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "[6/6]" in done.stdout
+        assert "[4/4]" in done.stdout
     chosen = [(folder / "chosen.yaml").read_text() for folder in (killed, whole)]
     assert chosen[0] == chosen[1]
     entries = yaml.safe_load(chosen[0])
-    assert {cell: entry["trials"] for cell, entry in entries.items()} == {"ste": 3, "fogzo_1": 3}
-    assert {"estimator=ste", "seed=0", "evaluate_every=0"} <= set(entries["ste"]["overrides"])
-    runs = [sorted(path.name for path in (f / "runs/mlp_compute_tuning").glob("*-seed0-*")) for f in (killed, whole)]
-    assert len(runs[0]) == 6
+    assert {cell: entry["trials"] for cell, entry in entries.items()} == {"ste": 2, "fogzo_1": 2}
+    assert {"estimator=ste", "seed=0,9", "evaluate_every=0"} <= set(entries["ste"]["overrides"])
+    runs = [sorted(path.name for path in (f / "runs/mlp_compute_tuning").glob("*-seed[09]-*")) for f in (killed, whole)]
+    assert len(runs[0]) == 8
     assert runs[0] == runs[1]
     # they are the runs of the sweep
     rate = entries["ste"]["tried"][0]["values"]["optimizer.lr"]
