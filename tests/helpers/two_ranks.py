@@ -14,7 +14,17 @@ from torch import nn
 
 import fogzo
 from fogzo.data import ImageData, TensorSplit
-from fogzo.estimators import Phased, RescaledStraightThrough
+from fogzo.estimators import (
+    ControlVariate,
+    DisplacedStraightThrough,
+    ExactDirectional,
+    GuideOrNoise,
+    IntermittentFOGZO,
+    OneSidedFOGZO,
+    Phased,
+    RescaledStraightThrough,
+    SplitFOGZO,
+)
 from fogzo.ranks import RanksDiffer, barrier, world
 from fogzo.training.config import Settings
 from fogzo.training.distributed import process_group, synchronise_norms
@@ -34,6 +44,7 @@ class Case:
     micro_batches: int = 1
     parallel: str = "data"
     rank_1_differs_in: str = ""
+    ranks_are_slices: bool = False  # one process with twice the micro-batches computes what two ranks do
 
 
 CASES = {
@@ -52,6 +63,12 @@ CASES = {
         f"{estimator} sharing probes, other last bits": Case(estimator, "fixed", True, 2, "probes", "last bits")
         for estimator in ("rescaled", "phased", "nspsa")
     },
+    "split": Case("split", ranks_are_slices=True),
+    "split with lsq in micro-batches": Case("split", "lsq", micro_batches=2, ranks_are_slices=True),
+    **{
+        f"{estimator} with lsq in micro-batches": Case(estimator, "lsq", micro_batches=2)
+        for estimator in ("one_sided", "control_variate", "intermittent", "displaced", "exact", "guide_or_noise")
+    },
     "other weights": Case("fogzo", rank_1_differs_in="weights"),
     "other noise": Case("fogzo", rank_1_differs_in="noise"),
     "other weights in batched probes": Case("fogzo_batched", rank_1_differs_in="weights"),
@@ -69,6 +86,13 @@ ESTIMATORS = {
         fogzo.StraightThrough(weights), fogzo.FOGZO(weights, samples=3, beta=0.99, spread=spread), switch_step=4
     ),
     "nspsa": lambda weights, spread: fogzo.NSPSA(weights, samples=4, spread=spread),
+    "split": lambda weights, spread: SplitFOGZO(weights, beta=0.99),
+    "one_sided": lambda weights, spread: OneSidedFOGZO(weights, samples=2, beta=0.99),
+    "control_variate": lambda weights, spread: ControlVariate(weights, samples=2, trust=0.1),
+    "intermittent": lambda weights, spread: IntermittentFOGZO(fogzo.FOGZO(weights, beta=0.99), every=2),
+    "displaced": lambda weights, spread: DisplacedStraightThrough(weights),
+    "exact": lambda weights, spread: ExactDirectional(weights, beta=0.99),
+    "guide_or_noise": lambda weights, spread: GuideOrNoise(weights),
 }
 
 
@@ -109,6 +133,7 @@ def make(case, *, seed):
     shares_batch = world()[1] > 1 and case.parallel == "data"
     if shares_batch:
         synchronise_norms(model, torch.device("cpu"))
+    parts = case.micro_batches * (2 if case.ranks_are_slices and world()[1] == 1 else 1)
     fogzo.quantize_model(model, {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[case.quantizer])
     return Trainer(
         model=model,
@@ -117,7 +142,7 @@ def make(case, *, seed):
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         schedule=LearningRate(steps=1, shape="constant"),
         ledger=ComputeLedger(1.0, 2.0),
-        settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=case.micro_batches, parallel=case.parallel),
+        settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=parts, parallel=case.parallel),
         reduced=nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if shares_batch else None,
     )
 
