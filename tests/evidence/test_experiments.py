@@ -41,7 +41,7 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     jobs = expand(experiment, phase, [])
     points = sum(len(cell.points()) for cell in cells.values())
-    assert len(jobs) == (points if phase == "tune" else len(cells) * len(experiment.seeds))
+    assert len(jobs) == (points * len(experiment.tuning.seeds) if phase == "tune" else len(cells) * len(experiment.seeds))
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}
     # composing takes 0.15 s: every setting once, and every method once, is enough, and of tuning one cell
     shown = {cell.setting.name: cell for cell in reversed(list(cells.values()))} | {
@@ -54,7 +54,7 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         cfg = composed(f"experiment={name}", f"phase={phase}", *job)
         record = plain_record(cfg)
         assert (record["experiment"], f"cell={record['cell']}") == (name, job[0])
-        assert (record["seed"] == experiment.tuning.seed) == (phase == "tune")
+        assert (record["seed"] in experiment.tuning.seeds) == (phase == "tune")
         assert record["estimator"].get("samples", 1) == cells[record["cell"]].method.samples
         paths.add(run_path(cfg, record))
         assert run_path(cfg, record).parent.name == (f"{name}_tuning" if phase == "tune" else name)
