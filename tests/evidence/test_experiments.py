@@ -40,8 +40,8 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     jobs = expand(experiment, phase, [])
-    points = sum(len(cell.points()) for cell in cells.values())
-    assert len(jobs) == (points * len(experiment.tuning.seeds) if phase == "tune" else len(cells) * len(experiment.seeds))
+    places = sum(len(cell.points()) for cell in cells.values()) if phase == "tune" else len(cells)
+    assert len(jobs) == places * len(experiment.tuning.seeds if phase == "tune" else experiment.seeds)
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}
     # composing takes 0.15 s: every setting once, and every method once, is enough, and of tuning one cell
     shown = {cell.setting.name: cell for cell in reversed(list(cells.values()))} | {
