@@ -1,22 +1,29 @@
-"""Figures of the mini recipes."""
+"""Figures of the mini recipes, and of the members of the family on the smallest of them."""
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch._dynamo.utils
 from bench_data import waiting
-from bench_tools import extra_memory, of_recipe, step_times
+from bench_tools import alternate, extra_memory, of_recipe, step_times
+from torch.utils.flop_counter import FlopCounterMode
+
+from fogzo.training.trainer import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe" / "mini"
 MINI_RECIPES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+MEMBERS = ("displaced_ste", "one_sided", "control_variate", "split", "intermittent", "exact", "guide_or_noise")
+STEPS = 20  # of each: intermittent probes in every 10th
 LARGE = 2e7  # parameters; above, where a step takes up to a minute, one is timed, and none before it
 
 
 def models(rounds: int) -> None:
     """Figures of the mini recipes: FOGZO, compiled and W2A2 steps, their memory, and what data loading takes."""
+    members(rounds)
     for name in MINI_RECIPES:
         loading_share(name, rounds)
     for name in ("deit_tiny", "resnet18", "llama_mini"):
@@ -47,6 +54,36 @@ def models(rounds: int) -> None:
     )
     ratio, (before, after) = step_times(plain, quest, rounds)
     print(f"W2A2 QuEST / full-precision step, llama_mini: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   limit 2.0x")
+
+
+def members(rounds: int) -> None:
+    """What 20 steps of each member take in FLOPs, beside the passes that it claims, and in time, beside the STE."""
+    ste = of_recipe("model=mlp", "estimator=ste")
+    passes = ste.ledger.forward_flops + ste.ledger.backward_flops
+    for name in MEMBERS:
+        own = of_recipe("model=mlp", f"estimator={name}", *(["micro_batches=4"] if name == "split" else []))
+        with FlopCounterMode(display=False) as counter:
+            steps(own)
+        claimed = forwards_and_backwards(own) / (STEPS * passes)
+        flops = counter.get_total_flops() / (STEPS * own.settings.batch_size * passes)
+        times = alternate([partial(steps, ste), partial(steps, own)], rounds)
+        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+        print(
+            f"{name} / STE step, MLP: {flops:.3f}x of its FLOPs, {ratio:.2f}x of its time   "
+            f"limit {1.02 * claimed:.3f}x (2 % above the {claimed:.3f}x of the passes that it claims)"
+        )
+
+
+def steps(one: Trainer) -> None:
+    """Train for STEPS steps."""
+    for step in range(STEPS):
+        one.train_step(step)
+
+
+def forwards_and_backwards(one: Trainer) -> float:
+    """Return the FLOPs per example of the passes that the estimator claims for STEPS steps."""
+    forwards, backwards = one.estimator.passes(STEPS)
+    return forwards * one.ledger.forward_flops + backwards * one.ledger.backward_flops
 
 
 def loading_share(name: str, rounds: int) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_peak_memory_is_of_tensors_that_are_alive_together():
         assert peak.alive == 4 * 2000
     assert peak.most == 4 * 2000
     assert second.shape == (10, 100)
+
+
+def test_members_cost_what_they_claim_within_two_percent(scripts, capsys):
+    import bench_models
+
+    bench_models.members(1)
+    for line in capsys.readouterr().out.splitlines():
+        flops, limit = re.search(r": ([0-9.]+)x of its FLOPs.* limit ([0-9.]+)x", line).groups()
+        assert float(limit) * 0.98 / 1.02 < float(flops) < float(limit), line
 
 
 def test_the_trainers_overhead_is_of_its_whole_loop(scripts, monkeypatch, capsys):
