@@ -19,6 +19,7 @@ from fogzo.errors import ArgumentError, UserError
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
+from fogzo.smoothing import Smoothing
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Multiply too, and stay in full precision
@@ -52,6 +53,7 @@ class QuantizedWeight:
     layer_name: str
     tensor_name: str
     chain: parametrize.ParametrizationList
+    noise: Smoothing | None = None  # of probes, in place of what the surrogate implies
 
     @property
     def name(self) -> str:
@@ -77,10 +79,15 @@ class QuantizedWeight:
         """Whether the layer sees (in, out), the latent's transpose."""
         return len(self.chain) > 1
 
+    @property
+    def smoothing(self) -> Smoothing:
+        """What probes draw their noise from."""
+        return self.noise or self.quantizer.smoothing
+
     @torch.no_grad()
     def grid_unit(self) -> Tensor:
-        """ε̄·α, in weight units: the standard deviation of the noise that the STE implies."""
-        return self.quantizer.smoothing.std * self.quantizer.scale(self.latent)
+        """ε̄·α, in weight units: the standard deviation of the noise."""
+        return self.smoothing.std * self.quantizer.scale(self.latent)
 
     def __repr__(self) -> str:
         return f"QuantizedWeight({self.name}, shape={tuple(self.latent.shape)}, {self.quantizer})"

@@ -60,6 +60,21 @@ class Uniform(Smoothing):
         return (x.abs() <= self.half_width).to(x.dtype) / (2 * self.half_width)
 
 
+class Rademacher(Smoothing):
+    """u is -1 or +1, as often.  At ε̄ = 1/2 n-SPSA's mean is what round → identity weights boundaries by: 1, within 1/2.
+
+    No surrogate implies it: noise for an ablation (``noise="rademacher"``), in which ``derivative`` is that weight.
+    """
+
+    std = 0.5
+
+    def from_uniform(self, c: Tensor) -> Tensor:
+        return torch.where(c < 0.5, -1.0, 1.0).to(c)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return (x.abs() <= self.std).to(x.dtype)
+
+
 class Logistic(Smoothing):
     """p̄(u) = ε̄ (1 - tanh²(ε̄u)) / 2 with ε̄ = π/√12: sign → tanh.
 

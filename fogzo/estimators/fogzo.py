@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +45,9 @@ from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
 from fogzo.ranks import share, world
+from fogzo.smoothing import Rademacher
+
+NoiseKind = Literal["smoothing", "rademacher"]
 
 
 class FOGZO(Estimator):
@@ -58,7 +63,9 @@ class FOGZO(Estimator):
         guide_norm: what ĝ is scaled to, and with it what β means.  ``"global"`` (the paper's): ‖ĝ‖ = 1 over all
             tensors together.  ``"rms"``: ‖ĝ‖ = √d, so that β is the guide's share of a coordinate's variance (G along ĝ
             is then d times as long).  ``"per_tensor"``: ‖ĝ‖ = 1 in each tensor.
-        epsilon: ε as a multiple of the smoothing's ε̄; 1 is what the STE implies.
+        noise: of z.  ``"smoothing"`` (the paper's): what the STE implies.  ``"rademacher"``: ±1, with ε̄ = 1/2 in code
+            units; an ablation (docs/theory.md).
+        epsilon: ε as a multiple of the noise's ε̄; 1 is what the STE implies.
         probe_batch: 0 evaluates one loss at a time, with one weight-sized buffer.  k > 0 evaluates k pairs together by
             ``torch.func.vmap`` over the closure (which then may not branch on values or call ``.item()``): the same
             noise, the same estimate to floating-point tolerance, and memory for 2k copies of the weights and of a
@@ -83,12 +90,15 @@ class FOGZO(Estimator):
         beta: Beta = 0.999,
         seed: int = 0,
         guide_norm: GuideNorm = "global",
+        noise: NoiseKind = "smoothing",
         epsilon: float = 1.0,
         probe_batch: int = 0,
         spread: bool = False,
         crossings_every: int = 0,
     ) -> None:
         self.weights = check_weights(weights)
+        if choice(noise, "noise", choices_of(NoiseKind)) == "rademacher":
+            self.weights = [replace(weight, noise=Rademacher()) for weight in self.weights]
         self.samples = whole(samples, "samples")
         self.beta = check_beta(beta)
         self.seed = whole(seed, "seed", lowest=0)
@@ -205,6 +215,7 @@ class NSPSA(FOGZO):
         *,
         samples: int = 1,
         seed: int = 0,
+        noise: NoiseKind = "smoothing",
         epsilon: float = 1.0,
         probe_batch: int = 0,
         spread: bool = False,
@@ -215,6 +226,7 @@ class NSPSA(FOGZO):
             samples=samples,
             beta=0.0,
             seed=seed,
+            noise=noise,
             epsilon=epsilon,
             probe_batch=probe_batch,
             spread=spread,

@@ -22,7 +22,7 @@ class Noise:
 
     def __init__(self, weights: Sequence[QuantizedWeight], seed: int, step: int) -> None:
         self.latents = [weight.latent.detach() for weight in weights]
-        self.quantizers = {id(latent): weight.quantizer for latent, weight in zip(self.latents, weights, strict=True)}
+        self.weights = {id(latent): weight for latent, weight in zip(self.latents, weights, strict=True)}
         self.seed, self.step = seed, whole(step, "step", lowest=0)
 
     def draw(self, samples: range) -> Iterator[Tensor]:
@@ -37,10 +37,10 @@ class Noise:
                 generators[device] = [self._generator(i, device) for i in samples]
             c = _uniform(sum(latent.numel() for latent in group), generators[device])
             for latent, part in zip(group, torch.split(c, [latent.numel() for latent in group], dim=1), strict=True):
-                quantizer = self.quantizers[id(latent)]
+                weight = self.weights[id(latent)]
                 # fp32 draws whatever the weights are: a model in fp64 sees the noise that its fp32 twin sees
-                z = quantizer.smoothing.from_uniform(part.to(latent.dtype))
-                yield quantizer.unrotate(z.reshape(-1, *latent.shape))
+                z = weight.smoothing.from_uniform(part.to(latent.dtype))
+                yield weight.quantizer.unrotate(z.reshape(-1, *latent.shape))
 
     def _generator(self, i: int, device: torch.device) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed("probe", self.seed, self.step, i))

@@ -42,6 +42,7 @@ ADDED = {
     "quantizer.lsq.per_channel": False,  # of this choice alone: others had the key from the first
     "pull.strength": 0.0,
     "pull.start": 0.8,
+    "estimator.noise": "smoothing",
 }
 
 

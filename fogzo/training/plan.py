@@ -142,7 +142,7 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
     # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise
     moved = (0.8 * math.sqrt((1 - beta) + beta * square) for square in guide_squares(sizes, guide_norm_of(cfg)))
     parts = zip(weights, sizes, moved, strict=True)
-    return sum(2 * epsilon * weight.quantizer.smoothing.std * move * size for weight, size, move in parts)
+    return sum(2 * epsilon * weight.smoothing.std * move * size for weight, size, move in parts)
 
 
 def guide_norm_of(cfg: DictConfig) -> str:

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+import fogzo
 from fogzo.smoothing import Logistic, Triangular, Uniform
 
 KAPPA = 9 / 5  # fourth moment of the uniform noise
@@ -175,3 +177,41 @@ def test_the_displaced_ste_has_the_gradient_of_the_network_that_the_surrogate_st
     after_lower_code = x - x.floor()
     variances = torch.stack([code.var(correction=0) for code in codes])
     torch.testing.assert_close(variances, after_lower_code * (1 - after_lower_code), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_rademacher_noise_gives_the_gradient_that_identity_smoothing_leaves_of_a_separable_loss(linear):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 1, bias=False).double()
+    slope, target = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+
+    def loss_of(codes):  # Σ l_i(q_i)
+        return codes @ slope + (0 if linear else (codes - target).pow(4).sum(-1))
+
+    model = fogzo.quantize_model(nn.Sequential(layer), fogzo.FixedScale(4, scale=0.1))
+    weights = fogzo.quantized_weights(model)
+    x = weights[0].latent.detach().flatten() / 0.1
+
+    def closure(*, backward):
+        loss = loss_of(model[0].weight.flatten() / 0.1)
+        if backward:
+            loss.backward()
+        return loss.detach()
+
+    def estimated(estimator, steps):
+        total = torch.zeros(6, dtype=torch.float64)
+        for step in range(steps):
+            model.zero_grad()
+            estimator.estimate(closure, step=step)
+            total += weights[0].latent.grad.flatten() * 0.1 / steps
+        return total
+
+    found = estimated(fogzo.NSPSA(weights, samples=64, seed=1, noise="rademacher"), 50)
+    codes = [weights[0].quantizer.encode(x + half) for half in (0.5, -0.5)]
+    ends = [torch.stack([torch.where(torch.arange(6) == i, one, 0) for i in range(6)]) for one in codes]
+    exact = loss_of(ends[0]) - loss_of(ends[1])  # the other codes' terms drop out
+    torch.testing.assert_close(found, exact, atol=0.05 * float(exact.abs().max()), rtol=0.05)
+    if linear:
+        torch.testing.assert_close(exact, estimated(fogzo.StraightThrough(weights), 1))
+    else:  # with the surrogate's own noise it is another gradient
+        assert not torch.allclose(estimated(fogzo.NSPSA(weights, samples=64, seed=1), 50), exact, atol=0.1, rtol=0.1)
