@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow mutants lint types format tables report plans bench clean
+.PHONY: help setup demo test test-slow mutants campaigns lint types format tables report plans bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ test-slow: $(SETUP)  ## run what the test suite leaves out for its length
 
 mutants: $(SETUP)  ## plant single-line faults in the method: each must turn a test red (up to 30 minutes)
 	$(BIN)/python scripts/mutants.py
+
+campaigns: $(SETUP)  ## look for faults: odd configs, damaged files, full disks, kills at random moments (hours; docs/log.md)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/configs.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/kills.py
 
 lint: $(SETUP)  ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ def check_sizes(**sizes: Any) -> None:
 
     >>> check_sizes(width=128, heads=0)
     Traceback (most recent call last):
-    fogzo.errors.ArgumentError: heads=0 is not possible: give a whole number of at least 1
+    fogzo.errors.ArgumentError: heads=0 is not possible: give a whole number from 1 to 2147483648
     """
     for name, value in sizes.items():
-        whole(value, name)
+        whole(value, name, highest=2**31)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from fogzo.checks import positive
@@ -127,7 +127,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
         )
     activations = instantiate(cfg.activations, "activations") if cfg.activations.name != "none" else None
     if cfg.quantizer.name != "none":
-        skip = cfg.quantize.skip if isinstance(cfg.quantize.skip, str) else list(cfg.quantize.skip)
+        skip = list(given) if isinstance(given := cfg.quantize.skip, ListConfig) else given
         quantizer = quantizers(cfg)
         with keys_of("quantize"):
             quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases, activations=activations)

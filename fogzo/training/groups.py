@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo.checks import check_arguments
-from fogzo.errors import UserError, keys_of
+from fogzo.errors import UserError, keys_of, one_line
 from fogzo.training.config import did_you_mean
 
 GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
@@ -63,8 +63,9 @@ def instantiate(node: DictConfig, group: str, *positional: Any, **given: Any) ->
             return make(*positional, **given, **values)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # of constructors that are not ours
-        raise UserError(str(error) if f"{group}." in str(error) else f"{group}={node.name}: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # of constructors that are not ours, and of sizes too large
+        said = one_line(error)
+        raise UserError(said if f"{group}." in said else f"{group}={node.name}: {said}") from error
 
 
 def arguments(node: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:

@@ -133,3 +133,15 @@ def test_a_run_and_its_plan_refuse_a_key_of_another_kind_in_the_same_words(overr
             train(composed(override, *more))
         said.append(str(refusal.value))
     assert said[0] == said[1] == f"{override} is not possible: give text"
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("quantize.skip=7", "give a list of names or patterns"),
+        ("model.hidden=99999999999", "give a whole number from 1 to"),
+    ],
+)
+def test_what_builds_the_network_refuses_other_kinds_and_sizes_beyond_any_memory(override, rule):
+    with pytest.raises(UserError, match=f"^{override} is not possible: {rule}"):
+        train(composed(override, "plan=true"))
