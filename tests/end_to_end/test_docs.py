@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.cli import run_script
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,6 +19,7 @@ from fogzo.training.draft import build_model
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -51,6 +54,37 @@ def test_the_library_snippet_runs_as_it_stands(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
+
+
+def loops():
+    """The snippets of the section on loops, by their headings."""
+    section = LIBRARY.partition("## Your loop")[2].partition("\n## ")[0]
+    return {text.partition("\n")[0]: "".join(blocks("python", text)) for text in section.split("\n### ")[1:]}
+
+
+def test_the_table_of_loops_leads_to_each_snippet():
+    anchors = re.findall(r"^\| \[.*?\]\(#([a-z-]+)\)", LIBRARY, re.MULTILINE)
+    assert anchors == [re.sub(r"[^a-z -]", "", name.lower()).replace(" ", "-") for name in loops()]
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory", "ignore:.broadcast_buffers. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", loops())
+def test_a_loop_of_the_library_page_runs(name, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for key, value in launched.items() if name == "DistributedDataParallel" else ():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    snippets, names = loops(), {"__name__": "snippet"}
+    step = "optimizer.zero_grad()\nestimate = estimator.estimate(closure, step=step)\noptimizer.step()\n"
+    try:
+        exec(snippets["Plain PyTorch"] + (snippets[name] if name != "Plain PyTorch" else "") + step, names)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert names["estimate"].agreement.isfinite()
 
 
 @pytest.mark.parametrize("command", list(trainings()))
