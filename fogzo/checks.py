@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from fogzo.errors import ArgumentError, UserError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 SEQUENCES = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 
@@ -108,6 +109,20 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> N
             near = get_close_matches(name, parameters, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{name} is no argument of {make.__name__}: it has {', '.join(parameters)}{meant}")
+
+
+def options_of(other: Callable[..., Any]) -> Callable[[F], F]:
+    """Return a decorator of functions whose ``**options`` are keywords of ``other``: their signature then says so."""
+
+    def declared(function: F) -> F:
+        own = inspect.signature(function, eval_str=True)
+        named = {name: one for name, one in own.parameters.items() if one.kind is not one.VAR_KEYWORD}
+        more = inspect.signature(other, eval_str=True).parameters
+        together = {**named, **{name: one for name, one in more.items() if name not in named}}
+        function.__signature__ = own.replace(parameters=list(together.values()))  # type: ignore[attr-defined]
+        return function
+
+    return declared
 
 
 def _evaluated(annotation: Any, make: Callable[..., Any]) -> Any:

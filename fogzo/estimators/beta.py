@@ -1,57 +1,84 @@
-"""β: a number in [0, 1], or a function of the step alone, so that there is nothing to checkpoint."""
+"""β, and other numbers that may be functions of the step alone, so that there is nothing to checkpoint."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from fogzo.checks import share, whole
+from fogzo.checks import choice, choices_of, number, share, whole
 from fogzo.errors import ArgumentError
 from fogzo.quantize import QuantizedWeight
 
-Beta = float | Callable[[int], float]
-PLAIN = "; 0.999 is usual for an MLP, 0.999999999 for deep networks"
+OverSteps = float | Callable[[int], float]
+Beta = OverSteps
+Shape = Literal["constant", "linear", "cosine"]
+HINT = "; 0 is n-SPSA, 1 the STE's direction alone; 0.999 is usual for an MLP, 0.999999999 for deep networks"
 
 
 @dataclass(frozen=True)
-class LinearBeta:
-    """β from 1 at the first step down to ``beta_min`` at the last (paper.md, section 2, "β schedule").
+class Ramp:
+    """A number on its way from ``start`` at the first of ``steps`` to ``end`` at the last; constant: ``start``.
 
-    >>> LinearBeta(beta_min=0.999, steps=3)(1)
+    The paper's β falls on a line from 1 (paper.md, section 2, "β schedule").
+
+    >>> Ramp(1.0, 0.999, steps=3)(1)
     0.9995
     """
 
-    beta_min: float
+    start: float
+    end: float
     steps: int
+    shape: Shape = "linear"
 
     def __post_init__(self) -> None:
-        share(self.beta_min, "beta_min", hint=PLAIN)
+        number(self.start, "start")
+        number(self.end, "end")
         whole(self.steps, "steps", lowest=0)
+        choice(self.shape, "shape", choices_of(Shape))
 
     def __call__(self, step: int) -> float:
-        # 1 - β is what matters, and it is computed first: 1-1e-9 keeps its digits
-        return 1 - (1 - self.beta_min) * min(step / max(self.steps - 1, 1), 1.0)
+        done = min(step / max(self.steps - 1, 1), 1.0) if self.shape != "constant" else 0.0
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        # of β, 1 - β is what matters, and this keeps the digits of 1-1e-9
+        return self.start + (self.end - self.start) * done
+
+
+def held(value: OverSteps, check: Callable[[float], float]) -> OverSteps:
+    """Return ``value`` if ``check`` takes the number, or both ends of the :class:`Ramp`; another function as it is."""
+    if isinstance(value, Ramp):
+        check(value.start)
+        check(value.end)
+    return value if callable(value) else check(value)
+
+
+def value_at(value: OverSteps, step: int, check: Callable[[float], float]) -> float:
+    """Return ``value``, or what the function is at ``step``, held by ``check``."""
+    return check(value(step) if callable(value) else value)
 
 
 def check_beta(beta: Beta, *, guided: bool = False) -> Beta:
-    """Return β as a float if it lies in [0, 1], above 0 for estimators that are ``guided``; a function as it is.
+    """Return β, whose numbers must lie in [0, 1], above 0 for estimators that are ``guided``.
 
     Raises:
         ArgumentError: for any other value; of a function's values, :func:`beta_at` raises it.
     """
-    if callable(beta):
-        return beta
-    share(beta, "beta", hint="; 0 is n-SPSA, 1 the STE's direction alone, an MLP takes 0.999")
-    if guided and beta == 0:
-        raise ArgumentError("beta", beta, "has no guide whose size the noise could take: give a number in (0, 1]")
-    return float(beta)
+    return held(beta, partial(_in_range, guided=guided))
 
 
 def beta_at(beta: Beta, step: int, *, guided: bool = False) -> float:
     """Return β of ``step``, checked."""
-    value = check_beta(beta(step) if callable(beta) else beta, guided=guided)
-    assert isinstance(value, float)
-    return value
+    return value_at(beta, step, partial(_in_range, guided=guided))
+
+
+def _in_range(beta: float, *, guided: bool) -> float:
+    share(beta, "beta", hint=HINT)
+    if guided and beta == 0:
+        raise ArgumentError("beta", beta, "has no guide whose size the noise could take: give a number in (0, 1]")
+    return float(beta)
 
 
 def noise_share(beta: float, weights: Sequence[QuantizedWeight]) -> float:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fogzo.checks import choice, choices_of, number, positive, whole
+from fogzo.checks import choice, choices_of, positive, share, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.baseline import RunningMean
+from fogzo.estimators.beta import OverSteps, held, value_at
 from fogzo.estimators.guide import guide_of
 from fogzo.estimators.probes import slopes_of
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 
-Trust = float | Callable[[int], float]
 Sides = Literal["two", "one"]
+check_trust = partial(share, name="trust")
 
 
 class ControlVariate(Estimator):
@@ -45,14 +47,14 @@ class ControlVariate(Estimator):
         weights: Sequence[QuantizedWeight],
         *,
         samples: int = 1,
-        trust: Trust = 0.01,
+        trust: OverSteps = 0.01,
         sides: Sides = "two",
         seed: int = 0,
         epsilon: float = 1.0,
     ) -> None:
         self.weights = check_weights(weights)
         self.samples = whole(samples, "samples")
-        self.trust = trust if callable(trust) else number(trust, "trust", lowest=0, highest=1)
+        self.trust = held(trust, check_trust)
         self.sides = 2 if choice(sides, "sides", choices_of(Sides)) == "two" else 1
         self.seed = whole(seed, "seed", lowest=0)
         self.epsilon = positive(epsilon, "epsilon")
@@ -60,7 +62,7 @@ class ControlVariate(Estimator):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        trust = number(self.trust(step), "trust", lowest=0, highest=1) if callable(self.trust) else self.trust
+        trust = value_at(self.trust, step, check_trust)
         loss, guide, probes = guide_of(
             closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon, guide_norm=None
         )

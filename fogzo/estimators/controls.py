@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from fogzo.checks import whole
+from fogzo.checks import options_of, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights, first_order
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.fogzo import FOGZO
@@ -52,24 +53,14 @@ class NoisyStraightThrough(Estimator):
 class RescaledStraightThrough(Estimator):
     """STE's gradient at the norm of FOGZO's estimate (in grid units): FOGZO's step length without its direction.
 
-    Costs what FOGZO costs, and one more weight-sized buffer.  ``samples``, ``beta``, ``seed``, ``spread`` and
-    ``crossings_every`` as for :class:`fogzo.FOGZO`; β must be positive.
+    Costs what FOGZO costs, and one more weight-sized buffer.  Arguments as for :class:`fogzo.FOGZO`; β must be
+    positive.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[QuantizedWeight],
-        *,
-        samples: int = 1,
-        beta: Beta = 0.999,
-        seed: int = 0,
-        spread: bool = False,
-        crossings_every: int = 0,
-    ) -> None:
-        beta = check_beta(beta, guided=True)
-        self.inner = FOGZO(
-            weights, samples=samples, beta=beta, seed=seed, spread=spread, crossings_every=crossings_every
-        )
+    @options_of(FOGZO)
+    def __init__(self, weights: Sequence[QuantizedWeight], **options: Any) -> None:
+        self.inner = FOGZO(weights, **options)
+        check_beta(self.inner.beta, guided=True)
         self.buffers = self.inner.buffers + 1  # the STE's gradient
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from fogzo.checks import number, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
+from fogzo.estimators.beta import OverSteps, held, value_at
 from fogzo.estimators.interrupts import interrupts_deferred
 from fogzo.estimators.perturb import Displacement, Noise
 from fogzo.quantize import QuantizedWeight
 
-Sigma = float | Callable[[int], float]
+check_sigma = partial(number, name="sigma", lowest=0)
 
 
 class DisplacedStraightThrough(Estimator):
@@ -34,13 +36,13 @@ class DisplacedStraightThrough(Estimator):
 
     buffers = 1
 
-    def __init__(self, weights: Sequence[QuantizedWeight], *, sigma: Sigma = 1.0, seed: int = 0) -> None:
+    def __init__(self, weights: Sequence[QuantizedWeight], *, sigma: OverSteps = 1.0, seed: int = 0) -> None:
         self.weights = check_weights(weights)
-        self.sigma = sigma if callable(sigma) else number(sigma, "sigma", lowest=0)
+        self.sigma = held(sigma, check_sigma)
         self.seed = whole(seed, "seed", lowest=0)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        sigma = number(self.sigma(step), "sigma", lowest=0) if callable(self.sigma) else self.sigma
+        sigma = value_at(self.sigma, step, check_sigma)
         check_gradients_empty(self.weights[0].model)
         if sigma == 0:
             return Estimate(loss=first_order(closure, self.weights)[0])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 
-from fogzo.checks import whole
+from fogzo.checks import options_of, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, first_order
 from fogzo.estimators.beta import beta_at
 from fogzo.estimators.fogzo import FOGZO
+from fogzo.quantize import QuantizedWeight
 
 
 class IntermittentFOGZO(Estimator):
@@ -29,6 +31,12 @@ class IntermittentFOGZO(Estimator):
         self.inner, self.every = inner, whole(every, "every")
         self.agreement = torch.ones(())
         self.weights, self.buffers, self.together = inner.weights, inner.buffers, inner.together
+
+    @classmethod
+    @options_of(FOGZO)
+    def with_fogzo(cls, weights: Sequence[QuantizedWeight], *, every: int = 10, **options: Any) -> Self:
+        """Return it around FOGZO with ``options``."""
+        return cls(FOGZO(weights, **options), every=every)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         if step % self.every == 0:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from fogzo.checks import whole
+from collections.abc import Sequence
+from typing import Any, Self
+
+from fogzo.checks import options_of, share, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator
+from fogzo.estimators.fogzo import FOGZO
+from fogzo.estimators.straight_through import StraightThrough
+from fogzo.quantize import QuantizedWeight
 
 
 class Phased(Estimator):
@@ -14,6 +20,16 @@ class Phased(Estimator):
         self.switch_step = whole(switch_step, "switch_step", lowest=0)
         self.buffers = max(first.buffers, then.buffers)
         self.together = max(first.together, then.together)
+
+    @classmethod
+    @options_of(FOGZO)
+    def from_ste(
+        cls, weights: Sequence[QuantizedWeight], *, steps: int, ste_share: float = 0.7, **options: Any
+    ) -> Self:
+        """Return the STE for the first ``ste_share`` of ``steps``, and then FOGZO with ``options``."""
+        share(ste_share, "ste_share", hint=": 0.7 is 70 % STE, then FOGZO")
+        switch_step = round(ste_share * steps)
+        return cls(StraightThrough(weights), FOGZO(weights, **options), switch_step=switch_step)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         estimator = self.first if whole(step, "step", lowest=0) < self.switch_step else self.then

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -25,8 +26,7 @@ from fogzo.seeding import derive_seed
 from fogzo.training.config import Settings, check_keys
 from fogzo.training.devices import choose_device
 from fogzo.training.distributed import synchronise_norms
-from fogzo.training.factories import Run
-from fogzo.training.groups import arguments, instantiate
+from fogzo.training.groups import arguments, asked, instantiate
 from fogzo.training.shapes import check_shape, known_examples, known_shape
 from fogzo.training.steering import GridPull
 
@@ -161,10 +161,23 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int) -> Estimator:
-    """Return the estimator of ``estimator=...``; its probes are spread over ranks if ``parallel=probes``."""
-    spread = {"spread": True} if cfg.parallel == "probes" and world()[1] > 1 else {}
-    run = Run(weights, steps, cfg.seed, cfg.log_every)
-    estimator: Estimator = instantiate(cfg.estimator, "estimator", run, **spread)
+    """Return the estimator of ``estimator=...``, handed what its constructor asks for of the run by these names.
+
+    Its probes are spread over ranks if ``parallel=probes``, and count what they cross in steps that are logged.
+    """
+    if not weights and asked(get_object(cfg.estimator._target_))["weights"].default is not None:
+        raise UserError(
+            "quantizer=none leaves no quantized weights to perturb: choose estimator=ste, or another quantizer"
+        )
+    estimator: Estimator = instantiate(
+        cfg.estimator,
+        "estimator",
+        weights=weights or None,
+        seed=cfg.seed,
+        steps=steps,
+        spread=cfg.parallel == "probes" and world()[1] > 1,
+        crossings_every=cfg.log_every,
+    )
     return estimator
 
 
@@ -172,7 +185,7 @@ def check_samples(cfg: DictConfig, ranks: int) -> None:
     """Refuse ranks that have no samples to share, or too few."""
     if cfg.parallel != "probes" or ranks == 1:
         return
-    if "samples" not in cfg.estimator:
+    if "spread" not in asked(get_object(cfg.estimator._target_)):
         raise UserError(f"parallel=probes: estimator={cfg.estimator.name} has no samples to share: use parallel=data")
     if cfg.estimator.samples < ranks:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fogzo.checks import check_arguments
-from fogzo.errors import UserError, keys_of, one_line
+from fogzo.errors import ArgumentError, UserError, keys_of, one_line
 from fogzo.training.config import did_you_mean
+from fogzo.training.schedules import WAYS, over_steps
 
 GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
 
@@ -51,16 +53,20 @@ def _composed(choices: tuple[str, ...]) -> dict[str, tuple[str, str | None]]:
     return {group: (cfg[group].name, cfg[group].get("_target_")) for group in GROUPS}
 
 
-def instantiate(node: DictConfig, group: str, *positional: Any, **given: Any) -> Any:
-    """Return what the config group ``node`` describes, made from its values and from what is ``given`` beside them.
+def instantiate(node: DictConfig, group: str, *positional: Any, **known: Any) -> Any:
+    """Return what the config group ``node`` describes, made from its values and from what is ``known`` beside them.
+
+    A constructor is handed what it asks for by name: an estimator for the run's ``weights``, ``seed`` or ``steps``.
 
     Raises:
         UserError: for values that its constructor does not take, by their keys: ``estimator.samples``.
     """
-    make, values = arguments(node, group)
+    make, values = arguments(node, group, **known)
     try:
-        with keys_of(group):
-            return make(*positional, **given, **values)
+        return make(*positional, **{name: known[name] for name in known.keys() & asked(make)}, **values)
+    except ArgumentError as error:
+        keys = (key for key, (argument, _) in WAYS.items() if argument == error.key and key in node)
+        raise ArgumentError(f"{group}.{next(keys, error.key)}", error.value, error.rule) from None
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:  # of constructors that are not ours, and of sizes too large
@@ -68,17 +74,24 @@ def instantiate(node: DictConfig, group: str, *positional: Any, **given: Any) ->
         raise UserError(said if f"{group}." in said else f"{group}={node.name}: {said}") from error
 
 
-def arguments(node: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
+def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str, Any]]:
     """Return the constructor that ``node`` names and its arguments, held against their annotations."""
     described: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     make = get_object(described.pop("_target_"))
     name = described.pop("name", group)  # for people and folders
+    with keys_of(group):
+        described = over_steps(described, known.get("steps", 1))
     parameters = inspect.signature(make).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        known = [f"{group}.{parameter.name}" for parameter in parameters]
+        free = [f"{group}.{parameter}" for parameter in asked(make) if parameter not in known]
         for key in described:
-            if f"{group}.{key}" not in known:
-                raise UserError(f"{group}.{key} is no key of {group}={name}{did_you_mean(f'{group}.{key}', known)}")
+            if f"{group}.{key}" not in free:
+                raise UserError(f"{group}.{key} is no key of {group}={name}{did_you_mean(f'{group}.{key}', free)}")
     with keys_of(group):
         check_arguments(make, described)
     return make, described
+
+
+def asked(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a constructor by name."""
+    return dict(inspect.signature(make).parameters)

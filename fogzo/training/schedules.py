@@ -1,4 +1,4 @@
-"""The factor on the learning rate.  Most schedules are functions of the step alone: nothing to checkpoint."""
+"""The factor on the learning rate, and what else follows the step.  Most are its functions: nothing to checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fogzo.checks import choice, choices_of, number
+from fogzo.errors import keys_of
+from fogzo.estimators.beta import Ramp, Shape
 from fogzo.quantize import QuantizedWeight
 
-SHAPES = ("constant", "linear", "cosine")
+SHAPES = choices_of(Shape)
+# Keys of recorded configs for numbers that change with the step: the argument that each is for, with the other end of
+# its way over the training; KEY_schedule beside it is the shape.  New ones: {start: 0.0, end: 0.2, shape: linear}
+WAYS: dict[str, tuple[str, dict[str, float]]] = {
+    "beta_min": ("beta", {"start": 1.0}),
+    "sigma": ("sigma", {"end": 0.0}),
+    "trust": ("trust", {"start": 0.0}),
+}
 
 
 class Schedule(ABC):
@@ -65,3 +75,19 @@ class LearningRate(Schedule):
         done = (step - warmup_steps) / max(self.steps - warmup_steps, 1)
         left = 1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.final + (1 - self.final) * left
+
+
+def over_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return ``values`` with a :class:`Ramp` over ``steps`` for each number that changes with the step."""
+    changed = dict(values)
+    for key, (argument, other_end) in WAYS.items():
+        if f"{argument}_schedule" in values:
+            value, shape = number(changed.pop(key), key), changed.pop(f"{argument}_schedule")
+            choice(shape, f"{argument}_schedule", choices_of(Shape))
+            ramp = Ramp(**{"start": value, "end": value, **other_end}, steps=steps, shape=shape)
+            changed[argument] = value if shape == "constant" else ramp
+    for key, value in values.items():
+        if isinstance(value, dict) and value.keys() == {"start", "end", "shape"}:
+            with keys_of(key):
+                changed[key] = Ramp(**value, steps=steps)
+    return changed

@@ -18,7 +18,7 @@ import fogzo.data
 import fogzo.runs.provenance
 import fogzo.training.launch
 from fogzo.data import mnist5k
-from fogzo.estimators.beta import LinearBeta
+from fogzo.estimators.beta import Ramp
 from fogzo.quantize import quantized_weights
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.provenance import provenance
@@ -268,11 +268,9 @@ def test_the_learning_rate_warms_up_and_falls_to_its_share(build_trainer):
 
 
 def test_beta_falls_from_one_and_keeps_the_digits_of_one_minus_beta():
-    beta = LinearBeta(1 - 1e-9, steps=5)
+    beta = Ramp(1.0, 1 - 1e-9, steps=5)
     assert [1 - beta(step) for step in range(6)] == pytest.approx([0, 2.5e-10, 5e-10, 7.5e-10, 1e-9, 1e-9], rel=1e-6)
-    assert LinearBeta(0.5, steps=1)(0) == 1
-    with pytest.raises(ValueError, match=r"beta_min=1\.5"):
-        LinearBeta(1.5, steps=5)
+    assert Ramp(1.0, 0.5, steps=1)(0) == 1
 
 
 def test_the_slurm_preset_asks_for_its_jobs_to_be_put_back_into_the_queue(tmp_path):

@@ -18,7 +18,7 @@ from fogzo.estimators import (
     RescaledStraightThrough,
     evaluations_per_call,
 )
-from fogzo.estimators.beta import LinearBeta
+from fogzo.estimators.beta import Ramp
 from fogzo.training.costs import PeakTensorMemory
 
 STEPS = 5
@@ -43,8 +43,8 @@ ESTIMATORS = {
     "fogzo, batched": lambda weights: fogzo.FOGZO(weights, samples=5, beta=0.9, probe_batch=2),
     "fogzo, one pair at once": lambda weights: fogzo.FOGZO(weights, beta=0.9, probe_batch=8),
     "fogzo, β = 1": lambda weights: fogzo.FOGZO(weights, samples=3, beta=1.0),
-    "fogzo, β falls": lambda weights: fogzo.FOGZO(weights, samples=3, beta=LinearBeta(0.5, STEPS)),
-    "fogzo, β becomes 0": lambda weights: fogzo.FOGZO(weights, samples=3, beta=LinearBeta(0.0, STEPS)),
+    "fogzo, β falls": lambda weights: fogzo.FOGZO(weights, samples=3, beta=Ramp(1.0, 0.5, STEPS)),
+    "fogzo, β becomes 0": lambda weights: fogzo.FOGZO(weights, samples=3, beta=Ramp(1.0, 0.0, STEPS)),
     "nspsa": lambda weights: fogzo.NSPSA(weights, samples=4),
     "nspsa, batched": lambda weights: fogzo.NSPSA(weights, samples=4, probe_batch=8),
     "phased": half_steps,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.configs import composed
 from helpers.ids import readable
 from torch import nn
 
@@ -212,13 +213,11 @@ def test_the_ste_that_does_not_know_the_model_adds_to_gradients_as_backward_does
 
 @pytest.mark.parametrize("chosen", ["ste", "phased"])
 def test_a_run_with_the_ste_checks_that_its_gradients_are_empty(chosen):
-    from fogzo.training import factories
+    from fogzo.training.draft import build_estimator
 
     model = quantized()
-    options = {"ste_share": 1.0, "beta_min": 0.9, "beta_schedule": "constant"} if chosen == "phased" else {}
-    make = {"ste": factories.straight_through, "phased": factories.phased}[chosen]
-    run = factories.Run(weights=fogzo.quantized_weights(model), steps=10, seed=0, log_every=0)
-    estimator = make(run, **options)
+    cfg = composed(f"estimator={chosen}", *["estimator.ste_share=1"] * (chosen == "phased"))
+    estimator = build_estimator(cfg, fogzo.quantized_weights(model), steps=10)
     estimator.estimate(Closure(model), step=0)
     with pytest.raises(ValueError, match="zero_grad"):
         estimator.estimate(Closure(model), step=0)
