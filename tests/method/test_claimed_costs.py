@@ -19,6 +19,7 @@ from fogzo.estimators import (
     evaluations_per_call,
 )
 from fogzo.estimators.beta import Ramp
+from fogzo.estimators.ewgs import EWGS
 from fogzo.training.costs import PeakTensorMemory
 
 STEPS = 5
@@ -58,6 +59,7 @@ ESTIMATORS = {
     "now and then": lambda weights: IntermittentFOGZO(fogzo.FOGZO(weights, samples=2), every=2),
     "exact": lambda weights: ExactDirectional(weights, samples=2),
     "guide or noise": lambda weights: GuideOrNoise(weights),
+    "ewgs": lambda weights: EWGS(weights),
 }
 MODELS = {
     "quantized alone": {},

@@ -19,6 +19,7 @@ from fogzo.estimators import (
     Slices,
     SplitFOGZO,
 )
+from fogzo.estimators.ewgs import EWGS
 from fogzo.estimators.perturb import Noise
 from fogzo.seeding import derive_seed
 
@@ -253,7 +254,49 @@ def test_guide_or_noise_takes_the_guide_where_its_slope_explains_more():
     same(found, along * guide if guided else across * z)
 
 
+EWGS_QUANTIZERS = {
+    "fixed": fogzo.FixedScale(2, scale=0.2),
+    "lsq": fogzo.LSQ(3),
+    "quest": fogzo.QuEST(2),
+    "sign": fogzo.Sign(scale=0.3),
+}
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.4, lambda step: step / 10], ids=["0", "0.4", "falling"])
+@pytest.mark.parametrize("quantizer", EWGS_QUANTIZERS)
+def test_ewgs_scales_each_entry_by_its_rounding_error(quantizer, delta):
+    torch.manual_seed(0)
+    model = fogzo.quantize_model(nn.Sequential(nn.Linear(8, 16), nn.ReLU()).double(), EWGS_QUANTIZERS[quantizer])
+    (weight,) = fogzo.quantized_weights(model)
+    x, y = batch()
+
+    def closure(*, backward):
+        loss = F.cross_entropy(model(x), y)
+        if backward:
+            loss.backward()
+        return loss.detach()
+
+    closure(backward=True)
+    g = weight.latent.grad.clone()
+    rest = {name: p.grad.clone() for name, p in model.named_parameters() if p is not weight.latent}
+    model.zero_grad()
+    EWGS([weight], delta=delta).estimate(closure, step=2)
+    with torch.no_grad():  # by definition: the rotation as a matrix, codes by search among all that there are
+        rotation = weight.quantizer.rotate(torch.eye(8, dtype=torch.float64)) if quantizer == "quest" else torch.eye(8)
+        turn, scale = rotation.double(), weight.quantizer.scale(weight.latent)
+        inside, rotated_g = weight.latent @ turn / scale, g @ turn
+        codes = weight.quantizer.encode(torch.linspace(-50, 50, 401, dtype=torch.float64)[:, None]).unique()
+        inside = inside.clamp(codes.min(), codes.max())
+        error = inside - codes[(inside[..., None] - codes).abs().argmin(-1)]
+        width = delta(2) if callable(delta) else delta
+        expected = (rotated_g * (1 + width * rotated_g.sign() * error)) @ turn.T
+    torch.testing.assert_close(weight.latent.grad, expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(p.grad, rest[name]) for name, p in model.named_parameters() if name in rest)
+    assert torch.equal(weight.latent.grad, g) == (delta == 0)
+
+
 MEMBERS = {
+    "ewgs": lambda w: EWGS(w),
     "displaced": lambda w: DisplacedStraightThrough(w, seed=3),
     "control variate": lambda w: ControlVariate(w, trust=0.3, seed=3),
     "control variate, one-sided": lambda w: ControlVariate(w, trust=0.3, sides="one", seed=3),
@@ -324,6 +367,7 @@ def test_float_parameters_keep_the_first_order_gradient_and_a_full_grad_is_refus
         (lambda w: OneSidedFOGZO(w, beta=0.0), "beta=0"),
         (lambda w: IntermittentFOGZO(fogzo.FOGZO(w), every=0), "every=0"),
         (lambda w: SplitFOGZO(w, epsilon=0), "epsilon=0"),
+        (lambda w: EWGS(w, delta=1.5), "delta=1.5"),
     ],
 )
 def test_values_out_of_range_are_named(make, named):
