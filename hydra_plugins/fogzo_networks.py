@@ -10,6 +10,10 @@ from omegaconf import OmegaConf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
+# Hydra copies all its sources, and this store with them, for each group that --help lists: seconds.  One store will do,
+# as it hands out copies of what it holds.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
 
 def register(table: dict[str, Any]) -> None:
     """Store a model and its recipes for each LLaMA, and for each network what estimators and AdamW take from it."""

@@ -22,8 +22,6 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fogzo.errors import UserError, one_line
-from fogzo.evidence.jobs import expand
-from fogzo.evidence.parse import parse
 
 Job = list[str]  # its overrides
 
@@ -120,6 +118,9 @@ class ExperimentSweeper(BasicSweeper):
         assert self.config is not None
         jobs = [job for batch in batches for job in batch]
         if (given := self.config.get("experiment")) is not None:
+            from fogzo.evidence.jobs import expand  # and numpy, not for --help
+            from fogzo.evidence.parse import parse
+
             experiment = parse(OmegaConf.to_container(given))
             jobs = [cell + _without(job, cell) for job in jobs for cell in expand(experiment, self.config.phase, job)]
         return [jobs]
