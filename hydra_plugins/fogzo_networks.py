@@ -16,20 +16,26 @@ ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
 def register(table: dict[str, Any]) -> None:
-    """Store a model and its recipes for each LLaMA, and for each network what estimators and AdamW take from it."""
+    """Store a model and its recipes for each LLaMA, and for each network what estimators and optimizers take."""
     store = ConfigStore.instance().store
+    rates: dict[str, dict[str, float]] = {}
     for name, row in table["llamas"].items():
-        optimizer, steps = {"lr": row.pop("lr")}, row.pop("steps")
+        lr, steps = row.pop("lr"), row.pop("steps")
+        rates[name] = {"mini": row.pop("lr_mini", lr), "paper": lr}
         store(name, {"name": name, **table["llama"], **row}, group="model")
-        for scale, values in (("mini", {"optimizer": optimizer}), ("paper", {"optimizer": optimizer, "steps": steps})):
+        for scale, values in (("mini", {}), ("paper", {"steps": steps})):
             if not (CONFIGS / "recipe" / scale / f"{name}.yaml").exists():  # llama_mini has one of its own
                 recipe = {"defaults": [f"/recipe/{scale}/llama", "_self_"], **values}
                 store(name, recipe, group=f"recipe/{scale}", package="_global_")
     for name, row in table["estimators"].items():
         for scale, beta in row["beta_min"].items():
             store(name, {"beta_min": beta}, group=f"network/beta/{scale}")
-        betas = table["betas"]["llamas" if name in table["llamas"] else "others"]
-        store(name, {"betas": betas}, group="network/adamw")
+        betas = {"betas": table["betas"]["llamas" if name in table["llamas"] else "others"]}
+        own = row.get("optimizer", {})
+        for scale in ("mini", "paper"):
+            lr = {"lr": rates[name][scale]} if name in rates else {}
+            for optimizer, always in (("adamw", betas | lr), ("sgd", {})):
+                store(name, always | own.get(optimizer, {}).get(scale, {}), group=f"network/{optimizer}/{scale}")
         store(name, {"probe_batch": row["probe_batch"]}, group="network/probes")
 
 

@@ -232,8 +232,13 @@ def departures(cfg: DictConfig) -> list[str]:
 
 
 def cautions(cfg: DictConfig) -> list[str]:
-    """Return what can be trained, and hardly ever should."""
+    """Return what can be trained, and hardly ever should, or is not what a recipe's reader would expect."""
     said = []
+    if (recipe := recipe_of(cfg)) is not None and (was := recipe.optimizer).name != cfg.optimizer.name:
+        said.append(
+            f"the recipe is of optimizer={was.name}: its lr={was.lr:g} and weight_decay={was.weight_decay:g} are left "
+            f"out, and {cfg.optimizer.name} has lr={cfg.optimizer.lr:g} and weight_decay={cfg.optimizer.weight_decay:g}"
+        )
     if cfg.optimizer.lr > 10:
         said.append(f"optimizer.lr={cfg.optimizer.lr:g} is so large that training will hardly do other than diverge")
     if (momentum := cfg.optimizer.get("momentum", 0)) >= 1:

@@ -1,9 +1,12 @@
 """What the table of networks makes of its rows, and that the configs compose what records were made of."""
 
 import pytest
-from helpers.configs import composed
+from helpers.configs import CONFIGS, composed
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.runs.identity import identity
+from fogzo.training.draft import cautions
 from fogzo.training.launch import plain_record
 
 # Runs of any kind, whose records are found by these digits
@@ -44,6 +47,20 @@ def test_an_estimator_without_beta_gets_none_and_beta_1_stays():
     assert "beta_min" not in composed("estimator=ste", "model=deit_mini").estimator
     assert "beta_min" not in composed("estimator=nspsa", "model=deit_mini").estimator
     assert composed("estimator=slope", "model=deit_mini").estimator.beta_min == 1
+
+
+def test_an_optimizer_that_is_not_the_recipes_has_its_own_values_and_that_is_said_once():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        own = compose("train", ["model=llama_mini"])
+        other = compose("train", ["model=llama_mini", "optimizer=sgd"])
+        given = compose("train", ["model=deit_tiny", "optimizer=sgd", "optimizer.lr=0.5"])
+        assert (own.optimizer.lr, own.optimizer.weight_decay, cautions(own)) == (2e-3, 0.1, [])
+        assert (other.optimizer.lr, other.optimizer.weight_decay) == (0.03, 0.0)
+        assert given.optimizer.lr == 0.5
+        said = cautions(other)
+    assert len(said) == 1
+    assert said[0].startswith("the recipe is of optimizer=adamw: its lr=0.002 and weight_decay=0.1 are left out")
 
 
 def test_only_the_mlp_is_small_enough_that_n_spsa_evaluates_copies_of_it_together():
