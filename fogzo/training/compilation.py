@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
-from torch._inductor.exc import InductorError
 
 from fogzo.errors import UserError, one_line
 
@@ -19,6 +17,9 @@ def compiled(network: nn.Module) -> Callable[..., Any]:
 
     torch counts how often it compiles a piece of code, in all networks of a process, and then runs it uncompiled.
     """
+    from torch._dynamo.utils import counters  # a part of start-up that others are spared
+    from torch._inductor.exc import InductorError
+
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is none
     torch.compiler.reset()
     counters.clear()
@@ -41,6 +42,8 @@ def outcome() -> dict[str, Any]:
 
     ``compiled``: whether all of it was; ``eager_because``, if not: torch's reasons, each in a line.
     """
+    from torch._dynamo.utils import counters
+
     reasons = [*counters["graph_break"], *counters["unimplemented"]]
     graphs = counters["stats"]["unique_graphs"]
     if graphs and not reasons:
