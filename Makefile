@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
+DEMO := $(VENV)/.demo-ready
 
 .PHONY: help setup demo test test-slow mutants campaigns lint types format tables report plans bench clean
 
@@ -11,16 +12,23 @@ help:  ## list the targets
 
 setup: $(SETUP)  ## create .venv with all extras, in the exact versions of constraints.txt
 
-$(SETUP): pyproject.toml constraints.txt
+define install
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
 	@touch $@
+endef
 
-demo: $(SETUP)  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (10 to 20 seconds)
+$(SETUP): pyproject.toml constraints.txt
+	$(call install,dev)
+
+$(DEMO): pyproject.toml constraints.txt
+	$(call install,train)
+
+demo: $(if $(wildcard $(SETUP)),$(SETUP),$(DEMO))  ## train the 2-bit MLP on embedded MNIST digits with FOGZO (10 to 20 seconds)
 	$(BIN)/python train.py
 
-test: $(SETUP)  ## run the test suite (under 10 minutes on 2 cores)
+test: $(SETUP)  ## run the test suite, all but its slow tests, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(SETUP)  ## run what the test suite leaves out for its length
