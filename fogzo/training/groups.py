@@ -83,10 +83,12 @@ def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str
         described = over_steps(described, known.get("steps", 1))
     parameters = inspect.signature(make).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        free = [f"{group}.{parameter}" for parameter in asked(make) if parameter not in known]
+        free = [parameter for parameter in asked(make) if parameter not in known]
         for key in described:
-            if f"{group}.{key}" not in free:
-                raise UserError(f"{group}.{key} is no key of {group}={name}{did_you_mean(f'{group}.{key}', free)}")
+            if key not in free:
+                written = {argument: own for own, (argument, _) in WAYS.items()}
+                meant = did_you_mean(f"{group}.{key}", [f"{group}.{written.get(one, one)}" for one in free])
+                raise UserError(f"{group}.{key} is no key of {group}={name}{meant}")
     with keys_of(group):
         check_arguments(make, described)
     return make, described
