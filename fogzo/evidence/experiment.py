@@ -11,14 +11,31 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fogzo.errors import UserError
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as part
 
+from fogzo.checks import choice
+from fogzo.errors import ArgumentError, UserError
+from fogzo.runs.schema import COMPARED, METRICS
+
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of what people write into files
 Number = int | float
 
 
-@dataclass(frozen=True)
+def _rising(values: tuple[Number, ...]) -> tuple[Number, ...]:
+    if not values or list(values) != sorted(set(values)):
+        raise ArgumentError("search", list(values), "is not possible: give numbers that rise")
+    return values
+
+
+Values = Annotated[tuple[Number, ...], AfterValidator(_rising)]  # that tuning may try
+Compared = Annotated[str, AfterValidator(lambda key: choice(key, "metric", COMPARED))]
+Shown = Annotated[str, AfterValidator(lambda key: choice(key, "metric", METRICS))]
+
+
+@part(frozen=True, config=CHECKED)
 class Method:
     """A column of what is compared.
 
@@ -42,7 +59,7 @@ class Method:
     family: str = ""
     samples: int = 1
     overrides: tuple[str, ...] = ()
-    search: Mapping[str, Sequence[Number] | None] = field(default_factory=dict)
+    search: Mapping[str, Values | None] = field(default_factory=dict)
     tuned_as: str | None = None
 
     @property
@@ -54,7 +71,7 @@ class Method:
         return f"{self.label}: {self.detail}" if self.detail else self.label
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class Setting:
     """A row of what is trained.
 
@@ -69,9 +86,9 @@ class Setting:
     name: str
     label: str
     methods: tuple[str, ...]
-    metric: str
+    metric: Compared
     overrides: tuple[str, ...] = ()
-    search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    search: Mapping[str, Values] = field(default_factory=dict)
     paper: tuple[str, ...] = ()
 
 
@@ -107,7 +124,7 @@ class Cell:
         return [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class Tuning:
     """How values are chosen: by the mean ``metric`` on ``seeds``, from as many ``trials`` for every cell.
 
@@ -119,10 +136,10 @@ class Tuning:
     """
 
     seed: int
-    trials: int
+    trials: Annotated[int, Field(ge=1)]
     chosen: str
-    metric: str = "train_loss"
-    search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    metric: Compared = "train_loss"
+    search: Mapping[str, Values] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     other_seeds: tuple[int, ...] = ()
 
@@ -131,7 +148,7 @@ class Tuning:
         return (self.seed, *self.other_seeds)
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class Axis:
     """A panel of the sensitivity figure.
 
@@ -143,10 +160,10 @@ class Axis:
     label: str
     settings: Mapping[str, Number | str] = field(default_factory=dict)
     methods: Mapping[str, Number | str] = field(default_factory=dict)
-    metric: str | None = None
+    metric: Shown | None = None
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class CostRatio:
     """How many times the compute of ``to`` the cell ``of`` needs for the same loss; ``paper``: as published."""
 
@@ -155,7 +172,7 @@ class CostRatio:
     paper: str | None = None
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class EqualLoss:
     """Compute at equal training loss: until the losses that the ``targets`` end with, and as ratios of two cells."""
 
@@ -163,7 +180,7 @@ class EqualLoss:
     ratios: tuple[CostRatio, ...]
 
 
-@dataclass(frozen=True)
+@part(frozen=True, config=CHECKED)
 class Experiment:
     """One table or figure.
 
@@ -184,8 +201,8 @@ class Experiment:
     scale: Literal["mini", "paper"] = "mini"
     table: str | None = None
     stage: Literal["confirm", "explore"] = "confirm"
-    metric: str = "train_loss"
-    also: tuple[str, ...] = ()
+    metric: Compared = "train_loss"
+    also: tuple[Shown, ...] = ()
     baseline: str = "ste"
     overrides: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = ()

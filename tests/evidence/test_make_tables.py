@@ -15,7 +15,7 @@ import pytest
 from helpers.made_up import Record, dump, edit, experiment, remove, write
 
 from fogzo.evidence.figures.style import colour
-from fogzo.evidence.parse import standard_methods
+from fogzo.evidence.parse import parse, standard_methods
 from fogzo.runs.files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,19 +190,12 @@ def test_the_report_has_claim_verdict_status_and_the_place_of_every_number(built
 
 
 def test_figures_hold_text_as_text_and_one_colour_a_method(built):
+    methods = parse(experiment(methods=dict.fromkeys(standard_methods()))).methods
     for name in ("twin.svg", "twin_differences.svg"):
         drawing = (built / "site/figures" / name).read_text()
         assert "FOGZO, n = 1</text>" in drawing
-        assert colour(standard_methods()["fogzo"]) in drawing
-    assert (
-        len(
-            {
-                colour(standard_methods()[name])
-                for name in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")
-            }
-        )
-        == 6
-    )
+        assert colour(methods["fogzo"]) in drawing
+    assert len({colour(methods[name]) for name in ("ste", "fogzo", "slope", "noisy_ste", "ste_longer", "nspsa_8")}) == 6
 
 
 def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):

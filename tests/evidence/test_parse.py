@@ -32,7 +32,7 @@ def test_without_settings_the_methods_are_the_cells(experiment):
     assert read.cells["noisy"].tuned_as == "fogzo"
     assert (read.cells["dropin"].search, read.cells["dropin"].points()) == ({}, [{}])
     experiment["methods"]["noisy"]["tuned_as"] = "fogz"
-    with pytest.raises(ValueError, match="noisy is tuned as fogz, which is no method: choose from ste"):
+    with pytest.raises(ValueError, match="noisy is tuned as='fogz' is not known: choose one of ste"):
         parse(experiment)
 
 
@@ -75,49 +75,73 @@ def broken(experiment, path, value):
     ("path", "value", "message"),
     [
         (("seeds",), [0, 1], "experiment example: it tunes on seed 0, which its table reports too"),
-        (("seeds",), ["1"], r"seeds=\['1'\] is not possible: give a list"),
-        (("sedes",), [1], "experiment example: key='sedes' is not known: choose one of name, title, "),
-        (("name",), GONE, "experiment: it has no name: give it one"),
-        (("scale",), "huge", "scale='huge' is not known: choose one of mini, paper"),
-        (("stage",), "later", "stage='later' is not known: choose one of confirm, explore"),
+        (("seeds",), ["1"], "seeds.0='1' is not possible: Input should be a valid integer"),
+        (("sedes",), [1], "experiment example: sedes is not known: choose one of name, title, "),
+        (("name",), GONE, "experiment: name is missing: give it"),
+        (("scale",), "huge", "scale='huge' is not possible: Input should be 'mini' or 'paper'"),
+        (("stage",), "later", "stage='later' is not possible: Input should be 'confirm' or 'explore'"),
         (("metric",), "accurracy", "metric='accurracy' is not known: choose one of "),
         (("metric",), "mean_agreement", "metric='mean_agreement' is not known"),  # neither way is better
-        (("also",), ["loss_of_hair"], "also='loss_of_hair' is not known: choose one of "),
+        (("also",), ["loss_of_hair"], "also: metric='loss_of_hair' is not known: choose one of "),
         (("baseline",), "stee", "baseline='stee' is not known: choose one of ste, fogzo, noisy"),
-        (("methods",), GONE, "it has no methods: give it one"),
+        (("methods",), GONE, "it has no methods: give it some"),
         (("methods",), {}, "experiment example: it has no methods: give it some"),
-        (("methods",), ["ste"], r"methods=\['ste'\] is not possible: give keys with values"),
-        (("methods", "fogz"), None, "method fogz: it has no label: give it one, or take one of the standard methods"),
-        (("methods", "noisy", "label"), GONE, "method noisy: it has no label: give it one"),
-        (("methods", "noisy", "overrides"), GONE, "method noisy: it has no overrides: give it one"),
+        (("methods",), ["ste"], r"methods is \['ste'\], but it must be keys with values"),
+        (("methods", "fogz"), None, "method fogz has no label: give it one, or take a standard method"),
+        (("methods", "noisy", "label"), GONE, "method noisy has no label: give it one"),
+        (("methods", "noisy", "overrides"), GONE, "method noisy has no overrides: give it one"),
         (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
-        (("methods", "noisy", "role"), "helper", "method noisy: role='helper' is not known: choose one of method, con"),
-        (("methods", "noisy", "sample"), 1, "method noisy: key='sample' is not known: choose one of label"),
-        (("methods", "noisy", "samples"), "4", "method noisy: samples='4' is not possible: give a whole number"),
-        (("settings", "deep", "methods"), ["sted"], "setting deep: methods='sted' is not known: choose one of ste"),
-        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as fogzo, which its setting deep lacks"),
-        (("settings", "deep", "overrides"), [1], r"setting deep: overrides=\[1\] is not possible: give a list"),
-        (("settings", "deep", "search"), {"estimator.beta_min": [1]}, "estimator.beta_min is searched by none"),
-        (("settings", "deep"), None, "setting deep: it is None, but it must be keys with values"),
-        (("tuning",), GONE, "it has no tuning: give it one"),
-        (("tuning", "trials"), 0, "tuning: trials=0 is not possible: give a whole number of at least 1"),
-        (("tuning", "seed"), "zero", "tuning: seed='zero' is not possible: give a whole number"),
-        (("tuning", "search", "optimizer.lr"), 0.1, r"search\.optimizer\.lr=0\.1 is not possible: give a list of numb"),
-        (("tuning", "search", "optimizer.lr"), [0.2, 0.1], "give a list of numbers that rise"),
-        (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give a list of numbers that rise"),
-        (("tuning", "search", "optimizer.lr"), None, "give a list of numbers that rise"),  # a method may leave it alone
-        (("tuning", "search", "optimizer.lr"), [], "give a list of numbers that rise"),
-        (("tuning", "search", "optimizer.lr"), ["1e-3"], "give a list of numbers that rise"),  # a word to YAML 1.1
+        (
+            ("methods", "noisy", "role"),
+            "helper",
+            "methods.noisy.role='helper' is not possible: Input should be 'method' or 'con",
+        ),
+        (("methods", "noisy", "sample"), 1, "methods.noisy.sample is not known: choose one of name, label"),
+        (
+            ("methods", "noisy", "samples"),
+            "4",
+            "methods.noisy.samples='4' is not possible: Input should be a valid integer",
+        ),
+        (("settings", "deep", "methods"), ["sted"], "methods of setting deep='sted' is not known: choose one of ste"),
+        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as='fogzo' is not known: choose one of noisy"),
+        (
+            ("settings", "deep", "overrides"),
+            [1],
+            "settings.deep.overrides.0=1 is not possible: Input should be a valid string",
+        ),
+        (
+            ("settings", "deep", "search"),
+            {"estimator.beta_min": [1]},
+            "what setting deep searches='estimator.beta_min' is not known",
+        ),
+        (("settings", "deep"), None, "setting deep is None, but it must be keys with values"),
+        (("tuning",), GONE, "tuning is missing: give it"),
+        (("tuning", "trials"), 0, "tuning.trials=0 is not possible: Input should be greater than or equal to 1"),
+        (("tuning", "seed"), "zero", "tuning.seed='zero' is not possible: Input should be a valid integer"),
+        (
+            ("tuning", "search", "optimizer.lr"),
+            0.1,
+            r"search\.optimizer\.lr=0\.1 is not possible: Input should be a valid array",
+        ),
+        (("tuning", "search", "optimizer.lr"), [0.2, 0.1], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), None, "Input should be a valid array"),  # a method may leave it alone
+        (("tuning", "search", "optimizer.lr"), [], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), ["1e-3"], "Input should be a valid"),  # a word to YAML 1.1
         (
             ("axes",),
             [{"label": "ε", "settings": {"vit": 1}}],
-            "axes: ε needs numbers or words for some of",
+            "axes: ε='vit' is not known: choose one of wide",
         ),
-        (("axes",), [{"settings": {"wide": 1}}], "axes: it has no label"),
-        (("axes",), [{"label": "ε", "settings": {"wide": 1}, "metric": "los"}], "axes: metric='los' is not known"),
+        (("axes",), [{"settings": {"wide": 1}}], "axes.0.label is missing"),
+        (("axes",), [{"label": "ε", "settings": {"wide": 1}, "metric": "los"}], "axes.0: metric='los' is not known"),
         (("equal_loss",), {"targets": ["deep.zz"], "ratios": []}, r"equal_loss='deep\.zz' is not known: choose one of"),
-        (("equal_loss",), {"targets": [], "ratios": [{"of": "deep.ste"}]}, "equal_loss: it has no to: give it one"),
-        (("equal_loss",), {"ratios": []}, "equal_loss: it has no targets: give it one"),
+        (
+            ("equal_loss",),
+            {"targets": [], "ratios": [{"of": "deep.ste"}]},
+            "equal_loss.ratios.0.to is missing: give it",
+        ),
+        (("equal_loss",), {"ratios": []}, "equal_loss.targets is missing: give it"),
     ],
 )
 def test_mistaken_experiments_are_refused(path, value, message, experiment):
