@@ -1,9 +1,9 @@
 """What the tables still lack, and the command that fills each gap:  python scripts/missing_runs.py [experiment=NAME]
 
-Packs finished runs, then lists, by experiment, the cells that are untuned or tuned otherwise than the experiment asks
-for, and the runs that are missing, unfinished, stale (run with what the experiment no longer says), damaged or changed
-by hand.  Diverged runs are named, but they are over, and fill their cell.  Exit code 0: nothing is left to do; 1:
-something is.
+Packs finished runs and names those that are not over, then lists, by experiment, the cells that are untuned or tuned
+otherwise than the experiment asks for, and the runs that are missing, stale (run with what the experiment no longer
+says), damaged or changed by hand.  Diverged runs are named, but they are over, and fill their cell.  Exit code 0:
+nothing is left to do; 1: something is.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ def main() -> None:
     asked = [word.removeprefix("experiment=") for word in sys.argv[1:]]
     if unknown := [name for name in asked if name not in files]:
         sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
-    faults = add(Path("results")).faults
-    for fault in faults:
+    added = add(Path("results"))
+    for folder in added.unfinished:
+        print(f"not over: {folder}")
+    for fault in added.faults:
         print(fault)
     try:
         complete = [report(gather(read_experiment(files[name]))) for name in asked or files]
     except ValueError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if all(complete) and not faults else 1)
+    sys.exit(0 if all(complete) and not added.faults else 1)
 
 
 def report(evidence: Evidence) -> bool:
@@ -41,7 +43,7 @@ def report(evidence: Evidence) -> bool:
     print(f"{evidence.name}: {have} of {wanted} runs")
     faults = [(f"{fault.where}: {fault.reason}", fault.command) for fault in evidence.records.faults]
     gaps = [gap for cell in cells for gap in evidence.gaps(cell)]
-    if not have and not faults and not any(evidence.records.unfinished.values()):
+    if not have and not faults:
         gaps = [("nothing was run yet", " && ".join(whole_commands(evidence.experiment)))]
     for lack, command in dict.fromkeys([*faults, *gaps]):  # once, what two cells lack
         print(f"  {lack}\n      {command}")

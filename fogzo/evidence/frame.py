@@ -154,16 +154,9 @@ class Evidence:
         if faults := tuning_faults(self.experiment, cell):
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             gaps.append((said, tune_command(self.name, cell)))
-        unfinished = self.records.unfinished[cell.name]
-        missing = self.missing(cell)
-        for what, seeds in (
-            ("unfinished", [seed for seed in missing if seed in unfinished]),
-            ("missing", [seed for seed in missing if seed not in unfinished]),
-        ):
-            if seeds:
-                numbers = ",".join(map(str, seeds))
-                command = f"python train.py -m experiment={self.name} cell={cell.name} seed={numbers}"
-                gaps.append((f"{cell.name}: seed {numbers} {what}", command))
+        if missing := ",".join(map(str, self.missing(cell))):
+            command = f"python train.py -m experiment={self.name} cell={cell.name} seed={missing}"
+            gaps.append((f"{cell.name}: seed {missing} missing", command))
         return gaps
 
     def commands(self, cell: Cell) -> list[str]:

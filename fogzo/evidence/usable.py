@@ -15,10 +15,9 @@ from typing import Any
 
 import yaml
 
-from fogzo.errors import UserError, one_line
+from fogzo.errors import UserError
 from fogzo.evidence.chosen import read_chosen, tuned_values
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
-from fogzo.runs.folder import FIRST_FILES, RunError, parse_config
 from fogzo.runs.identity import differences, identity
 from fogzo.runs.packed import Run
 from fogzo.runs.records import Fault, drop_command, read_records
@@ -30,33 +29,27 @@ class Records:
 
     Attributes:
         runs: what fills each cell, by seed; finished or diverged.
-        unfinished: runs that have begun and are not over, by cell and seed.
         faults: what is wrong with the records that are not to be used.
     """
 
     runs: Mapping[str, Mapping[int, Run]]
-    unfinished: Mapping[str, Mapping[int, Path]]
     faults: Sequence[Fault]
 
 
 def records_of(experiment: Experiment, results: Path) -> Records:
-    """Return every record of an experiment, from ``results/records`` and what has begun in ``results/runs``."""
+    """Return every record of an experiment, from ``results/records``."""
     packed = read_records(results / "records" / f"{experiment.name}.jsonl")
-    begun, faults = _begun(results / "runs" / experiment.name)
-    faults = [*packed.faults, *faults]
+    faults = list(packed.faults)
     tuned = {name: _values_of(experiment, cell) for name, cell in experiment.cells.items()}
     claims: dict[str, dict[int, list[Run]]] = {name: {} for name in experiment.cells}
-    unfinished: dict[str, dict[int, Path]] = {name: {} for name in experiment.cells}
-    for run in [*packed.runs.values(), *begun]:
+    for run in packed.runs.values():
         cell, seed = str(run.config.get("cell")), run.config["seed"]
         if (reason := _staleness(run, experiment, tuned.get(cell))) is not None:
             faults.append(_fault(run, reason))
-        elif run.summary:
-            claims[cell].setdefault(seed, []).append(run)
         else:
-            unfinished[cell][seed] = run.place
+            claims[cell].setdefault(seed, []).append(run)
     runs = {cell: _runs_of_cell(cell, by_seed, faults) for cell, by_seed in claims.items()}
-    return Records(runs, unfinished, faults)
+    return Records(runs, faults)
 
 
 def _runs_of_cell(cell: str, by_seed: Mapping[int, Sequence[Run]], faults: list[Fault]) -> dict[int, Run]:
@@ -101,8 +94,6 @@ def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None
     """Return why ``run`` may not stand for the cell that it names, or ``None``; ``tuned``: that cell's values."""
     config = run.config
     name, seed = str(config.get("cell")), config.get("seed")
-    if not run.line and run.place.name.rpartition("-")[2] != identity(config):
-        return f"its config gives the hash {identity(config)}, not the one in its name: it was changed by hand"
     if config.get("experiment") != experiment.name or config.get("phase") != "confirm":
         return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
     if name not in experiment.cells:
@@ -135,31 +126,3 @@ def _parsed(text: str) -> Any:
         return float(value) if isinstance(value, str) else value  # 1e-3: a number to Hydra, a word to YAML 1.1
     except ValueError:
         return value
-
-
-def _begun(folder: Path) -> tuple[list[Run], list[Fault]]:
-    """Return the runs that are not over, and what is wrong with folders that a run would refuse."""
-    runs, faults = [], []
-    for path in sorted(path for path in folder.glob("*") if path.is_dir() and not (path / "summary.json").exists()):
-        try:
-            if (config := _config_of(path)) is not None:
-                runs.append(Run(path, 0, config))
-        except RunError as error:
-            faults.append(Fault(path, 0, str(error), drop_command(Run(path, 0, {}))))
-    return runs, faults
-
-
-def _config_of(path: Path) -> Mapping[str, Any] | None:
-    """Return the config of a run that has begun; ``None`` where a run was stopped before it wrote that."""
-    file = path / "config.yaml"
-    if not file.exists():
-        if all(other.name in FIRST_FILES for other in path.iterdir()):
-            return None
-        raise RunError("it holds files of a run but no config.yaml")
-    try:
-        config = parse_config(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"its config.yaml cannot be read ({one_line(error)})") from error
-    if not isinstance(config, Mapping) or "seed" not in config:
-        raise RunError("its config.yaml is that of no run")
-    return config
