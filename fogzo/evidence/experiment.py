@@ -41,9 +41,10 @@ class Method:
 
     Attributes:
         label: what a reader knows it by; ``detail`` is added where there is room.
-        role: a control only serves to explain another one's result.
+        colour: in every figure, as in ``#D55E00``.
+        role: the subject is what the paper proposes; a control only serves to explain another one's result.
         controls: those that have something in common with this one, and that it is held against where they are there.
-        family: methods of one family differ in their samples, or in their steps, alone.
+        family: its name; methods of one family differ in their samples, or in their steps, alone.
         overrides: ``KEY=VALUE``.
         search: the values that tuning may try, by key, besides those of ``Tuning.search``; ``None``: the key is not
             searched.
@@ -54,7 +55,8 @@ class Method:
     name: str
     label: str
     detail: str = ""
-    role: Literal["method", "control"] = "method"
+    colour: str = ""
+    role: Literal["method", "subject", "control"] = "method"
     controls: tuple[str, ...] = ()
     family: str = ""
     samples: int = 1

@@ -5,7 +5,7 @@ from helpers import made_up
 
 from fogzo.evidence.figures.curves import save
 from fogzo.evidence.figures.family import members
-from fogzo.evidence.tables.overview import equal_ste, members_table
+from fogzo.evidence.tables.overview import equal_baseline, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
 RENAMED = {
@@ -32,12 +32,12 @@ def found(tmp_path, monkeypatch):
 
 def test_each_member_is_compared_with_the_ste_that_cost_the_same(found):
     twin, _other, without = found
-    against = {m: equal_ste(twin, twin.cells[f"deit.{m}"]) for m in GAINS}
+    against = {m: equal_baseline(twin, twin.cells[f"deit.{m}"]) for m in GAINS}
     assert {m: cell and cell.method.name for m, cell in against.items()} == {
         "fogzo": "ste_longer", "slope": "ste_longer", "noisy_ste": "ste", "ste_longer": None,
     }  # fmt: skip
-    assert equal_ste(twin, twin.cells["deit.ste"]) is None
-    assert equal_ste(without, without.cells["mlp.fogzo"]) is None
+    assert equal_baseline(twin, twin.cells["deit.ste"]) is None
+    assert equal_baseline(without, without.cells["mlp.fogzo"]) is None
 
 
 def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_names(found):

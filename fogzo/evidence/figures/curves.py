@@ -84,7 +84,7 @@ def _panel(axis: Any, evidence: Evidence, cells: Panel, handles: dict[str, Any])
         late = values[:, len(flops) // 3 :]  # the beginning would flatten the rest
         low.append(float(late.min()))
         high.append(float(late.max()))
-        style = line(cell.method) | {"markevery": [-1]}
+        style = line(cell.method, thick=evidence.baseline(cell) is None) | {"markevery": [-1]}
         (handle,) = axis.plot(flops, values.mean(0), **style)
         if len(values) > 1:
             axis.fill_between(flops, values.min(0), values.max(0), color=style["color"], alpha=0.12, lw=0)

@@ -25,7 +25,6 @@ from fogzo.evidence.frame import Evidence
 from fogzo.runs.schema import METRICS
 
 Points = list[tuple[float, Cell]]
-FOGZO = Method("fogzo", "FOGZO", family="fogzo")  # lends its colour to whatever varies it
 ACROSS = 3  # panels side by side
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
@@ -76,7 +75,7 @@ def _panel(axis: Any, evidence: Evidence, asked: Axis, key: str, handles: dict[s
     for label, method, points in _lines(evidence, asked, places, key):
         drawn.append(points[0][1].setting.name)
         values = [list(evidence.values(cell, key).values()) for _, cell in points]
-        style = line(method) | {"marker": "o"}
+        style = line(method, thick=method.name == evidence.experiment.baseline) | {"marker": "o"}
         if words:  # they have no order that a line could follow
             style["ls"] = ""
         (handle,) = axis.plot([at for at, _ in points], [np.mean(seeds) for seeds in values], **style)
@@ -116,8 +115,10 @@ def _lines(
         if by_settings:
             yield points[0][1].label, points[0][1].method, points
         else:
-            several = len(found) > 1
-            yield "FOGZO" + (f", {evidence.experiment.settings[line_of].label}" if several else ""), FOGZO, points
+            methods = [evidence.experiment.methods[name] for name in asked.methods]
+            method = next((one for one in methods if one.colour), methods[0])  # the standard one, which others vary
+            where = f", {evidence.experiment.settings[line_of].label}" if len(found) > 1 else ""
+            yield method.family + where, method, points
 
 
 def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:

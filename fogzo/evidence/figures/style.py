@@ -8,23 +8,6 @@ from typing import Any
 
 from fogzo.evidence.experiment import Method
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale on white
-COLOURS = {
-    "ste": "#000000",
-    "fogzo": "#D55E00",
-    "fogzo_dropin": "#CC6677",
-    "nspsa": "#56B4E9",
-    "slope": "#009E73",
-    "noisy_ste": "#E69F00",
-    "ste_longer": "#0072B2",
-    "rescaled_ste": "#CC79A7",
-    # beyond the eight, from Tol's muted scheme, made for the same eyes, and ColorBrewer's brown
-    "noisy_ste_own": "#A65628",
-    "phased": "#882255",
-    "phased_slope": "#117733",
-    "ste_flops": "#332288",
-    "ste_steps": "#999933",
-}
 OTHERS = ("#7F7F7F", "#8C564B", "#4B5D16", "#5B3A8C", "#A0522D", "#2F6F6F")
 MARKS = ("o", "s", "^", "D", "v", "P")
 RC: dict[Any, Any] = {
@@ -44,27 +27,26 @@ RC: dict[Any, Any] = {
 
 
 def colour(method: Method) -> str:
-    """A method's colour; darker the more samples it has.
+    """Return a method's colour; darker the more samples it has.
 
-    >>> colour(Method("ste", "STE")), colour(Method("nspsa_1", "n-SPSA", family="nspsa"))
-    ('#000000', '#56b4e9')
+    >>> colour(Method("ste", "STE", colour="#000000")), colour(Method("other", "Other"))
+    ('#000000', '#7f7f7f')
     """
-    by_hash = OTHERS[zlib.crc32(method.name.encode()) % len(OTHERS)]
-    base = COLOURS.get(method.name) or COLOURS.get(method.family) or by_hash
+    base = method.colour or OTHERS[zlib.crc32(method.name.encode()) % len(OTHERS)]
     light = 1 - 0.6 * min(1.0, math.log10(max(1, method.samples)) / 4)
     return "#" + "".join(f"{round(int(base[at : at + 2], 16) * light):02x}" for at in (1, 3, 5))
 
 
 def mark(method: Method) -> str:
-    """A method's mark: by its samples, in decades."""
+    """Return a method's mark: by its samples, in decades."""
     return MARKS[math.ceil(math.log10(max(1, method.samples))) % len(MARKS)]
 
 
-def line(method: Method) -> dict[str, Any]:
-    """How a curve is drawn: controls dashed, the STE thicker."""
+def line(method: Method, *, thick: bool = False) -> dict[str, Any]:
+    """Return how a curve is drawn: controls dashed, the baseline ``thick``."""
     return {
         "color": colour(method),
-        "lw": 1.8 if method.name == "ste" else 1.3,
+        "lw": 1.8 if thick else 1.3,
         "ls": (0, (4, 1.6)) if method.is_control else "-",
         "marker": mark(method),
         "ms": 4,

@@ -15,15 +15,14 @@ from markupsafe import Markup
 from fogzo.evidence.chosen import whole_commands
 from fogzo.evidence.claims import Claim, check_commands, claims_of
 from fogzo.evidence.compare import METHOD
-from fogzo.evidence.fills import cases_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.pages import COST_NOTE, equal_loss_section, footer, sentences
 from fogzo.evidence.published import STATUS_RULE
 from fogzo.evidence.render import badge, prose, to_html
 from fogzo.evidence.tables.base import Table, on_page
 from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
-from fogzo.evidence.tables.overview import cases_table, claims_table, members_table
-from fogzo.evidence.verdicts import Case, verdicts
+from fogzo.evidence.tables.overview import cases_table, claims_table, equal_baseline, members_table
+from fogzo.evidence.verdicts import Case, case_of, run_of, verdicts
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
@@ -58,27 +57,24 @@ def report(every: Sequence[Evidence]) -> str:
 
 
 def verdict(run: Sequence[Evidence]) -> str:
-    """Return in one sentence in how many settings FOGZO beats the STE, at equal steps and at equal compute."""
-    if not any(cell.method.name == "fogzo" for evidence in run for cell in evidence.cells.values()):
-        return "No run of FOGZO is recorded yet."
-    steps, compute = (_counted(run, against) for against in ("ste", "ste_longer"))
+    """Return in one sentence in how many settings the paper's method beats the baseline, and that at equal compute."""
+    cells = [(evidence, cell) for evidence in run for cell in evidence.cells.values() if cell.method.role == "subject"]
+    pairs = [(evidence, cell, evidence.baseline(cell)) for evidence, cell in cells]
+    steps = run_of([case_of(evidence, cell, other) for evidence, cell, other in pairs if other])
+    pairs = [(evidence, cell, equal_baseline(evidence, cell)) for evidence, cell in cells]
+    compute = run_of([case_of(evidence, cell, other) for evidence, cell, other in pairs if other])
+    if not steps:
+        return "No run of the paper's method is recorded yet."
     return (
-        f"FOGZO beats the straight-through estimator (STE) at equal steps in {steps[0]} of {steps[2]} settings and "
-        f"loses in {steps[1]}; at equal compute it wins in {compute[0]} of {compute[2]} and loses in {compute[1]}."
+        f"{steps[0].cell.method.family} beats the straight-through estimator (STE) at equal steps in "
+        f"{_count(steps, Word.BETTER)} of {len(steps)} settings and loses in {_count(steps, Word.WORSE)}; at equal "
+        f"compute it wins in {_count(compute, Word.BETTER)} of {len(compute)} and loses in "
+        f"{_count(compute, Word.WORSE)}."
     )
 
 
-def _counted(run: Sequence[Evidence], against: str) -> tuple[int, int, int]:
-    cases: list[Case] = []
-    for evidence in run:
-        methods = {cell.method.name for cell in evidence.cells.values()}
-        if {"fogzo", against} <= methods:
-            cases += cases_of([evidence], "fogzo", against)
-    return (
-        sum(case.outcome is Word.BETTER for case in cases),
-        sum(case.outcome is Word.WORSE for case in cases),
-        len(cases),
-    )
+def _count(cases: Sequence[Case], word: Word) -> int:
+    return sum(case.outcome is word for case in cases)
 
 
 def _claim(claim: Claim) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     metrics, values, baseline = evidence.metrics(), evidence.values(cell), evidence.baseline(cell)
     metric, compared = METRICS[cell.metric], " or ".join(METRICS[key].label for key in metrics)
     sign = metric.sign if len(metrics) > 1 else ""
+    reference = evidence.experiment.methods[evidence.experiment.baseline].label
     return [
         (Column(None, "experiment"), evidence.name),
         (Column(None, "scale"), evidence.scale),
@@ -64,7 +65,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
             (Column(METRICS[key].label, f"{key}_"), quantity(evidence.values(cell, key).values(), METRICS[key].digits))
             for key in evidence.experiment.also
         ),
-        (Column("difference to STE [95 %]; p", ""), whole_effect(evidence.difference(cell, baseline), metric)),
+        (Column(f"difference to {reference} [95 %]; p", ""), whole_effect(evidence.difference(cell, baseline), metric)),
         (Column("forward equivalents", "forward_equivalents"), _cost(evidence, cell, "forward_equivalents", baseline)),
         (Column("FLOPs", "flops"), _cost(evidence, cell, "flops")),
         (Column("seconds", "seconds"), _cost(evidence, cell, "seconds")),

@@ -128,7 +128,7 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
         for cells in evidence.settings().values():
             differences = {}
             for cell in cells:
-                difference = evidence.difference(cell, equal_ste(evidence, cell))
+                difference = evidence.difference(cell, equal_baseline(evidence, cell))
                 if difference is not None:
                     key = (cell.method.family, cell.method.samples)
                     labels.setdefault(key, cell.method.label)
@@ -140,15 +140,19 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
     return {key: labels[key] for key in sorted(labels, key=lambda key: -settings[key])}, rows
 
 
-def equal_ste(evidence: Evidence, cell: Cell) -> Cell | None:
-    """Return the STE of ``cell``'s setting that cost what it cost; ``None`` if there is none, or for an STE itself."""
+def equal_baseline(evidence: Evidence, cell: Cell) -> Cell | None:
+    """Return the baseline of ``cell``'s setting, or its kin of other steps, that cost what ``cell`` cost.
+
+    ``None`` if there is none, or for one of that family itself.
+    """
     cost = evidence.mean(cell, "forward_equivalents")
-    if cell.method.family == "ste" or not cost:
+    family = evidence.experiment.methods[evidence.experiment.baseline].family
+    if cell.method.family == family or not cost:
         return None
     shares = {}
     for other in evidence.settings()[cell.setting.name]:
         of_other = evidence.mean(other, "forward_equivalents")
-        if other.method.family == "ste" and of_other:
+        if other.method.family == family and of_other:
             shares[other.name] = abs(of_other / cost - 1)
     nearest = min(shares, key=lambda name: shares[name], default=None)
     return evidence.cells[nearest] if nearest is not None and shares[nearest] <= SAME else None
