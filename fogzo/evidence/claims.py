@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from pydantic.dataclasses import dataclass as part
+
+from fogzo.checks import choice
+from fogzo.errors import UserError
 from fogzo.evidence.equal_loss import Ratio, cost_pairs, ratio_of
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence, ForestRow
 from fogzo.evidence.published import at_published_steps, published_direction
-from fogzo.evidence.verdicts import Case, case_of, word_of
+from fogzo.evidence.typed import CHECKED, checked
+from fogzo.evidence.verdicts import Case, case_of, pairs_of, word_of
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
-from fogzo.runs.folder import RunError
 from fogzo.runs.schema import METRICS
 
 CLAIMS = Path("results/paper/claims.yaml")
@@ -60,20 +63,47 @@ class RatioCase:
         return Word.LARGER_HERE if whole else Word.MIXED
 
 
+@part(frozen=True, config=CHECKED)
+class SaidRatio:
+    """A ratio of compute at equal training loss that the paper gives, of two cells of an experiment."""
+
+    experiment: str
+    of: str
+    to: str
+    published: float
+
+
+@part(frozen=True, config=CHECKED)
+class Said:
+    """What ``claims.yaml`` says of a claim.
+
+    Attributes:
+        method: is compared with the baseline in all settings of the ``experiments``, or in those of the ``models``.
+        of_all_settings: the paper says it of these networks in general, so that every setting of them counts.
+    """
+
+    claim: str
+    trust: Literal["high", "medium", "low"]
+    source: str
+    method: str = ""
+    experiments: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    of_all_settings: bool = False
+    ratios: tuple[SaidRatio, ...] = ()
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim of the paper, and what bears on it.
 
     Attributes:
         name: its key in the file.
-        text, trust: what the paper says, and how sure it is that it does.
         cases: settings in which a method is compared with the baseline.
         ratios: of compute.
     """
 
     name: str
-    text: str
-    trust: str
+    said: Said
     cases: Sequence[Case]
     ratios: Sequence[RatioCase]
 
@@ -97,44 +127,40 @@ def claims_of(every: Sequence[Evidence]) -> list[Claim]:
     """Return the claims in their file's order; none if there is no such file.
 
     Raises:
-        RunError: if a claim names an experiment, a setting, a method or a cell that there is not.
+        UserError: if the file is not as ``Said`` has it, or a claim names an experiment, a method or a cell that there
+            is not.
     """
     known = {evidence.name: evidence for evidence in every}
-    return [_claim(name, given, known) for name, given in (read_yaml(CLAIMS) or {}).items()]
+    given = checked(dict[str, Said], read_yaml(CLAIMS) or {}, {"": Said, "ratios": SaidRatio})
+    return [_claim(name, said, known) for name, said in given.items()]
 
 
-def _claim(name: str, given: Mapping[str, Any], known: Mapping[str, Evidence]) -> Claim:
-    where = f"{CLAIMS}, {name}"
-
-    def experiment(of: str) -> Evidence:
-        if of not in known:
-            raise RunError(f"{where}: experiment {of} is not known: choose from {', '.join(known)}")
-        return known[of]
-
+def _claim(name: str, said: Said, known: Mapping[str, Evidence]) -> Claim:
+    for experiment in (*said.experiments, *(ratio.experiment for ratio in said.ratios)):
+        choice(experiment, f"{CLAIMS}: experiment of {name}", known)
     cases: list[Case] = []
-    for of, pattern in (given.get("settings") or {}).items():
-        fitting = list(_cases(experiment(of), pattern, given))
+    for experiment in said.experiments:
+        fitting = list(_cases(known[experiment], said))
         if not fitting:
-            raise RunError(f"{where}: no setting of {of} that {pattern} fits has the method {given['method']}")
+            of_models = f"with model={' or '.join(said.models)} " if said.models else ""
+            raise UserError(f"{CLAIMS}, {name}: no setting of {experiment} {of_models}has the method {said.method}")
         cases += fitting
-    ratios = []
-    for ratio in given.get("ratios") or []:
-        evidence = experiment(ratio["experiment"])
-        if missing := [cell for cell in (ratio["of"], ratio["to"]) if cell not in evidence.cells]:
-            raise RunError(f"{where}: {evidence.name} has no cell {missing[0]}")
-        first, second = evidence.cells[ratio["of"]], evidence.cells[ratio["to"]]
-        ours = ratio_of(cost_pairs(evidence, first, second))
-        ratios.append(RatioCase(evidence, first, second, ratio["published"], ours))
-    return Claim(name, given["claim"], given["trust"], cases, ratios)
+    return Claim(name, said, cases, [_ratio(known[ratio.experiment], ratio) for ratio in said.ratios])
 
 
-def _cases(evidence: Evidence, pattern: str, given: Mapping[str, Any]) -> Iterator[Case]:
-    for cell in evidence.cells.values():
-        baseline = evidence.baseline(cell)
-        if cell.method.name == given["method"] and baseline is not None and fnmatchcase(cell.setting.name, pattern):
-            of_all = given.get("of_all_settings") and at_published_steps(evidence, cell, baseline)
+def _cases(evidence: Evidence, said: Said) -> Iterator[Case]:
+    for cell, baseline in pairs_of(evidence, said.method, evidence.experiment.baseline):
+        if not said.models or cell.setting.model in said.models:
+            of_all = said.of_all_settings and at_published_steps(evidence, cell, baseline)
             direction = 1 if of_all else published_direction(evidence, cell)
             yield case_of(evidence, cell, baseline, direction=direction)
+
+
+def _ratio(evidence: Evidence, said: SaidRatio) -> RatioCase:
+    for cell in (said.of, said.to):
+        choice(cell, f"{CLAIMS}: cell of {evidence.name}", evidence.cells)
+    first, second = evidence.cells[said.of], evidence.cells[said.to]
+    return RatioCase(evidence, first, second, said.published, ratio_of(cost_pairs(evidence, first, second)))
 
 
 def forest_of(claim: Claim) -> dict[str, list[ForestRow]]:

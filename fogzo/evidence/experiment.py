@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as part
 
 from fogzo.checks import choice
 from fogzo.errors import ArgumentError, UserError
+from fogzo.evidence.typed import CHECKED
 from fogzo.runs.schema import COMPARED, METRICS
 
-CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of what people write into files
 Number = int | float
 
 
@@ -92,6 +92,11 @@ class Setting:
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
     paper: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str | None:
+        """The model that its overrides choose."""
+        return next((one.partition("=")[2] for one in self.overrides if key_of(one) == "model"), None)
 
 
 @dataclass(frozen=True)

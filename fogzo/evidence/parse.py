@@ -6,18 +6,15 @@ refines them: overrides and values to search are added to the standard ones, oth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning
+from fogzo.evidence.typed import checked
 from fogzo.runs.files import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,10 +51,8 @@ def parse(given: Any, source: str = "experiment") -> Experiment:
     """
     where = f"experiment {given['name']}" if isinstance(given, Mapping) and "name" in given else source
     try:
-        experiment = TypeAdapter(Experiment).validate_json(json.dumps(_whole(given), default=str))
+        experiment: Experiment = checked(Experiment, _whole(given), PARTS)
         _check(experiment)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error)}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return experiment
@@ -104,21 +99,6 @@ def _keys(given: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise UserError(f"{what} is {given}, but it must be keys with values")
     return given
-
-
-def _sentence(error: ValidationError) -> str:
-    """Return the first of what is wrong as a sentence: which key, what is given, and what it must be."""
-    first = error.errors(include_url=False)[0]
-    place, wrong = first["loc"], first.get("ctx", {}).get("error")
-    if isinstance(wrong, UserError):
-        return ": ".join(filter(None, [".".join(map(str, place[:-1])), str(wrong)]))
-    key = ".".join(map(str, place))
-    if first["type"] == "missing":
-        return f"{key} is missing: give it"
-    if first["type"] == "unexpected_keyword_argument":
-        part = next((PARTS[str(one)] for one in reversed(place[:-1]) if one in PARTS), Experiment)
-        return f"{key} is not known: choose one of {', '.join(one.name for one in fields(part))}"
-    return f"{key}={first['input']!r} is not possible: {first['msg']}"
 
 
 def _check(experiment: Experiment) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from helpers.made_up import GONE, dump, edit, experiment, gathered, sign, write
 
+from fogzo.errors import UserError
 from fogzo.evidence.claims import check_commands, claims_of
 from fogzo.evidence.equal_loss import Ratio
 from fogzo.evidence.report.report import report
 from fogzo.evidence.tables.overview import cases_table, claim_effect, claims_table
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.files import read_yaml
-from fogzo.runs.folder import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
-GIVEN = {"claim": "Nets are better", "trust": "high: abstract", "method": "fogzo", "settings": {"twin": "*"}}
+ABSTRACT = {"trust": "high", "source": "abstract"}
+GIVEN = {"claim": "Nets are better", "method": "fogzo", "experiments": ["twin"], **ABSTRACT}
 
 
 @pytest.fixture
@@ -43,10 +44,10 @@ def test_a_claim_is_judged_by_all_settings_that_bear_on_it(tmp_path, made):
     assert (row[:2], row[3:]) == (["Nets are better", "confirmed"], ["3", "not run", "high: abstract"])
 
 
-def test_a_claim_may_hold_in_part_and_patterns_choose_settings(tmp_path, made):
+def test_a_claim_may_hold_in_part_and_models_choose_settings(tmp_path, made):
     only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
     assert the_claim(tmp_path, made, only_deit).words("mini") == ["confirmed in part"]
-    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"settings": {"twin": "dei*"}}})
+    dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"models": ["deit"]}})
     assert claims_of([gathered(made)])[0].words("mini") == ["confirmed"]
 
 
@@ -132,7 +133,7 @@ def test_what_is_checked_prints_what_the_record_has(tmp_path, made):
 def test_a_ratio_is_confirmed_where_the_published_one_lies_in_the_range(tmp_path, made, published, ratio, word):
     write(tmp_path, made)
     ratios = [{"experiment": "twin", "of": "deit.slope", "to": "deit.fogzo", "published": published}]
-    dump(tmp_path / "results/paper/claims.yaml", {"r": {"claim": "c", "trust": "t", "ratios": ratios}})
+    dump(tmp_path / "results/paper/claims.yaml", {"r": {"claim": "c", **ABSTRACT, "ratios": ratios}})
     (claim,) = claims_of([gathered(made)])
     claim = replace(claim, ratios=[replace(claim.ratios[0], ratio=ratio)])
     assert claim.words("mini") == [word]
@@ -142,14 +143,18 @@ def test_a_ratio_is_confirmed_where_the_published_one_lies_in_the_range(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"settings": {"twni": "*"}}, "experiment twni is not known: choose from twin"),
-        ({"settings": {"twin": "vgg*"}}, r"no setting of twin that vgg\* fits has the method fogzo"),
+        ({"experiments": ["twni"]}, "experiment of nets='twni' is not known: choose one of twin"),
+        ({"models": ["vgg"]}, "no setting of twin with model=vgg has the method fogzo"),
         ({"method": "fogoz"}, "has the method fogoz"),
-        ({"ratios": [{"experiment": "twin", "of": "deit.ste", "to": "x", "published": 2}]}, "twin has no cell x"),
+        (
+            {"ratios": [{"experiment": "twin", "of": "deit.ste", "to": "x", "published": 2}]},
+            "cell of twin='x' is not known",
+        ),
+        ({"trust": "high: abstract"}, "nets.trust='high: abstract' is not possible"),
     ],
 )
 def test_a_claim_about_what_there_is_not_is_refused(tmp_path, made, changes, message):
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(UserError, match=message):
         the_claim(tmp_path, made, None, **changes)
 
 
@@ -165,5 +170,5 @@ def test_every_claim_of_the_paper_names_experiments_that_there_are():
     claims = read_yaml(ROOT / "results/paper/claims.yaml")
     names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}
     for given in claims.values():
-        assert set(given.get("settings") or {}) <= names
+        assert set(given.get("experiments") or ()) <= names
         assert {ratio["experiment"] for ratio in given.get("ratios") or []} <= names

@@ -56,7 +56,7 @@ def built(tmp_path_factory):
         "# Answers\n\n<!-- make tables: verdict twin -->\n<!-- end -->\n\n"
         "<!-- make tables: parts twin -->\n<!-- end -->\n\n![drawn](../results/figures/twin_differences.svg)\n"
     )
-    claim = {"claim": "Nets are better", "trust": "high", "method": "fogzo", "settings": {"twin": "*"}}
+    claim = {"claim": "Nets are better", "trust": "high", "source": "notes", "method": "fogzo", "experiments": ["twin"]}
     dump(root / "results/paper/claims.yaml", {"nets": claim})
     make("tables", root)
     make("report", root)

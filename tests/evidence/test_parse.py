@@ -94,7 +94,7 @@ def broken(experiment, path, value):
         (
             ("methods", "noisy", "role"),
             "helper",
-            "methods.noisy.role='helper' is not possible: Input should be 'method' or 'con",
+            "methods.noisy.role='helper' is not possible: Input should be 'method', 'subject' or 'con",
         ),
         (("methods", "noisy", "sample"), 1, "methods.noisy.sample is not known: choose one of name, label"),
         (

@@ -79,7 +79,7 @@ def _count(cases: Sequence[Case], word: Word) -> int:
 
 def _claim(claim: Claim) -> dict[str, Any]:
     return {
-        "text": claim.text,
+        "text": claim.said.claim,
         "cases": _table(cases_table(claim).directed()),
         "figure": _figure(SITE / "figures" / f"claim_{claim.name}.svg", f"Paired difference to the STE. {FOREST}"),
         "commands": "\n".join(check_commands(claim)),

@@ -46,7 +46,12 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     rows = []
     for claim in claims:
         twins = [verdict(*claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
-        rows.append(on_page(headers, [claim.text, *twins, verdict(*claim.words("paper")), claim.trust]))
+        rows.append(
+            on_page(
+                headers,
+                [claim.said.claim, *twins, verdict(*claim.words("paper")), f"{claim.said.trust}: {claim.said.source}"],
+            )
+        )
     return Table(rows, [RULE])
 
 
