@@ -10,13 +10,13 @@ import argparse
 import os
 from pathlib import Path
 
+from fogzo.evidence.figures import drawings
 from fogzo.evidence.figures.curves import save
-from fogzo.evidence.figures.gallery import drawings
 from fogzo.evidence.frame import gather
 from fogzo.evidence.pages import footer
 from fogzo.evidence.parse import confirmed_experiments
 from fogzo.evidence.render import latex
-from fogzo.evidence.report.report import report
+from fogzo.evidence.report import report
 from fogzo.evidence.tables.comparison import comparison_table, control_table
 from fogzo.runs.files import atomic_write
 

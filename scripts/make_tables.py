@@ -13,10 +13,10 @@ import os
 import sys
 from pathlib import Path
 
+from fogzo.evidence.figures import drawings
 from fogzo.evidence.figures.curves import save
-from fogzo.evidence.figures.gallery import drawings
+from fogzo.evidence.fills import fill_pages, linked_figures
 from fogzo.evidence.frame import Evidence, gather
-from fogzo.evidence.marks import fill_pages, linked_figures
 from fogzo.evidence.pages import page
 from fogzo.evidence.parse import confirmed_experiments
 from fogzo.evidence.render import to_csv

@@ -136,7 +136,7 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
 
 @cache
 def _resamples(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Which of ``count`` values are drawn, shape (resamples, count)."""
+    """Return which of ``count`` values are drawn, shape (resamples, count)."""
     if count <= ENUMERATED:
         return np.array(list(itertools.product(range(count), repeat=count)))
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))

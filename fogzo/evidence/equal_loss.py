@@ -113,7 +113,7 @@ def cost_pairs(evidence: Evidence, first: Cell, second: Cell) -> list[tuple[Reac
     for run in evidence.finished(first):
         seed = run.summary["seed"]
         if seed in others and seed in ends:
-            own = reached(run.metrics(), ends[seed])
-            if own.at < math.inf:
-                pairs.append((own, reached(others[seed].metrics(), ends[seed])))
+            first_at = reached(run.metrics(), ends[seed])
+            if first_at.at < math.inf:
+                pairs.append((first_at, reached(others[seed].metrics(), ends[seed])))
     return pairs

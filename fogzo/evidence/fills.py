@@ -1,4 +1,8 @@
-"""Numbers inside sentences of hand-written pages, from the records: ``<!--= WHAT -->…<!--/-->``.
+"""What README.md and docs/*.md, which people write, have of the records: tables, and numbers inside sentences.
+
+A table stands between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``: ``claims``, ``members``, or ``table``,
+``verdict``, ``parts``, ``controls`` or ``equal loss`` with an experiment's name.  A number stands in
+``<!--= WHAT -->…<!--/-->``:
 
     value EXPERIMENT CELL [KEY]                mean over seeds, of the metric or of another column
     difference EXPERIMENT CELL [AGAINST]       paired difference to the baseline, or to another method, in words
@@ -16,18 +20,81 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from fogzo.errors import UserError
+from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import directed_range, directed_text, mean_std
+from fogzo.evidence.pages import equal_loss_section, verdict_list
+from fogzo.evidence.render import markdown
+from fogzo.evidence.tables.base import Table
+from fogzo.evidence.tables.comparison import comparison_table, control_table, parts_table
+from fogzo.evidence.tables.overview import claims_table, members_table
 from fogzo.evidence.verdicts import Case, case_of, effects_of, pairs_of, run_of
 from fogzo.evidence.words import Word
+from fogzo.runs.files import atomic_write
 from fogzo.runs.schema import METRICS
 
+MARKED = re.compile(r"(<!-- make tables: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIGURE = re.compile(r"\]\([./]*results/figures/(\w+)\.svg\)")
 FILL = re.compile(r"(<!--= (.+?) -->).*?(<!--/-->)", re.DOTALL)
 OUTCOMES = {"better": Word.BETTER, "worse": Word.WORSE, "open": Word.UNDECIDED}
+
+
+def pages() -> list[Path]:
+    """Return the pages that are written by hand."""
+    return [page for page in [Path("README.md"), *sorted(Path("docs").glob("*.md"))] if page.exists()]
+
+
+def linked_figures() -> set[str]:
+    """Return the names of the figures that a page shows."""
+    return {name for page in pages() for name in FIGURE.findall(page.read_text(encoding="utf-8"))}
+
+
+def fill_pages(every: Sequence[Evidence]) -> None:
+    """Write what the pages ask for.
+
+    Raises:
+        UserError: if a page asks for something that is not known.
+    """
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        new = MARKED.sub(lambda mark: f"{mark[1]}{_table(mark[2], every, page)}{mark[3]}", old)  # noqa: B023
+        new = fill(new, every, str(page))
+        if new != old:
+            atomic_write(page, new.encode())
+
+
+def _table(what: str, every: Sequence[Evidence], page: Path) -> str:
+    if what == "claims":
+        return markdown(claims_table(claims_of(every)).directed())
+    if what == "members":
+        return markdown(members_table(every).directed())
+    kind, _, name = what.rpartition(" ")
+    evidence = next((evidence for evidence in every if evidence.name == name), None)
+    if evidence is None or kind not in TABLES:
+        raise UserError(
+            f"{page} asks for `{what}`: choose claims or members, or {', '.join(TABLES)} and the name of an experiment"
+        )
+    return TABLES[kind](evidence)
+
+
+def _without_notes(table: Table | None) -> str:
+    """Return a table whose notes stand on the experiment's own page."""
+    return markdown(replace(table, notes=[])) if table else "No controls.\n"
+
+
+TABLES: dict[str, Callable[[Evidence], str]] = {
+    "table": lambda evidence: _without_notes(comparison_table(evidence)),
+    "verdict": verdict_list,
+    "parts": lambda evidence: markdown(parts_table(evidence)),
+    "controls": lambda evidence: _without_notes(control_table(evidence)),
+    "equal loss": lambda evidence: equal_loss_section(evidence, level=3),  # it stands inside a section of the page
+}
 
 
 def fill(text: str, every: Sequence[Evidence], source: str) -> str:
@@ -107,10 +174,10 @@ def _settings(of: Sequence[Evidence], method: str, against: str) -> str:
 
 def _ratio(of: Sequence[Evidence], first: str, second: str) -> str:
     evidence = of[0]
-    found = ratio_of(cost_pairs(evidence, evidence.cells[first], evidence.cells[second]))
-    if found is None:
+    ratio = ratio_of(cost_pairs(evidence, evidence.cells[first], evidence.cells[second]))
+    if ratio is None:
         raise UserError(f"{first} and {second} have no common seed")
-    return found.median_text
+    return ratio.median_text
 
 
 def _seeds(of: Sequence[Evidence]) -> str:

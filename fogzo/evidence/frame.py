@@ -127,14 +127,14 @@ class Evidence:
         better = METRICS[key or cell.metric].higher_is_better
         if other is None or better is None:
             return None
-        found = paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
-        return replace(found, lost=self._lost(cell, other), spared=self._lost(other, cell)) if found else None
+        pairs = paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
+        return replace(pairs, lost=self._lost(cell, other), spared=self._lost(other, cell)) if pairs else None
 
     def outcome(self, cell: Cell, other: Cell | None, key: str | None = None) -> Word | None:
         """Return what ``cell`` against ``other`` came to, also where one of them diverged on every seed."""
-        found = self.difference(cell, other, key)
-        if found is not None or other is None:
-            return found.outcome if found else None
+        difference = self.difference(cell, other, key)
+        if difference is not None or other is None:
+            return difference.outcome if difference else None
         lost, spared = self._lost(cell, other), self._lost(other, cell)
         if max(lost, spared) < FEWEST_PAIRS:
             return Word.TOO_FEW if lost or spared else None
@@ -165,25 +165,25 @@ class Evidence:
 
     def tuning_faults(self) -> list[str]:
         """Return a sentence for every cell whose values are not as the experiment asks, though runs rest on them."""
-        found = {}
+        sentences = {}
         for cell in self.cells.values():
             for name, fault in tuning_faults(self.experiment, cell).items() if self.runs[cell.name] else ():
                 command = tune_command(self.name, self.cells[name])
-                found[name] = f"{self.name}, {name}: {fault}, and runs rest on that: run `{command}`"
-        return list(found.values())
+                sentences[name] = f"{self.name}, {name}: {fault}, and runs rest on that: run `{command}`"
+        return list(sentences.values())
 
     @cached_property
     def problems(self) -> Sequence[str]:
         """A sentence for every record that is not used, and for every number that a finished run should have."""
-        found = list(map(str, self.records.faults))
+        sentences = list(map(str, self.records.faults))
         also = [key for key in self.experiment.also if METRICS[key].higher_is_better is not None]
         for cell in self.cells.values():
             for run in self.finished(cell):
                 for key in dict.fromkeys([cell.metric, *also]):
                     if not is_finite(run.summary.get(key)):
                         value = run.summary.get(key)
-                        found.append(f"{run.where}: {key} is {value}, no finite number: it is in no mean")
-        return found
+                        sentences.append(f"{run.where}: {key} is {value}, no finite number: it is in no mean")
+        return sentences
 
 
 # a row of a forest plot: its label, and whose difference it shows; a title has none

@@ -61,9 +61,9 @@ def parse(given: Any, source: str = "experiment") -> Experiment:
 def _whole(given: Any) -> dict[str, Any]:
     """Return an experiment's keys and values with those that it has of the standard methods, and by default."""
     whole = {"title": _keys(given, "it").get("name"), **given}
-    own = _keys(whole.get("methods", {}), "methods")
-    whole["methods"] = {name: _method(name, keys) for name, keys in own.items()}
-    defaults = {"methods": list(own), "metric": whole.get("metric", "train_loss")}
+    given_methods = _keys(whole.get("methods", {}), "methods")
+    whole["methods"] = {name: _method(name, keys) for name, keys in given_methods.items()}
+    defaults = {"methods": list(given_methods), "metric": whole.get("metric", "train_loss")}
     settings = _keys(whole.get("settings", {}), "settings") or {"": {"label": whole["title"]}}
     whole["settings"] = {
         name: {"label": name, **defaults, **_keys(keys, f"setting {name}"), "name": name}
@@ -82,17 +82,17 @@ def standard_methods() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _method(name: str, given: Any) -> dict[str, Any]:
-    own, standard = _keys({} if given is None else given, f"method {name}"), standard_methods().get(name)
+    refined, standard = _keys({} if given is None else given, f"method {name}"), standard_methods().get(name)
     if standard is None:
-        if missing := [key for key in ("label", "overrides") if key not in own]:
+        if missing := [key for key in ("label", "overrides") if key not in refined]:
             known = ", ".join(standard_methods())
             raise UserError(f"method {name} has no {missing[0]}: give it one, or take a standard method ({known})")
-        return {"family": name, **own, "name": name}
+        return {"family": name, **refined, "name": name}
     added = {
-        "overrides": [*standard["overrides"], *own.get("overrides", ())],
-        "search": {**standard.get("search", {}), **own.get("search", {})},
+        "overrides": [*standard["overrides"], *refined.get("overrides", ())],
+        "search": {**standard.get("search", {}), **refined.get("search", {})},
     }
-    return {"family": name, **standard, **own, **added, "name": name}
+    return {"family": name, **standard, **refined, **added, "name": name}
 
 
 def _keys(given: Any, what: str) -> Mapping[str, Any]:

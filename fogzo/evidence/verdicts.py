@@ -101,7 +101,7 @@ def run_of(cases: Sequence[Case]) -> list[Case]:
 
 
 def _outcomes(cases: Sequence[Case]) -> str:
-    """How many settings had which outcome, as in "better in 2, worse in 1"; of one setting its outcome."""
+    """Return how many settings had which outcome, as in "better in 2, worse in 1"; of one setting its outcome."""
     counts = Counter(case.outcome for case in run_of(cases))
     if len(cases) == 1 or not counts:
         return next(iter(counts), Word.NOT_RUN)
@@ -135,7 +135,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
     """Return those of every method against the baseline, then against its controls."""
     first = {cell.method.name: cell for cell in reversed(list(evidence.cells.values()))}
     also = next((key for key in evidence.experiment.also if METRICS[key].higher_is_better is not None), None)
-    found = []
+    every_verdict = []
     for method, against in comparisons(evidence):
         pairs = pairs_of(evidence, method, against)
         claimed = against == evidence.experiment.baseline
@@ -144,8 +144,8 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
             for cell, other in pairs
         ]
         aside = [case_of(evidence, cell, other, metric=also) for cell, other in pairs] if also else []
-        found.append(Verdict(first[method], first[against], every, aside))
-    return found
+        every_verdict.append(Verdict(first[method], first[against], every, aside))
+    return every_verdict
 
 
 def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:

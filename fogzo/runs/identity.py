@@ -47,7 +47,7 @@ ADDED = {
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that name what ``config`` computes."""
+    """Return eight hexadecimal digits that name what ``config`` computes."""
     return hashlib.sha256(json.dumps(dict(_result_keys(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -76,7 +76,7 @@ def digest_of(summary: Mapping[str, Any], metrics: bytes) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines such as ``optimizer.lr: 0.1 → 0.2`` for every key in which two configs differ and that changes results."""
+    """Return ``optimizer.lr: 0.1 → 0.2`` and so on for every key of results in which two configs differ."""
     before, after = dict(_result_keys(old)), dict(_result_keys(new))
     keys = [*before, *(key for key in after if key not in before)]
     pairs = {key: tuple(side.get(key, ADDED.get(key)) for side in (before, after)) for key in keys}

@@ -105,7 +105,7 @@ def read_records(file: Path) -> Read:
 def _read(file: Path, *state: int) -> Read:
     """As ``read_records``, once for each state of the file: a sweep asks for each of its runs."""
     command = f"{COMMAND} drop --unusable {shlex.quote(f'experiment={file.stem}')}"
-    found: dict[str, list[tuple[str, Run]]] = {}
+    lines_of: dict[str, list[tuple[str, Run]]] = {}
     faults: list[Fault] = []
     faulty: dict[str, Fault] = {}
     for number, text in enumerate(_lines(file), 1):
@@ -113,12 +113,12 @@ def _read(file: Path, *state: int) -> Read:
             run = unpack(text, file, number)
             if file_of(run.config, file.parent) != file:
                 raise RunError(f"it is a run of experiment {run.config.get('experiment')}")
-            found.setdefault(run.name, []).append((text, run))
+            lines_of.setdefault(run.name, []).append((text, run))
         except RunError as error:
             faults.append(Fault(file, number, one_line(error), command))
             faulty[_name(text)] = faults[-1]
     runs = {}
-    for name, same in found.items():
+    for name, same in lines_of.items():
         if len({text for text, _ in same}) == 1:
             runs[name] = same[0][1]
             faults += [Fault(file, run.line, f"it repeats line {runs[name].line}", command) for _, run in same[1:]]

@@ -10,7 +10,7 @@ from helpers.made_up import GONE, dump, edit, experiment, gathered, sign, write
 from fogzo.errors import UserError
 from fogzo.evidence.claims import check_commands, claims_of
 from fogzo.evidence.equal_loss import Ratio
-from fogzo.evidence.report.report import report
+from fogzo.evidence.report import report
 from fogzo.evidence.tables.overview import cases_table, claim_effect, claims_table
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.files import read_yaml

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.figures.style import RC, line
+from fogzo.evidence.figures.style import RC, grid_of, legend, line
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.files import atomic_write
 from fogzo.runs.packed import Run
@@ -37,7 +34,7 @@ def curve_figures(evidence: Evidence) -> list[Sequence[Panel]]:
 
 
 def _panels_of(evidence: Evidence, cells: Panel) -> list[Panel]:
-    """Of one setting, the cells that were run, few enough for a panel; what borrows its tuned values is left out."""
+    """Return the cells of one setting that were run, few enough for a panel, without those that borrow tuned values."""
     cells = [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]
     families: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -54,21 +51,17 @@ def _panels_of(evidence: Evidence, cells: Panel) -> list[Panel]:
 
 def curves(evidence: Evidence, panels: Sequence[Panel]) -> Figure:
     """Return a figure of the metric against FLOPs: means over seeds, and between which values they lie."""
-    across = min(3, len(panels)) if len(panels) != 4 else 2
-    down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
-        figure, grid = plt.subplots(down, across, figsize=(10.5, 0.9 + 2.9 * down), layout="constrained", squeeze=False)
+        figure, axes = grid_of(len(panels), height=2.9, above=0.9)
         handles: dict[str, Any] = {}
-        for axis, cells in zip(grid.flat, panels, strict=False):
+        for axis, cells in zip(axes, panels, strict=True):
             _panel(axis, evidence, cells, handles)
-        for axis in list(grid.flat)[len(panels) :]:
-            axis.set_visible(False)
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        legend(figure, handles)
         return figure
 
 
 def _logged(evidence: Evidence, cells: Panel) -> str:
-    """What was logged often enough to draw: the metric, else the loss of the batches."""
+    """Return what was logged often enough to draw: the metric, else the loss of the batches."""
     key = cells[0].metric
     counts = [len(_rows(run, key)) for cell in cells for run in evidence.finished(cell)]
     return key if min(counts) >= FEWEST_POINTS else "loss"
@@ -111,9 +104,6 @@ def _panel(axis: Any, evidence: Evidence, cells: Panel, handles: dict[str, Any])
 class PlainLog(matplotlib.ticker.LogLocator):
     """Round numbers on a logarithmic axis; where it is so short that fewer than 3 lie on it, those of a linear one."""
 
-    def __init__(self) -> None:
-        super().__init__(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12)
-
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks = super().tick_values(vmin, vmax)
         low, high = sorted((vmin, vmax))
@@ -123,8 +113,8 @@ class PlainLog(matplotlib.ticker.LogLocator):
 
 
 def plain_ticks(axis: Any) -> None:
-    """Numbers such as 0.2, not 2 × 10⁻¹, at least two of them."""
-    axis.set_major_locator(PlainLog())
+    """Put numbers such as 0.2 at an axis, not 2 × 10⁻¹, at least two of them."""
+    axis.set_major_locator(PlainLog(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
@@ -134,7 +124,7 @@ def _rows(run: Run, key: str) -> list[dict[str, Any]]:
 
 
 def _aligned(runs: Sequence[Run], key: str) -> tuple[Any, Any]:
-    """Mean FLOPs at the steps that all runs logged, and the values there, shape (runs, steps)."""
+    """Return mean FLOPs at the steps that all runs logged, and the values there, shape (runs, steps)."""
     by_step = [{row["step"]: row for row in _rows(run, key)} for run in runs]
     steps = sorted(set.intersection(*(set(rows) for rows in by_step))) if by_step else []
     flops, values = (np.array([[rows[step][name] for step in steps] for rows in by_step]) for name in ("flops", key))
@@ -158,9 +148,9 @@ def save(figure: Figure, *files: Path) -> None:
 
 
 def _rounded(svg: str) -> str:
-    """Coordinates to a hundredth of a point: a third smaller, and no eye sees it.  Text is left alone."""
+    """Return coordinates to a hundredth of a point: a third smaller, and no eye sees it.  Text is left alone."""
 
-    def attribute(found: re.Match[str]) -> str:
-        return found[1] + re.sub(r"(\.\d\d)\d+", r"\1", found[2]) + '"'
+    def attribute(match: re.Match[str]) -> str:
+        return match[1] + re.sub(r"(\.\d\d)\d+", r"\1", match[2]) + '"'
 
     return re.sub(r'( (?:d|x|y|x1|x2|y1|y2|transform)=")([^"]*)"', attribute, svg)

@@ -20,9 +20,9 @@ TINTS = {Word.BETTER: "#9ecae8", Word.WORSE: "#f5b895"}  # blue and orange, whic
 OPEN = "#eeeeee"
 
 
-def members(found: Sequence[Evidence]) -> Figure:
+def members(every: Sequence[Evidence]) -> Figure:
     """Return the figure of their differences with 95 % intervals, tinted where told apart."""
-    labels, rows = member_rows(found)
+    labels, rows = member_rows(every)
     lines: list[MemberRow | str] = []  # settings under the title of their experiment
     for number, row in enumerate(rows):
         if number == 0 or rows[number - 1].experiment != row.experiment:

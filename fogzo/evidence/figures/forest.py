@@ -19,7 +19,7 @@ from fogzo.runs.schema import METRICS, Metric
 
 
 def differences(evidence: Evidence) -> Figure:
-    """Each method's paired difference to the baseline in each setting.
+    """Return the figure of each method's paired difference to the baseline in each setting.
 
     Settings that are compared by different metrics stand in different panels.
     """
@@ -27,7 +27,7 @@ def differences(evidence: Evidence) -> Figure:
 
 
 def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
-    """A forest plot: differences with their intervals and seeds, a panel a metric."""
+    """Return a forest plot: differences with their intervals and seeds, a panel a metric."""
     panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
     heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
     with plt.rc_context(RC | {"axes.grid": False, "axes.spines.left": False}):
@@ -43,11 +43,11 @@ def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
 def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
     entries: list[ForestRow] = []
     for setting, cells in evidence.settings().items():
-        found = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
-        shown = [(cell, difference) for cell, difference in found if difference and cell.metric == key]
+        pairs = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
+        shown = [(cell, difference) for cell, difference in pairs if difference and cell.metric == key]
         if shown and setting:
             entries.append((evidence.experiment.settings[setting].label, None))
-        entries += [(cell.method.full_label, (evidence, cell, found)) for cell, found in shown]
+        entries += [(cell.method.full_label, (evidence, cell, difference)) for cell, difference in shown]
     return entries
 
 
@@ -67,9 +67,9 @@ def _forest(axis: Any, metric: Metric, entries: Sequence[ForestRow]) -> None:
     axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")
 
 
-def _limit(found: Sequence[Difference]) -> float:
-    """Half the width of the axis: what is over ten times further out than the median is cut off, and said in words."""
-    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in found)
+def _limit(every: Sequence[Difference]) -> float:
+    """Return half an axis's width: what is over ten times further out than the median is cut off and said in words."""
+    reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in every)
     if not reach or reach[-1] == 0:
         return 1.0
     return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
@@ -80,9 +80,9 @@ def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference:
     digits = metric.digits
     shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
     base = evidence.baseline(cell)
-    own, other = evidence.values(cell), evidence.values(base) if base else {}
+    values, others = evidence.values(cell), evidence.values(base) if base else {}
     sign = 1 if metric.higher_is_better else -1
-    seeds = np.array([sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())])
+    seeds = np.array([sign * (values[seed] - others[seed]) for seed in sorted(values.keys() & others.keys())])
     inside = seeds[np.abs(seeds) <= limit]
     axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
     low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)

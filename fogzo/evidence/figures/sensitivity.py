@@ -10,7 +10,6 @@ An experiment's file places them, an axis a panel:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,49 +19,38 @@ from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Axis, Cell, Method
 from fogzo.evidence.figures.curves import LIMIT, WIDE, plain_ticks
-from fogzo.evidence.figures.style import RC, colour, line
+from fogzo.evidence.figures.style import RC, colour, grid_of, legend, line
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.schema import METRICS
 
 Points = list[tuple[float, Cell]]
-ACROSS = 3  # panels side by side
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
 def sensitivity_figures(evidence: Evidence) -> list[Sequence[tuple[Axis, str]]]:
     """Return the panels of each figure: an axis of the experiment, and the metric that is drawn against it."""
-    panels = [(asked, key) for asked in evidence.experiment.axes for key in _metrics(evidence, asked)]
-    panels = [panel for panel in panels if _has_points(evidence, *panel)]
+    panels = [
+        (asked, key)
+        for asked in evidence.experiment.axes
+        for key in ([asked.metric] if asked.metric else evidence.metrics())
+        if list(_lines(evidence, asked, _places(asked)[0], key))  # a metric may have come after the runs
+    ]
     return [panels[at : at + LIMIT] for at in range(0, len(panels), LIMIT)]
 
 
 def sensitivity(evidence: Evidence, panels: Sequence[tuple[Axis, str]]) -> Figure:
     """Return a figure of means and single seeds against each axis."""
-    across = min(ACROSS, len(panels)) if len(panels) != 4 else 2
-    down = math.ceil(len(panels) / across)
     with plt.rc_context(RC):
-        figure, grid = plt.subplots(down, across, figsize=(10.5, 0.6 + 3.3 * down), layout="constrained", squeeze=False)
+        figure, axes = grid_of(len(panels), height=3.3, above=0.6)
         handles: dict[str, Any] = {}
-        for axis, (asked, key) in zip(grid.flat, panels, strict=False):
+        for axis, (asked, key) in zip(axes, panels, strict=True):
             _panel(axis, evidence, asked, key, handles)
-        for axis in list(grid.flat)[len(panels) :]:
-            axis.set_visible(False)
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        legend(figure, handles)
         return figure
 
 
-def _metrics(evidence: Evidence, asked: Axis) -> Sequence[str]:
-    """One panel each: what the axis asks for, or all that cells are compared by."""
-    return [asked.metric] if asked.metric else evidence.metrics()
-
-
-def _has_points(evidence: Evidence, asked: Axis, key: str) -> bool:
-    """Whether there is anything to draw: a metric may have come after the runs."""
-    return any(True for _ in _lines(evidence, asked, _places(asked)[0], key))
-
-
 def _places(asked: Axis) -> tuple[dict[str, float], list[str]]:
-    """Where each setting or method stands on an axis, and the words that stand there instead of numbers, in order."""
+    """Return where each setting or method stands on an axis, and the words that stand there instead of numbers."""
     given = asked.settings or asked.methods
     words = list(dict.fromkeys(value for value in given.values() if isinstance(value, str)))
     return {name: float(words.index(at) if at in words else at) for name, at in given.items()}, words
@@ -99,30 +87,30 @@ def _panel(axis: Any, evidence: Evidence, asked: Axis, key: str, handles: dict[s
 def _lines(
     evidence: Evidence, asked: Axis, places: Mapping[str, float], key: str
 ) -> Iterator[tuple[str, Method, Points]]:
-    """What is drawn as one line: its label, the method that lends its colour, and its points in order."""
+    """Yield what is drawn as one line: its label, the method that lends its colour, and its points in order."""
     by_settings = bool(asked.settings)
-    found: dict[str, Points] = {}
+    lines: dict[str, Points] = {}
     for cell in evidence.cells.values():
         names = (cell.setting.name, cell.method.name)
         place, line_of = names if by_settings else names[::-1]
         shown = key in (cell.metric, asked.metric)
         if shown and place in places and evidence.values(cell, key):
-            found.setdefault(line_of, []).append((places[place], cell))
+            lines.setdefault(line_of, []).append((places[place], cell))
     # a setting with one of the methods alone shows nothing of what they vary
-    found = {line_of: points for line_of, points in found.items() if len(points) > 1}
-    for line_of, points in found.items():
+    lines = {line_of: points for line_of, points in lines.items() if len(points) > 1}
+    for line_of, points in lines.items():
         points.sort(key=lambda point: point[0])
         if by_settings:
             yield points[0][1].label, points[0][1].method, points
         else:
             methods = [evidence.experiment.methods[name] for name in asked.methods]
             method = next((one for one in methods if one.colour), methods[0])  # the standard one, which others vary
-            where = f", {evidence.experiment.settings[line_of].label}" if len(found) > 1 else ""
+            where = f", {evidence.experiment.settings[line_of].label}" if len(lines) > 1 else ""
             yield method.family + where, method, points
 
 
 def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:
-    """The baseline of each setting that is drawn, as a level with the range of its seeds."""
+    """Draw the baseline of each setting that is shown, as a level with the range of its seeds."""
     for setting, cells in evidence.settings().items():
         if setting not in drawn:
             continue

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Method
 
@@ -24,6 +31,22 @@ RC: dict[Any, Any] = {
     "grid.linewidth": 0.5,
     "figure.facecolor": "white",
 }
+
+
+def grid_of(panels: int, height: float, above: float) -> tuple[Figure, list[Any]]:
+    """Return a figure and the axes of as many panels, at most 3 side by side; heights in inches, of a row and above."""
+    across = min(3, panels) if panels != 4 else 2
+    down = math.ceil(panels / across)
+    size = (10.5, above + height * down)
+    figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    for axis in grid.flat[panels:]:
+        axis.set_visible(False)
+    return figure, list(grid.flat[:panels])
+
+
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Put the labels of what is drawn above a figure's panels."""
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
 
 
 def colour(method: Method) -> str:

@@ -75,19 +75,19 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
 
 
 def _setting(evidence: Evidence, cell: Cell, *, first: bool = True) -> tuple[Column, Entry]:
-    """The setting, which pages do without where all cells share one, which is the title."""
+    """Return the setting, which pages do without where all cells share one, which is the title."""
     column = Column("setting" if evidence.experiment.has_settings else None, "setting")
     return column, shown(cell.setting.name, cell.setting.label if first else "")
 
 
 def _published(evidence: Evidence, cell: Cell) -> Entry:
-    """The published value, and on pages how much better it is than the published baseline."""
+    """Return the published value, and on pages how much better it is than the published baseline."""
     text, difference = published_text(evidence, cell), published_difference(evidence, cell)
     return shown(text, text if difference is None else f"{text} ({signed(difference, 2)})")
 
 
 def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = None) -> Entry:
-    """The mean cost of a cell's runs, and how many times that of another cell it is."""
+    """Return the mean cost of a cell's runs, and how many times that of another cell it is."""
     mean = evidence.mean(cell, key)
     base = evidence.mean(relative_to, key) if relative_to else None
     return cost(mean, mean / base if mean is not None and base else None)
@@ -158,7 +158,7 @@ def parts_table(evidence: Evidence) -> Table:
 
 
 def _part_column(evidence: Evidence, method: str) -> dict[str, Entry]:
-    """By setting, the difference of one method to the baseline."""
+    """Return the difference of one method to the baseline, by setting."""
     cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
     differences = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
     judged = [(cell, difference) for cell, difference in differences if difference is not None]

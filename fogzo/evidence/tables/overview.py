@@ -64,7 +64,7 @@ def claim_effect(claim: Claim, scale: str) -> Entry:
 
 
 def _seeds(claim: Claim, scale: str) -> str | None:
-    """How many pairs of seeds the settings have."""
+    """Return how many pairs of seeds the settings have."""
     pairs = {case.difference.pairs for case in claim.judged(scale) if case.difference}
     pairs |= {case.ratio.pairs for case in claim.judged_ratios(scale) if case.ratio}
     return " to ".join(map(str, sorted({min(pairs), max(pairs)}))) if pairs else None
@@ -165,11 +165,11 @@ def equal_baseline(evidence: Evidence, cell: Cell) -> Cell | None:
 
 def members_table(every: Sequence[Evidence]) -> Table:
     """Return a row a setting, a column a member of the family: its difference to an STE of the same compute."""
-    labels, members = member_rows(every)
+    labels, settings = member_rows(every)
     rows: list[Row] = []
     blocks = []
-    for number, row in enumerate(members):
-        new = number == 0 or row.experiment != members[number - 1].experiment
+    for number, row in enumerate(settings):
+        new = number == 0 or row.experiment != settings[number - 1].experiment
         blocks += [number] if new else []
         effects = {
             key: effect_entry(Effect([difference.mean], METRICS[metric]), difference.outcome)

@@ -1,4 +1,4 @@
-"""All results as one HTML file that needs no network and no script; ``page.html.j2`` is its layout."""
+"""All results as one HTML file that needs no network and no script; ``report.html.j2`` is its layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def report(every: Sequence[Evidence]) -> str:
     answers, claims = Path("docs/replication.md"), claims_of(every)
     layout = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("page.html.j2")
+    ).get_template("report.html.j2")
     return layout.render(
         verdict=verdict(run),
         rule=RULE,
