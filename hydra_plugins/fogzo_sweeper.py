@@ -33,8 +33,9 @@ class ExperimentSweeper(BasicSweeper):
         try:
             jobs = self._jobs(arguments)
             names = names_of(jobs)
-            self._check(jobs, names)
-            results = self._launch(jobs)
+            finished = self._check(jobs, names)
+            launched = iter(self._launch([job for number, job in enumerate(jobs) if number not in finished]))
+            results = [finished[number] if number in finished else next(launched) for number in range(len(jobs))]
         except (ValueError, HydraException) as error:
             print(f"error: {error}", file=sys.stderr)  # one line, where Hydra would add its own
             sys.exit(1)
@@ -53,8 +54,10 @@ class ExperimentSweeper(BasicSweeper):
         (jobs,) = self.split_arguments(parser.parse_overrides(arguments), None)
         return jobs
 
-    def _check(self, jobs: list[Job], names: list[str]) -> None:
+    def _check(self, jobs: list[Job], names: list[str]) -> dict[int, JobReturn]:
         """Refuse the whole sweep for a job that will not do, as far as that is known before data are read.
+
+        Returns what became of those that are finished already, by number: to launch them would compose them twice.
 
         Raises:
             UserError: naming each such job and its reason.
@@ -69,19 +72,28 @@ class ExperimentSweeper(BasicSweeper):
                 "choose hydra/launcher=local"
             )
         refused: dict[str, list[str]] = {}
-        for job, name in zip(jobs, names, strict=True):
+        finished: dict[int, JobReturn] = {}
+        notes: list[str] = []
+        for number, (job, name) in enumerate(zip(jobs, names, strict=True)):
             try:
                 cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
                 with open_dict(cfg):
                     del cfg["hydra"]
-                check(cfg)
+                if (result := check(cfg)) is not None:
+                    finished[number] = JobReturn(overrides=job, status=JobStatus.COMPLETED)
+                    finished[number].return_value, lacks = result
+                    notes += lacks
             except (ValueError, HydraException, OmegaConfBaseException) as error:
                 refused.setdefault(one_line(error), []).append(name)
         if refused:
             reasons = (f"{', '.join(some)}: {reason}" for reason, some in refused.items())
             count = sum(map(len, refused.values()))
             raise UserError(f"{count} of {len(jobs)} jobs will not do, and none was started; " + "; ".join(reasons))
+        if notes:
+            others = f", and {len(notes) - 1} others alike" if len(notes) > 1 else ""
+            print(f"note:     {notes[0]}{others}")
         self._make_folder()
+        return finished
 
     def _launch(self, jobs: list[Job]) -> Sequence[JobReturn]:
         """Return what became of each job; jobs keep their own errors.
@@ -91,6 +103,8 @@ class ExperimentSweeper(BasicSweeper):
         """
         assert self.launcher is not None
         assert self.config is not None
+        if not jobs:
+            return []
         try:
             return self.launcher.launch(jobs, initial_job_idx=0)
         except Exception as error:

@@ -68,8 +68,11 @@ def _packed(cfg: DictConfig, record: Mapping[str, Any]) -> Run | None:
     return find(record, Path(cfg.results_dir) / "records")
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse what the run of ``cfg`` would refuse before its data are read; nothing where the run is finished.
+def check(cfg: DictConfig) -> tuple[str, list[str]] | None:
+    """Refuse what the run of ``cfg`` would refuse before its data are read, or say that it is finished.
+
+    Returns the headline of a run that is finished, and what it lacks; ``None`` for one to launch: also where one has
+    diverged, which the launched job says.
 
     Raises:
         ValueError: as :func:`train` would.
@@ -78,9 +81,17 @@ def check(cfg: DictConfig) -> None:
     check_keys(cfg)
     record = plain_record(cfg)
     path = run_path(cfg, record)
-    if cfg.plan or RunFolder.finished(path, record) is not None or _packed(cfg, record) is not None:
-        return
-    draft(cfg, announced()[2])
+    if cfg.plan:
+        return None
+    packed, summary = None, RunFolder.finished(path, record)
+    if summary is None and (packed := _packed(cfg, record)) is not None:
+        summary = dict(packed.summary)
+    if summary is None:
+        draft(cfg, announced()[2])
+    elif summary.get("status") != "diverged":
+        finished_before(record, summary, path, packed, notes=False)
+        return headline(summary), _missing_weights(record, path, packed)
+    return None
 
 
 def _carry_out(cfg: DictConfig, record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -183,12 +194,13 @@ def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
 
 
 def finished_before(
-    record: Mapping[str, Any], summary: dict[str, Any], folder: Path, packed: Run | None = None
+    record: Mapping[str, Any], summary: dict[str, Any], folder: Path, packed: Run | None = None, *, notes: bool = True
 ) -> dict[str, Any]:
     """Say what the run of ``record`` ended with, and return its summary.
 
     Args:
         packed: its packed record; without one, its record is in ``folder``.
+        notes: say what it lacks too.
 
     Raises:
         RunError: if the run was of other data than those that are there now.
@@ -208,7 +220,7 @@ def finished_before(
         f"finished already: {headline(summary)}",
         f"data:     {data.get('name', asked['name'])} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
         f"result:   {where}",
-        *(f"note:     {note}" for note in _missing_weights(record, folder, packed)),
+        *(f"note:     {note}" for note in (_missing_weights(record, folder, packed) if notes else ())),
     )
     return summary
 
