@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fogzo.errors import UserError
 from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
@@ -21,6 +19,9 @@ from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 from fogzo.runs.packed import Run
 from fogzo.runs.schema import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OF_ROW = ("cell", "setting", "method", "seed", "status")
 
@@ -40,7 +41,6 @@ class Evidence:
     records: Records
     tuned: Mapping[str, Choice] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
-    _columns: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -64,9 +64,11 @@ class Evidence:
         """The usable records by cell and seed; some may have diverged."""
         return self.records.runs
 
-    @cached_property
+    @property
     def frame(self) -> pd.DataFrame:
         """The usable records, a row a run: ``OF_ROW``, and every finite number of its summary."""
+        import pandas as pd  # half a second that no table needs
+
         rows = []
         for cell in self.cells.values():
             for seed, run in sorted(self.runs[cell.name].items()):
@@ -109,13 +111,8 @@ class Evidence:
 
     def values(self, cell: Cell, key: str | None = None) -> Mapping[int, float]:
         """Return the metric (or another number) of every finished run that has it, by seed."""
-        key = key or cell.metric
-        if key not in self._columns:
-            rows = self.frame[self.frame["status"] == "finished"]
-            rows = rows.dropna(subset=[key]) if key in rows else rows[:0]
-            groups = rows.groupby("cell")
-            self._columns[key] = {name: dict(zip(of["seed"], of[key], strict=True)) for name, of in groups}
-        return self._columns[key].get(cell.name, {})
+        of_runs = ((run.summary["seed"], run.summary.get(key or cell.metric)) for run in self.finished(cell))
+        return {seed: float(value) for seed, value in of_runs if is_finite(value)}
 
     def mean(self, cell: Cell, key: str) -> float | None:
         """Return the mean of a number over the finished runs that have it; ``None`` if none has."""

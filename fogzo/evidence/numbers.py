@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from fogzo.evidence.compare import Difference
 
 DASH = "–"
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Return whether a value of a record, or of a file, is a finite number.
 
     >>> is_finite(1), is_finite(float("nan")), is_finite("many"), is_finite(True)

@@ -50,7 +50,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     metrics, values, baseline = evidence.metrics(), evidence.values(cell), evidence.baseline(cell)
     metric, compared = METRICS[cell.metric], " or ".join(METRICS[key].label for key in metrics)
     sign = metric.sign if len(metrics) > 1 else ""
-    reference = evidence.experiment.methods[evidence.experiment.baseline].label
+    reference = evidence.experiment.methods[evidence.experiment.baseline].family
     return [
         (Column(None, "experiment"), evidence.name),
         (Column(None, "scale"), evidence.scale),
