@@ -193,7 +193,7 @@ class Experiment:
 
     Attributes:
         table: the published table that it is, or is a twin of; ``None`` if there is none.
-        stage: "confirm", or "explore" for runs that are no results.
+        exploratory: its runs are no results: no table, figure or claim reads them.
         also: columns that are shown besides what cells are compared by.
         baseline: the method that all are compared with.
         overrides: ``KEY=VALUE`` of every cell.
@@ -207,7 +207,7 @@ class Experiment:
     tuning: Tuning
     scale: Literal["mini", "paper"] = "mini"
     table: str | None = None
-    stage: Literal["confirm", "explore"] = "confirm"
+    exploratory: bool = False
     metric: Compared = "train_loss"
     also: tuple[Shown, ...] = ()
     baseline: str = "ste"

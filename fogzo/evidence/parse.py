@@ -34,9 +34,9 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def confirmed_experiments() -> list[Experiment]:
-    """Return every experiment whose runs are results, in the order of their files: those of stage explore are not."""
+    """Return every experiment whose runs are results, in the order of their files: exploratory ones' are not."""
     every = [read_experiment(file) for file in sorted(Path("configs/experiment").glob("*.yaml"))]
-    return [experiment for experiment in every if experiment.stage == "confirm"]
+    return [experiment for experiment in every if not experiment.exploratory]
 
 
 def parse(given: Any, source: str = "experiment") -> Experiment:

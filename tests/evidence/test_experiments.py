@@ -69,8 +69,7 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
     file = CONFIGS / "experiment" / f"{name}.yaml"
     text = file.read_text(encoding="utf-8")
     experiment = read_experiment(file)
-    stage = "explore" if name.endswith("_explore") else "confirm"
-    assert (experiment.name, experiment.stage) == (name, stage)
+    assert (experiment.name, experiment.exploratory) == (name, name.endswith("_explore"))
     searched = [cell for cell in experiment.cells.values() if cell.search]  # not: what takes all from another cell
     trials = {min(experiment.tuning.trials, len(cell.points())) for cell in searched}
     assert trials == {experiment.tuning.trials}  # the same number for every cell

@@ -47,7 +47,7 @@ def built(tmp_path_factory):
     made = experiment(seeds=(11, 12, 13, 14))
     made["settings"]["resnet"]["metric"] = "perplexity"
     write(root, made, effect=lambda cell: 2.0 * (cell == "deit.fogzo"))
-    explored = experiment("hunch", stage="explore", table="twin")
+    explored = experiment("hunch", exploratory=True, table="twin")
     write(root, explored)
     (root / "results/paper/hunch.yaml").unlink()
     (root / "README.md").write_text("Before\n\n<!-- make tables: claims -->\nlast year's\n<!-- end -->\n\nAfter\n")

@@ -79,7 +79,7 @@ def broken(experiment, path, value):
         (("sedes",), [1], "experiment example: sedes is not known: choose one of name, title, "),
         (("name",), GONE, "experiment: name is missing: give it"),
         (("scale",), "huge", "scale='huge' is not possible: Input should be 'mini' or 'paper'"),
-        (("stage",), "later", "stage='later' is not possible: Input should be 'confirm' or 'explore'"),
+        (("exploratory",), "no", "exploratory='no' is not possible: Input should be a valid boolean"),
         (("metric",), "accurracy", "metric='accurracy' is not known: choose one of "),
         (("metric",), "mean_agreement", "metric='mean_agreement' is not known"),  # neither way is better
         (("also",), ["loss_of_hair"], "also: metric='loss_of_hair' is not known: choose one of "),

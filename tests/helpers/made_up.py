@@ -55,7 +55,7 @@ def experiment(
 ):
     """An experiment of settings and methods, with a published table of the same name."""
     return {
-        "name": name, "title": f"Made-up experiment {name}", "scale": "mini", "table": name, "stage": "confirm",
+        "name": name, "title": f"Made-up experiment {name}", "scale": "mini", "table": name,
         "metric": metric, "seeds": list(seeds), "baseline": "ste",
         "settings": {
             s: {"label": f"{s} | a net, 2 bit", "overrides": [f"model={s}"], "paper": f"{s}_row"} for s in settings
