@@ -44,6 +44,7 @@ ADDED = {
     "pull.start": 0.8,
     "estimator.noise": "smoothing",
 }
+NEVER = object()  # equal to no value
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -84,12 +85,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _result_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    of_choice = f"{prefix}{config.get('name')}."
     for key, value in config.items():
-        if prefix + key in PRESENTATION:
+        name = prefix + key
+        if name in PRESENTATION:
             continue
         if isinstance(value, dict):
-            yield from _result_keys(value, f"{prefix}{key}.")
-        elif all(
-            name not in ADDED or ADDED[name] != value for name in (prefix + key, f"{prefix}{config.get('name')}.{key}")
-        ):
-            yield prefix + key, value
+            yield from _result_keys(value, f"{name}.")
+        elif ADDED.get(name, NEVER) != value and ADDED.get(of_choice + key, NEVER) != value:
+            yield name, value

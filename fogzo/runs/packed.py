@@ -22,7 +22,7 @@ import yaml
 
 from fogzo.errors import one_line
 from fogzo.runs.folder import RunError, parse_config
-from fogzo.runs.identity import digest_of, identity, label_of, run_name
+from fogzo.runs.identity import digest_of, identity, label_of
 from fogzo.runs.schema import keys_of_kind
 
 OF_BOTH = ("seed", "cell", "experiment")  # in config and summary; identity and digest alone would not tell them apart
@@ -40,6 +40,7 @@ class Run:
         config: what ``config.yaml`` holds.
         summary: what ``summary.json`` holds; empty while the run is not over.
         columns: the rows of ``metrics.jsonl`` by column.
+        name: which no other run of the experiment has.
     """
 
     place: Path
@@ -47,11 +48,7 @@ class Run:
     config: Mapping[str, Any]
     summary: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Its name, which no other run of the experiment has."""
-        return run_name(self.config)
+    name: str = ""
 
     @property
     def where(self) -> str:
@@ -147,7 +144,7 @@ def unpack(line: str, file: Path, number: int) -> Run:
     for key in HEAD:
         if said[key] != meant[key]:
             raise RunError(f"it was changed: it begins with {key} {said[key]}, but the rest of it gives {meant[key]}")
-    return Run(file, number, config, summary, columns)
+    return Run(file, number, config, summary, columns, name_of(meant))
 
 
 def head(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +152,11 @@ def head(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any
     metric = {key: summary[key] for key in keys_of_kind("task") if key in summary}
     values = (label_of(config), config["seed"], summary["status"], metric, identity(config))
     return dict(zip(HEAD, values, strict=True))
+
+
+def name_of(beginning: Mapping[str, Any]) -> str:
+    """Return the name, as ``identity.run_name`` gives it, of the run that a line begins with."""
+    return f"{beginning['cell']}-seed{int(beginning['seed'])}-{beginning['identity']}"
 
 
 def _by_column(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -177,8 +179,8 @@ def _text(metrics: Mapping[str, Any]) -> bytes:
     """
     texts = {key: _texts(values) for key, values in metrics["columns"].items()}
     templates = [_template(*keys) for keys in metrics["keys"]]
-    sources = [[texts[key] for key in keys] for keys in metrics["keys"]]
-    text = "".join([templates[kind] % tuple(map(next, sources[kind])) for kind in metrics["rows"]])
+    rows = [zip(*(texts[key] for key in keys), strict=False) for keys in metrics["keys"]]  # share columns
+    text = "".join([templates[kind] % next(rows[kind], ()) for kind in metrics["rows"]])
     if left := [key for key, rest in texts.items() if next(rest, None) is not None]:
         raise ValueError(f"{left[0]} has more values than rows")
     return text.encode()

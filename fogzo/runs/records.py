@@ -20,7 +20,7 @@ from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write
 from fogzo.runs.folder import RunError
 from fogzo.runs.identity import label_of, run_name
-from fogzo.runs.packed import Run, pack_folder, place_name, unpack
+from fogzo.runs.packed import Run, name_of, pack_folder, place_name, unpack
 
 RECIPES = "recipes"  # the file of runs that belong to no experiment
 COMMAND = "python scripts/records.py"
@@ -132,8 +132,7 @@ def _read(file: Path, *state: int) -> Read:
 def _name(text: str) -> str:
     """Return the name that a line which cannot be used gives its run; "" if that cannot be read."""
     try:
-        said = json.loads(text)
-        return f"{said['cell']}-seed{int(said['seed'])}-{said['identity']}"
+        return name_of(json.loads(text))
     except (ValueError, KeyError, TypeError):
         return ""
 
