@@ -87,7 +87,15 @@ def tried(case: Case, ranks: int, dice: random.Random, top: Path, places: Counte
     if outcome[0] != WHOLE and (outcome := carried_out(case, ranks, folder, (0, 0, 0, 0)))[0] != WHOLE:
         return kills, outcome[1]
     expected, found = end_of(whole / "results"), end_of(folder / "results")
-    return kills, ", ".join(key for key in {**expected, **found} if expected.get(key) != found.get(key))
+    files = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    return kills, ", ".join(f"{name} {differing(expected.get(name), found.get(name))}" for name in files)
+
+
+def differing(one: Any, other: Any) -> list[str]:
+    """Return the keys in which the rows of two files differ, or how many rows they have."""
+    if not isinstance(one, list) or not isinstance(other, list) or len(one) != len(other):
+        return [f"{type(part).__name__} of {len(part or ())}" for part in (one, other)]
+    return sorted({key for a, b in zip(one, other, strict=True) for key in {**a, **b} if a.get(key) != b.get(key)})
 
 
 def end_of(results: Path) -> Any:

@@ -95,7 +95,7 @@ def main() -> None:
                     f"{number} WRONG: {'packing' if packing else ' '.join(overrides)}, {ranks} ranks: {fault}",
                     flush=True,
                 )
-            elif not packing and finished < 12:
+            elif not packing and finished < 12 and (folder / "whole/results").exists():  # and not refused
                 shutil.copytree(folder / "whole/results", Path(top) / "finished/results", dirs_exist_ok=True)
                 finished += 1
             shutil.rmtree(folder)
