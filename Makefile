@@ -40,6 +40,8 @@ mutants: $(SETUP)  ## plant single-line faults in the method: each must turn a t
 campaigns: $(SETUP)  ## look for faults: odd configs, damaged files, full disks, kills at random moments (hours; docs/log.md)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/configs.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/kills.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/files.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/campaigns/disk.py
 
 lint: $(SETUP)  ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import yaml
 from fogzo.checks import check_arguments
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Cell, Experiment, Tuning, as_overrides, last_of_each
-from fogzo.runs.files import atomic_write, parse_yaml
+from fogzo.runs.files import atomic_write, parse_yaml, read_bytes
 from fogzo.runs.schema import METRICS
 
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
@@ -53,7 +53,7 @@ def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:
         UserError: if the file cannot be read, or an entry in it is not as tuning leaves one.
     """
     path = Path(experiment.tuning.chosen)
-    return _choices(path, path.read_bytes()) if path.exists() else {}
+    return _choices(path, read_bytes(path)) if path.exists() else {}
 
 
 @lru_cache(maxsize=16)  # it is asked for cell by cell, and long

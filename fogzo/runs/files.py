@@ -12,6 +12,7 @@ import yaml
 from fogzo.errors import UserError, explained
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
+WAY_OUT = "mend it, or put back the version that was committed"
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -35,14 +36,19 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: if it cannot be read, as with the marks of a merge in it, or holds something else.
     """
-    return parse_yaml(path, path.read_bytes()) if path.exists() else None
+    return parse_yaml(path, read_bytes(path)) if path.exists() else None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds that people edit and commit; UserError if it cannot be read."""
+    with explained(path, WAY_OUT):
+        return path.read_bytes()
 
 
 def parse_yaml(path: Path, data: bytes) -> dict[str, Any] | None:
     """Return what ``read_yaml`` does, of a file's bytes."""
-    way_out = "mend it, or put back the version that was committed"
-    with explained(path, way_out, also=(yaml.YAMLError,)):
+    with explained(path, WAY_OUT, also=(yaml.YAMLError,)):
         content = yaml.load(data, Loader)
     if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path} holds {str(content)[:40]!r}, no keys with values: {way_out}")
+        raise UserError(f"{path} holds {str(content)[:40]!r}, no keys with values: {WAY_OUT}")
     return content

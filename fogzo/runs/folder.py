@@ -137,7 +137,11 @@ class RunFolder:
         return summary
 
     def _metrics(self) -> bytes:
-        return self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        with self._metrics_read():
+            return self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+
+    def _metrics_read(self) -> AbstractContextManager[None]:
+        return explained(self.metrics_file, f"make it readable, and {GOES_ON}", kind=RunError)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics."""
@@ -149,7 +153,7 @@ class RunFolder:
         """Return the bytes of metrics so far, on the disk: a checkpoint keeps it."""
         if not self.metrics_file.exists():
             return 0
-        with self.metrics_file.open("rb") as file:
+        with self._metrics_read(), self.metrics_file.open("rb") as file:
             os.fsync(file.fileno())
         return self.metrics_file.stat().st_size
 
@@ -162,13 +166,12 @@ class RunFolder:
                 f"remove the folder {self.path} to start the run again"
             )
         if have > size:
-            os.truncate(self.metrics_file, size)
+            with self._written("metrics.jsonl"):
+                os.truncate(self.metrics_file, size)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the record's digest, and with them end the run."""
-        with explained(self.metrics_file, f"make it readable, and {GOES_ON}", kind=RunError):
-            metrics = self._metrics()
-        whole = {**summary, "digest": digest_of(summary, metrics)}
+        whole = {**summary, "digest": digest_of(summary, self._metrics())}
         self.keep("summary.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
 
     def keep(self, name: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from fogzo.errors import one_line
-from fogzo.runs.files import atomic_write
+from fogzo.runs.files import atomic_write, read_bytes
 from fogzo.runs.folder import RunError
 from fogzo.runs.identity import label_of, run_name
 from fogzo.runs.packed import Run, name_of, pack_folder, place_name, unpack
@@ -257,7 +257,7 @@ def _lines(file: Path) -> list[str]:
     """Return the lines of a file, without their ends; none if there is no file."""
     if not file.exists():
         return []
-    text = file.read_bytes().decode(errors="replace")
+    text = read_bytes(file).decode(errors="replace")
     return text.removesuffix("\n").split("\n") if text else []
 
 

@@ -30,7 +30,7 @@ from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.resume import resume
 from fogzo.training.trainer import Trainer
-from fogzo.training.warm_start import warm_start
+from fogzo.training.warm_start import named_checkpoint, warm_start
 from fogzo.training.watch import Diverged
 
 
@@ -48,6 +48,8 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     check_choices(cfg)
     check_keys(cfg)
     if cfg.plan:
+        if cfg.begin_from is not None:
+            named_checkpoint(cfg.begin_from)
         say(plan(cfg).text)
         return {}
     record = plain_record(cfg)

@@ -28,12 +28,7 @@ def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     """
     if config.get("begin_from") is None:
         return
-    path = Path(config["begin_from"])
-    if path.is_dir():
-        kept = checkpoint.existing(path / "checkpoint.pt")
-        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={kept[0]}" if kept else OTHER))
-    if not path.is_file():
-        raise UserError(f"begin_from={path} is not there: {OTHER}")
+    path = named_checkpoint(config["begin_from"])
     state = checkpoint.load(path, OTHER)
     checkpoint.check_run(trainer.state_dict() | {"run": state.get("run")}, state, path, OTHER)
     if state["step"] >= trainer.settings.steps:
@@ -48,3 +43,14 @@ def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     trainer.best = None  # best.pt is in the other folder
     trainer.begun_from = {"file": str(path), "step": trainer.step, "sha256": sha256_of(path)}
     trainer.notes.append(f"begun at step {trainer.step} of {path}")
+
+
+def named_checkpoint(given: str) -> Path:
+    """Return the path that ``begin_from`` gives; UserError if no file is there."""
+    path = Path(given)
+    if path.is_dir():
+        kept = checkpoint.existing(path / "checkpoint.pt")
+        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={kept[0]}" if kept else OTHER))
+    if not path.is_file():
+        raise UserError(f"begin_from={path} is not there: {OTHER}")
+    return path

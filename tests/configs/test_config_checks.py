@@ -145,3 +145,9 @@ def test_a_run_and_its_plan_refuse_a_key_of_another_kind_in_the_same_words(overr
 def test_what_builds_the_network_refuses_other_kinds_and_sizes_beyond_any_memory(override, rule):
     with pytest.raises(UserError, match=f"^{override} is not possible: {rule}"):
         train(composed(override, "plan=true"))
+
+
+def test_a_plan_looks_for_the_checkpoint_to_begin_from(tmp_path):
+    for given, said in ((tmp_path / "no.pt", "is not there"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=f"^begin_from={given} {said}: name another checkpoint"):
+            train(composed(f"begin_from={given}", "plan=true"))

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from fogzo.runs.files import atomic_write
+from fogzo.errors import UserError
+from fogzo.runs.files import atomic_write, read_yaml
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.identity import ADDED, PRESENTATION, differences, digest_of, identity
+from fogzo.runs.records import read_records
 from fogzo.training import checkpoint
 
 CONFIG = {
@@ -284,3 +286,16 @@ OTHERS = {"width": nn.Linear(5, 2), "tensors": nn.Linear(4, 2, bias=False), "nam
 def test_the_checkpoint_of_another_model_is_refused(other, tmp_path):
     with pytest.raises(RunError, match=r"c\.pt holds another model \(.+\): move it away"):
         checkpoint.restore_model(other, MODEL_STATE["model"], tmp_path / "c.pt")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_in_a_sentence(tmp_path):
+    file = tmp_path / "file"
+    file.mkdir()
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.metrics_file.mkdir()
+    for read in (lambda: read_yaml(file), lambda: read_records(file), folder.metrics_size, lambda: folder.finish({})):
+        with pytest.raises(UserError, match=r"^\S+ cannot be read \(Is a directory\): (mend it|make it readable)"):
+            read()
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written"):
+        folder.truncate_metrics(0)
+    folder.close()
