@@ -7,7 +7,8 @@ decide together (losses, stop requests) is averaged or gathered, so that they st
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,11 @@ def gather(values: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def largest(number: int) -> int:
+    """Return the largest over the ranks of a whole number, which stays on the host: no device is waited for."""
+    return number if world()[1] == 1 else int(gather(torch.tensor(number)).max())
+
+
 def same_mean(losses: Tensor, checksum: Tensor | None) -> Tensor:
     """The mean over ranks of ``losses``, after making sure that all ranks stand where this one does.
 
@@ -62,8 +68,41 @@ def same_mean(losses: Tensor, checksum: Tensor | None) -> Tensor:
     return rows[:, 1:].mean(0).view(losses.shape).to(losses)
 
 
+_unread: list[tuple[Tensor, str]] | None = None  # what ranks have to agree in, within checks_deferred
+
+
+@contextmanager
+def checks_deferred() -> Iterator[None]:
+    """Within: :func:`check_same` waits for no device, and what it was given is looked at by :func:`settle_checks`."""
+    global _unread
+    before, _unread = _unread, []
+    try:
+        yield
+    finally:
+        _unread = before
+
+
+def settle_checks() -> None:
+    """Look at what was deferred.
+
+    Raises:
+        RanksDiffer: as :func:`check_same` would have.
+    """
+    global _unread
+    if _unread:
+        unread, _unread = _unread, None
+        try:
+            for values, what in unread:
+                check_same(values, what)
+        finally:
+            _unread = []
+
+
 def check_same(values: Tensor, what: str) -> None:
     """Refuse to go on if ``values``, one of each rank, are not all the same."""
+    if _unread is not None:
+        _unread.append((values, what))
+        return
     different = (values != values[0]).nonzero().flatten().tolist()
     if different and not bool(values.isnan().all()):
         raise RanksDiffer(

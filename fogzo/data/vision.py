@@ -54,7 +54,7 @@ class TensorSplit(Split):
         return len(self.targets)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        indices = indices.to(self.targets.device)
+        indices = indices.to(self.targets.device, non_blocking=True)
         # index_select copies rows whole: 8 times as fast as self.inputs[indices] on the CPU
         return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)
 

@@ -110,8 +110,13 @@ def check_weights(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
 
 def check_gradients_empty(model: nn.Module) -> None:
     """Raise ``UserError`` if the ``.grad`` of a parameter holds anything but zeros."""
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and bool(parameter.grad.any()):
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    if not grads:  # as zero_grad() leaves it; zeros have to be looked at, for which a GPU is waited for, once
+        return
+    device = next(iter(grads.values())).device
+    left = torch.stack([grad.any().to(device) for grad in grads.values()]).tolist()
+    for name, not_empty in zip(grads, left, strict=True):
+        if not_empty:
             plain_name = name.replace("parametrizations.", "").removesuffix(".original")
             raise UserError(
                 f"{plain_name} has a .grad on entry, but an estimate starts from none: call optimizer.zero_grad() "

@@ -59,7 +59,9 @@ class OneSidedFOGZO(Estimator):
         losses = probes.one_by_one(partial(guide.directions, beta=beta, signs=signs), self.samples, sides=1)
         measured = losses[:, 0] - same_mean(loss, None)
         slopes = self.even_part.subtract_from(measured)
-        along = (slopes * slopes.new_tensor(signs)).mean()  # of the measured slope along ĝ, times √β
+        along = torch.stack(
+            [s * slope for s, slope in zip(signs, slopes, strict=True)]
+        ).mean()  # of the measured slope along ĝ, times √β
         guide.combine(slopes, beta, along=along)
         return Estimate(
             loss=loss,

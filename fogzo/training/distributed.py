@@ -26,7 +26,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if announced()[2] == 1 or world()[1] > 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # gloo for what is on the host, such as a stop signal
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:

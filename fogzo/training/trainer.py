@@ -13,9 +13,10 @@ from torch import nn
 
 from fogzo.data import DataOrder, Feed
 from fogzo.estimators import Estimate, Estimator
+from fogzo.estimators.perturb import copies
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers import Quantizer
-from fogzo.ranks import barrier, gather, share, world
+from fogzo.ranks import barrier, checks_deferred, gather, largest, settle_checks, share, sum_over_ranks, world
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
 from fogzo.runs.schema import keys_of_kind
@@ -29,9 +30,10 @@ from fogzo.training.schedules import Schedule
 from fogzo.training.signals import Interrupted, StepAbandoned, StopRequest
 from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task
-from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, numbers
+from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, Unread, numbers
 
 SEEN = keys_of_kind("diagnostic")  # in an estimate
+MOST_UNREAD, LONGEST_UNREAD = 1000, 10.0  # steps, and seconds: where rows are farther apart
 
 
 class Trainer:
@@ -79,6 +81,8 @@ class Trainer:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step = 0  # finished steps
         self.since_row, self.whole_run = Means(), Means()
+        self.unread: list[Unread] = []  # what steps saw, still on the device: to read it there would be to wait for it
+        self.last_read, self.last_loss = -math.inf, math.nan
         self.watch = LossWatch(settings.spike_factor, settings.stop_on)
         self.codes, self.pull = CodeWatch(weights), pull
         self.schedule.follow(weights)
@@ -92,7 +96,7 @@ class Trainer:
 
         Raises:
             Interrupted: after a stop signal, with a checkpoint saved.
-            Diverged: when the loss is not finite; the last checkpoint stays.
+            Diverged: when the loss is not finite, no later than at the next row; the last checkpoint stays.
         """
         for reporter in self.reporters:
             reporter.start(self.step, self.settings.steps)
@@ -101,7 +105,7 @@ class Trainer:
             self.codes.row()
         evaluation: dict[str, float] = {}
         try:
-            with StopRequest() as self.stop:
+            with StopRequest() as self.stop, checks_deferred():
                 while self.step < self.settings.steps:
                     if self._finish_step():
                         evaluation = self.evaluate() if self._due("evaluate_every") else {}
@@ -118,21 +122,27 @@ class Trainer:
         """Take the next step and note what it saw; ``False`` if it was given up, and nothing has changed."""
         begun, begun_cpu = time.perf_counter(), time.process_time()
         ledger, estimator = copy.copy(self.ledger), self.estimator.state_dict()
-        buffers = [buffer.clone() for buffer in self.buffers]
+        buffers = copies(self.buffers)
         try:
             estimate = self.train_step(self.step)
         except StepAbandoned:
             self.ledger.load_state_dict(ledger.state_dict())
             self.estimator.load_state_dict(estimator)
-            for buffer, before in zip(self.buffers, buffers, strict=True):
-                buffer.copy_(before)
+            if buffers:
+                torch._foreach_copy_(self.buffers, buffers)
             return False
         self.step += 1
-        loss = self._observe(estimate)
+        seen = {name: getattr(estimate, name) for name in SEEN}
+        self.unread.append(Unread(self.step, seen, self._rate(), copy.copy(self.ledger)))
+        late = time.monotonic() - self.last_read > LONGEST_UNREAD
+        first = self.last_read == -math.inf
+        due = any(map(self._due, ("log_every", "evaluate_every"))) or len(self.unread) >= MOST_UNREAD
+        if due or first or (late and self.ranks == 1):  # clocks of several differ
+            self._read()
         self.ledger.seconds += time.perf_counter() - begun
         self.ledger.cpu_seconds += time.process_time() - begun_cpu
         for reporter in self.reporters:
-            reporter.step(self.step, loss)
+            reporter.step(self.step, self.last_loss)
         return True
 
     def _save_or_leave(self) -> None:
@@ -141,7 +151,7 @@ class Trainer:
         Raises:
             Interrupted: if a stop was asked for.
         """
-        asked = self._over_ranks(self.stop.number or 0)[1]
+        asked = largest(self.stop.number or 0)
         if asked or (self._due("checkpoint_every") and self.step < self.settings.steps):
             self.save()
         if asked and self.step < self.settings.steps and not self.stop.pass_on(asked):
@@ -222,8 +232,9 @@ class Trainer:
         """Write a checkpoint to the run folder, if there is one (rank 0's alone); never one that could not go on.
 
         Raises:
-            Diverged: if a weight is not finite; the checkpoint before stays.
+            Diverged: if a loss or a weight is not finite; the checkpoint before stays.
         """
+        self._read()
         floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not all(bool(tensor.isfinite().all()) for tensor in floating):
             raise Diverged(f"weights are not finite after step {self.step}")
@@ -249,34 +260,40 @@ class Trainer:
         every = getattr(self.settings, interval)
         return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
 
-    def _over_ranks(self, value: float) -> tuple[float, int]:
-        """Return the mean over the ranks, and (of whole numbers) the largest: what all of them go by."""
-        if self.ranks == 1:
-            return value, int(value) if math.isfinite(value) else 0
-        values = gather(torch.tensor(value, dtype=torch.float64, device=self.device))
-        return float(values.mean()), int(values.nan_to_num(0.0).max())
+    def _read(self) -> None:
+        """Note what the steps since the last look saw, in one copy from the device, as if each had been looked at.
 
-    def _observe(self, estimate: Estimate) -> float:
-        """Note what the step saw, and return the loss over all ranks."""
-        seen = numbers({name: getattr(estimate, name) for name in SEEN})
-        loss, _ = self._over_ranks(seen["loss"])
-        event, stop = self.watch.event(loss, self.step)
-        if event is not None:
-            self._write({"step": self.step, "event": event, "loss": loss if math.isfinite(loss) else None})
-        if stop is not None:
-            raise stop
-        for means in (self.since_row, self.whole_run):
-            means.add(**seen | {"loss": loss})
-        return loss
+        Raises:
+            Diverged: where the loss ends the run; what the record keeps of its cost is what that step had come to.
+        """
+        unread, self.unread, self.last_read = self.unread, [], time.monotonic()
+        settle_checks()
+        seen = numbers({(i, name): value for i, one in enumerate(unread) for name, value in one.seen.items()})
+        losses = sum_over_ranks([seen[i, "loss"] / self.ranks for i in range(len(unread))], self.device)
+        for i, (one, loss) in enumerate(zip(unread, losses, strict=True)):
+            event, stop = self.watch.event(loss, one.step)
+            if event is not None:
+                row = {"step": one.step, "event": event, "loss": loss if math.isfinite(loss) else None}
+                self._write(row, one.rate, one.ledger)
+            if stop is not None:
+                self.step, self.ledger = one.step, one.ledger
+                raise stop
+            for means in (self.since_row, self.whole_run):
+                means.add(**{name: seen[i, name] for name in SEEN} | {"loss": loss})
+            self.last_loss = loss
 
     def _log(self, evaluation: dict[str, float]) -> None:
-        self._write({"step": self.step, **self.since_row.row(), **self.codes.row(), **evaluation})
+        row = {"step": self.step, **self.since_row.row(), **self.codes.row(), **evaluation}
+        self._write(row, self._rate(), self.ledger)
         self.since_row = Means()
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self.ledger.note_memory(self.device)
-        rate = {"lr": self.optimizer.param_groups[0]["lr"]}
-        row = {"loss": None, **row, **rate, **self.ledger.row(), **self.watch.row()}
+    def _rate(self) -> float:
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def _write(self, row: dict[str, Any], rate: float, ledger: ComputeLedger) -> None:
+        ledger.note_memory(self.device)
+        row = {"loss": None, **row, "lr": rate, **ledger.row(), **self.watch.row()}
         if self.folder is not None:
             self.folder.log(row)
         for reporter in self.reporters:

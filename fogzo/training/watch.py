@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fogzo.quantize import QuantizedWeight
+from fogzo.training.ledger import ComputeLedger
 
 STOP_ON = ("nonfinite", "spike", "never")
 
@@ -20,7 +21,16 @@ class Diverged(RuntimeError):
     """The loss is no longer finite, or has jumped where ``stop_on`` forbids it."""
 
 
-def numbers(values: Mapping[str, float | Tensor | None]) -> dict[str, Any]:
+class Unread(NamedTuple):
+    """What the training step ``step`` (from 1) saw, its learning rate, and what had been spent by then."""
+
+    step: int
+    seen: dict[str, float | Tensor | None]
+    rate: float
+    ledger: ComputeLedger
+
+
+def numbers(values: Mapping[Any, float | Tensor | None]) -> dict[Any, Any]:
     """Return ``values`` as Python floats, to the last bit; tensors come in one copy, for which the CPU waits once."""
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     copied = {}

@@ -25,7 +25,7 @@ from fogzo.estimators import (
     RescaledStraightThrough,
     SplitFOGZO,
 )
-from fogzo.ranks import RanksDiffer, barrier, world
+from fogzo.ranks import RanksDiffer, barrier, sum_over_ranks, world
 from fogzo.training.config import Settings
 from fogzo.training.distributed import process_group, synchronise_norms
 from fogzo.training.ledger import ComputeLedger
@@ -162,7 +162,8 @@ def train(case):
         for step in range(trainer.settings.steps):
             estimate = trainer.train_step(step)
             state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-            rows.append({"loss": trainer._over_ranks(float(estimate.loss))[0], "state": state})
+            loss = sum_over_ranks([float(estimate.loss)], trainer.device)[0] / trainer.ranks
+            rows.append({"loss": loss, "state": state})
     except RanksDiffer as error:
         return {"error": str(error)}
     return {"rows": rows, "metrics": trainer.evaluate(), "ledger": trainer.ledger.row()}
