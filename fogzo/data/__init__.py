@@ -5,6 +5,7 @@ from fogzo.data.imagenet.augment import DECODING_RATES
 from fogzo.data.imagenet.folder import imagenet1k, imagenet100
 from fogzo.data.order import DataOrder, Feed
 from fogzo.data.pydocs import pydocs
+from fogzo.data.synthetic import synthetic
 from fogzo.data.text import TextData, TokenSplit, c4
 from fogzo.data.vision import ImageData, TensorSplit, fashion_mnist, mnist, mnist5k
 
@@ -31,4 +32,5 @@ __all__ = [
     "mnist",
     "mnist5k",
     "pydocs",
+    "synthetic",
 ]

@@ -184,7 +184,7 @@ def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 
 
 def _decoding(cfg: DictConfig, settings: Settings, seconds: float, ranks: int) -> Iterator[str]:
     """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
-    if "augmentation" not in cfg.data:
+    if "workers" not in cfg.data:
         return
     workers = own_cores() if cfg.data.workers is None else cfg.data.workers
     workers = ranks * max(workers, 1)  # 0: the main process does it
@@ -260,7 +260,7 @@ def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
 def _amount(cfg: DictConfig, settings: Settings) -> str:
     examples = settings.steps * settings.batch_size
     text = f"{cfg.estimator.name}, {settings.steps:,} steps of {settings.batch_size}: {examples:,} examples"
-    text += f", {examples * cfg.data.sequence:,} tokens" if "sequence" in cfg.data else ""
+    text += f", {examples * cfg.data.sequence:,} tokens" if cfg.data.get("sequence") else ""
     return text + (f", {examples / epoch:.4g} epochs" if (epoch := known_examples(cfg)) else "")
 
 

@@ -39,6 +39,8 @@ def known_shape(cfg: DictConfig) -> DataShape | None:
         if "image_size" in cfg.data:
             height = width = whole(cfg.data.image_size, "data.image_size", lowest=8)
         return DataShape(name, image=(channels, height, width), classes=FACTS[name].classes)
+    if name == "synthetic" and not cfg.data.sequence:
+        return DataShape(name, image=tuple(cfg.data.image), classes=cfg.data.classes)
     if "sequence" not in cfg.data:
         return None
     vocabulary = cfg.data.get("vocabulary")
@@ -51,6 +53,8 @@ def known_examples(cfg: DictConfig) -> int | None:
     """Return the images or windows of the training set; ``None`` where only reading it tells, as of embedded text."""
     if cfg.get("training_examples") is not None:
         return int(cfg.training_examples)
+    if cfg.data.name == "synthetic":
+        return int(whole(cfg.data.examples, "data.examples"))
     if "sequence" not in cfg.data:
         return FACTS[cfg.data.name].train if cfg.data.name in FACTS else None
     tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))
