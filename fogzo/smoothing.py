@@ -27,6 +27,7 @@ class Smoothing(ABC):
     """Distribution of the noise ε̄u; stateless, so one instance can be shared."""
 
     std: float  # ε̄, in code units: the standard deviation of the noise ε̄u
+    exact = False  # whether from_uniform gives an entry the same bits whatever stands beside it
 
     @abstractmethod
     def from_uniform(self, c: Tensor) -> Tensor:
@@ -49,6 +50,8 @@ class Uniform(Smoothing):
     tensor([0.0000, 0.5000, 0.5000])
     """
 
+    exact = True  # products and sums, which IEEE 754 rounds in one way; vectorised tanh and log differ from plain ones
+
     def __init__(self, half_width: float) -> None:
         self.half_width = positive(half_width, "half_width", hint=" (0.5 for round, 1.0 for sign)")
         self.std = half_width / math.sqrt(3)
@@ -67,6 +70,7 @@ class Rademacher(Smoothing):
     """
 
     std = 0.5
+    exact = True
 
     def from_uniform(self, c: Tensor) -> Tensor:
         return torch.where(c < 0.5, -1.0, 1.0).to(c)
@@ -100,6 +104,7 @@ class Triangular(Smoothing):
     """
 
     std = 1 / math.sqrt(6)
+    exact = True
 
     def from_uniform(self, c: Tensor) -> Tensor:
         side = c - 0.5

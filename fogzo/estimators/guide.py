@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fogzo.estimators.base import Closure, first_order
-from fogzo.estimators.perturb import Noise
+from fogzo.estimators.perturb import Generator, Noise, some_at_a_time
 from fogzo.estimators.probes import Probes, add_weighted
 from fogzo.estimators.replay import RandomState
 from fogzo.quantize import QuantizedWeight
@@ -26,6 +26,7 @@ class Guide:
         seed, step: of the noise.
         epsilon: ε as a multiple of the smoothing's own.
         guide_norm: what ĝ is scaled to, as for :class:`fogzo.FOGZO`; ``None`` leaves g in grid units.
+        generator: of the noise, as for :class:`Noise`.
         keep: whether ``.grad`` is the guide; without it there is none, and zeros take its place.
 
     Attributes:
@@ -44,13 +45,14 @@ class Guide:
         step: int,
         epsilon: float = 1.0,
         guide_norm: GuideNorm | None = "global",
+        generator: Generator = "mt19937",
         keep: bool = True,
     ) -> None:
         self.weights = weights
-        self.units = [weight.grid_unit() * epsilon for weight in weights]
-        self.grads = [gradient_or_zeros(weight, keep=keep) for weight in weights]
+        self.units = grid_units(weights, epsilon)
+        self.grads = gradients_or_zeros(weights, keep=keep)
         self.norm, self.believed_slope = normalise(self.grads, self.units, guide_norm)
-        self.noise = Noise(weights, seed, step)
+        self.noise = Noise(weights, seed, step, generator)
 
     def directions(self, samples: range, beta: float, signs: Sequence[int] | None = None) -> Iterator[Tensor]:
         """Yield u_i = √β·ĝ + √(1-β)·z_i weight by weight: shape (len(samples), *weight.shape).
@@ -58,9 +60,11 @@ class Guide:
         ``signs``: s_i of one-sided probes, by which the guide's part is multiplied; of one sample at a time.
         """
         length = math.sqrt(beta) * (signs[samples.start] if signs else 1)
-        for g, z in zip(self.grads, self.noise.draw(samples), strict=True):
-            u = z.mul_(math.sqrt(1 - beta))
-            yield u.add_(g, alpha=length) if beta > 0 else u
+        for grads, us in some_at_a_time(self.grads, self.noise.draw(samples)):
+            torch._foreach_mul_(us, math.sqrt(1 - beta))
+            if beta > 0:
+                torch._foreach_add_(us, grads, alpha=length)
+            yield from us
 
     def combine(self, slopes: Tensor, beta: float, *, along: Tensor | None = None) -> None:
         """Turn ĝ into G = 1/n Σ slope_i·u_i in weight units, in place; the noise is drawn once more, not kept.
@@ -106,12 +110,23 @@ def guide_of(
     return loss, guide, Probes(closure, reached, guide.units, random_state, first_pass_done=True)
 
 
-def gradient_or_zeros(weight: QuantizedWeight, *, keep: bool = True) -> Tensor:
-    """Return the latent's ``.grad``, or zeros in its place where there is none or it is not to be kept."""
-    latent = weight.latent
-    if latent.grad is None or not keep:
-        latent.grad = torch.zeros_like(latent)
-    return latent.grad
+def grid_units(weights: Sequence[QuantizedWeight], epsilon: float = 1.0) -> list[Tensor]:
+    """Return ε·α of each weight, ``epsilon`` times its grid unit."""
+    scales = [weight.quantizer.scale(weight.latent) for weight in weights]
+    units = torch._foreach_mul(scales, [weight.smoothing.std for weight in weights])
+    torch._foreach_mul_(units, epsilon)
+    return list(units)
+
+
+def gradients_or_zeros(weights: Sequence[QuantizedWeight], *, keep: bool = True) -> list[Tensor]:
+    """Return the latents' ``.grad``, zeros in their place where there is none or it is not to be kept."""
+    empty = [weight.latent for weight in weights if weight.latent.grad is None or not keep]
+    for latent in empty:
+        latent.grad = torch.empty_like(latent)
+    grads = [weight.latent.grad for weight in weights if weight.latent.grad is not None]
+    if empty:
+        torch._foreach_zero_([latent.grad for latent in empty if latent.grad is not None])
+    return grads
 
 
 def normalise(

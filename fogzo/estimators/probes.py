@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from fogzo.errors import UserError
 from fogzo.estimators.base import Closure, loss_of
 from fogzo.estimators.interrupts import interrupts_deferred
-from fogzo.estimators.perturb import Displacement
+from fogzo.estimators.perturb import Displacement, some_at_a_time
 from fogzo.estimators.replay import RandomState, World, same_world
 from fogzo.estimators.vmap import losses_at, pairs
 from fogzo.quantize import QuantizedWeight
@@ -60,12 +60,14 @@ def slopes_of(losses: Tensor) -> Tensor:
 
 def add_weighted(sums: Iterable[Tensor], stacks: Iterable[Tensor], factors: Tensor) -> None:
     """sums += Σ_k factors[k]·stack[k], weight by weight; stacks have shape (K, *weight.shape)."""
-    for total, stack in zip(sums, stacks, strict=True):
-        with torch.autocast(total.device.type, enabled=False):  # around a whole step, it would round products to bf16
-            if len(stack) == 1:
-                total.addcmul_(stack[0], factors[0].to(total))
-            else:
-                total.add_(torch.mv(stack.flatten(1).mT, factors.to(stack)).view_as(total))
+    for totals, parts in some_at_a_time(sums, stacks):
+        if len(factors) == 1:
+            factor = [factors[0].to(total) for total in totals]
+            torch._foreach_addcmul_(totals, [part[0] for part in parts], factor)
+            continue
+        for total, part in zip(totals, parts, strict=True):
+            with torch.autocast(total.device.type, enabled=False):  # around a whole step, it would round to bf16
+                total.add_(torch.mv(part.flatten(1).mT, factors.to(part)).view_as(total))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ ADDED = {
     "pull.strength": 0.0,
     "pull.start": 0.8,
     "estimator.noise": "smoothing",
+    "estimator.generator": "mt19937",
 }
 NEVER = object()  # equal to no value
 

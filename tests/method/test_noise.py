@@ -1,13 +1,16 @@
 """Noise and seeds: other numbers for every place that should have its own, and as wide as the surrogate says."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from helpers.ids import readable
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fogzo
+from fogzo.estimators import philox
 from fogzo.estimators.perturb import Noise
 from fogzo.seeding import derive_seed, seed_step
 
@@ -97,3 +100,102 @@ def test_sums_that_are_zero_have_one_code_whatever_rounding_makes_of_them(bits):
     assert (passes[:, 0] == 1).all()
     x.requires_grad_()
     assert torch.equal(quantizer(x).detach(), quantizer(x.detach()))
+
+
+# ---- the generator whose numbers have no state
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # Random123's known answers
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers(counter, key, words):
+    given = tuple(torch.tensor([word]) for word in counter)
+    assert " ".join(f"{int(word):08x}" for word in philox.philox(given, key)) == words
+
+
+def test_any_part_of_philox_is_drawn_alone_also_beyond_32_bits_of_places():
+    whole = philox.uniform(5, 0, 3 * 4 * philox.BLOCKS, CPU)
+    for start, count in ((0, 1), (1, 2), (4 * philox.BLOCKS - 3, 9), (17, 5 * philox.BLOCKS)):
+        assert torch.equal(philox.uniform(5, start, count, CPU), whole[start : start + count])
+    assert not torch.equal(philox.uniform(5, 2**34, 8, CPU), whole[:8])
+    assert not torch.equal(philox.uniform(5 + 2**32, 0, 8, CPU), whole[:8])  # a seed that mt19937 takes for 5
+    assert float(whole.min()) > 0
+    assert float(whole.max()) < 1
+    assert abs(float(whole.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / len(whole))
+    assert abs(float(whole.double().var()) - 1 / 12) < 5e-4
+
+
+@pytest.mark.parametrize("generator", ["mt19937", "philox"])
+def test_noise_is_a_function_of_seed_step_and_sample_with_either_generator(generator):
+    weights = weights_of((8, 16), (300, 300), (4, 8))
+    together = list(Noise(weights, 3, 5, generator).draw(range(3)))
+    alone = list(Noise(weights, 3, 5, generator).draw(range(2, 3)))
+    assert all(torch.equal(one[0], many[2]) for one, many in zip(alone, together, strict=True))
+    other = [list(Noise(weights, *place, generator).draw(range(1)))[1] for place in ((3, 6), (4, 5))]
+    assert max(abs(cosine(z, together[1][0])) for z in other) < 5 / 300
+    assert all(abs(float(z.var()) - 1) < 0.02 for z in together[1])
+
+
+def test_an_estimate_takes_the_generator_that_it_is_given_and_refuses_others():
+    weights = weights_of((8, 16))
+    x = torch.randn(4, 16)
+    found = {}
+    for generator in ("mt19937", "philox"):
+        weights[0].latent.grad = None
+        estimator = fogzo.NSPSA(weights, generator=generator)
+        estimator.estimate(lambda *, backward: weights[0].model(x).square().mean(), step=0)
+        found[generator] = weights[0].latent.grad
+    assert abs(cosine(*found.values())) < 0.5
+    with pytest.raises(ValueError, match="generator='mt' is not known: choose one of mt19937, philox"):
+        fogzo.FOGZO(weights, generator="mt")
+
+
+# ---- many tensors in one call
+
+
+class Operations(TorchDispatchMode):
+    """Counts what starts a kernel: all operations but views, and room for results."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "empty" not in func.name():
+            self.seen[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("generator", ["mt19937", "philox"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+@pytest.mark.parametrize("quantizer", [fogzo.FixedScale(2), fogzo.Sign("approxsign")], ids=["fixed", "sign"])
+def test_what_an_estimate_adds_to_the_passes_does_not_grow_with_the_tensors(quantizer, beta, samples, generator):
+    counts = []
+    for layers in (10, 40):
+        weights = weights_of(*[(8, 8)] * layers, quantizer=quantizer)
+        loss = torch.tensor(1.0)
+
+        def closure(*, backward, weights=weights, loss=loss):
+            if backward:
+                for weight in weights:
+                    weight.latent.grad = torch.empty_like(weight.latent).fill_(0.5)
+            return loss
+
+        estimator = fogzo.FOGZO(weights, beta=beta, samples=samples, generator=generator)
+        with Operations() as operations:
+            estimator.estimate(closure, step=0)
+        seen = operations.seen
+        seen["aten::fill_.Scalar"] -= layers * (beta > 0)  # the closure's own
+        counts.append(+seen)
+    assert counts[0] == counts[1]
