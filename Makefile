@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 DEMO := $(VENV)/.demo-ready
 
-.PHONY: help setup demo test test-slow mutants campaigns lint types format tables report plans bench clean
+.PHONY: help setup demo test test-slow mutants campaigns lint types format tables report plans bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ plans: $(SETUP)  ## write docs/costs.md: what every recipe costs
 
 bench: $(SETUP)  ## speed and memory, each figure beside its limit (about 15 minutes)
 	$(BIN)/python scripts/bench.py
+
+gpu-check: $(SETUP)  ## prove the code on this machine's CUDA GPU, and time it (at most 8 minutes)
+	$(BIN)/python scripts/gpu_check.py
 
 clean:  ## remove caches; runs (outputs/, results/) and .venv stay
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
