@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from fogzo.estimators.base import (
 )
 from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.guide import Guide, GuideNorm
+from fogzo.estimators.perturb import Generator
 from fogzo.estimators.probes import Probes, codes_crossed, slopes_of
 from fogzo.estimators.replay import RandomState, tracking_norms
 from fogzo.quantize import QuantizedWeight
@@ -69,13 +70,15 @@ class FOGZO(Estimator):
         probe_batch: 0 evaluates one loss at a time, with one weight-sized buffer.  k > 0 evaluates k pairs together by
             ``torch.func.vmap`` over the closure (which then may not branch on values or call ``.item()``): the same
             noise, the same estimate to floating-point tolerance, and memory for 2k copies of the weights and of a
-            forward pass.
+            forward pass.  ``"auto"`` is 0 until somebody has timed both and set it, as the trainer does before the
+            first step; the choice is in the state.
         spread: with several ranks (``torch.distributed``), evaluate each sample on one of them instead of all samples
             on all: the closure must then be the same, of the whole batch, everywhere, its gradients to the last bit (on
             GPUs give all ranks those of rank 0, inside the closure, as ``Trainer.closure`` does).  Without it each
             rank's closure is of its part of the batch (as with ``DistributedDataParallel``), and losses are averaged.
         crossings_every: k > 0 counts in steps k-1, 2k-1, ... the codes that the first pair changes, by two more
             quantizations of the weights; the estimate is the same.  0 never counts.
+        generator: of the noise: ``"mt19937"`` is fastest on the CPU, ``"philox"`` draws the same on every device.
 
     Raises:
         ValueError: for arguments outside the above; from ``estimate`` when ``.grad`` is not empty on entry.
@@ -92,9 +95,10 @@ class FOGZO(Estimator):
         guide_norm: GuideNorm = "global",
         noise: NoiseKind = "smoothing",
         epsilon: float = 1.0,
-        probe_batch: int = 0,
+        probe_batch: int | Literal["auto"] = 0,
         spread: bool = False,
         crossings_every: int = 0,
+        generator: Generator = "mt19937",
     ) -> None:
         self.weights = check_weights(weights)
         if choice(noise, "noise", choices_of(NoiseKind)) == "rademacher":
@@ -104,9 +108,12 @@ class FOGZO(Estimator):
         self.seed = whole(seed, "seed", lowest=0)
         self.guide_norm = choice(guide_norm, "guide_norm", choices_of(GuideNorm))
         self.epsilon = positive(epsilon, "epsilon", hint="; 1 is the smoothing that the STE implies")
-        self.probe_batch = whole(probe_batch, "probe_batch", lowest=0)
+        self.undecided = self.auto = probe_batch == "auto"
+        hint = ", or auto"
+        self.probe_batch = 0 if probe_batch == "auto" else whole(probe_batch, "probe_batch", lowest=0, hint=hint)
         self.crossings_every = whole(crossings_every, "crossings_every", lowest=0)
         self.spread = flag(spread, "spread")
+        self.generator = choice(generator, "generator", choices_of(Generator))
         if spread and self.samples < world()[1]:
             raise UserError(
                 f"samples={samples} cannot be spread over {world()[1]} ranks: raise samples, start fewer processes, or "
@@ -144,7 +151,13 @@ class FOGZO(Estimator):
         random_state = RandomState({weight.latent.device for weight in self.weights})
         loss, weights = self._first_order(closure, beta)
         guide = Guide(
-            weights, seed=self.seed, step=step, epsilon=self.epsilon, guide_norm=self.guide_norm, keep=beta > 0
+            weights,
+            seed=self.seed,
+            step=step,
+            epsilon=self.epsilon,
+            guide_norm=self.guide_norm,
+            generator=self.generator,
+            keep=beta > 0,
         )
         directions = partial(guide.directions, beta=beta)
         n = self.samples if beta < 1 else 1
@@ -172,11 +185,18 @@ class FOGZO(Estimator):
             crossings=crossings,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``probe_batch="auto"`` has come to; nothing where it was given."""
+        return {"probe_batch": self.probe_batch, "undecided": self.undecided} if self.auto else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     def _one_pair(self, probes: Probes, guide: Guide, beta: float) -> Tensor:
         """Return the losses of the case n = 1: u takes ĝ's place in ``.grad``, where it becomes G."""
         torch._foreach_mul_(guide.grads, math.sqrt(beta))
         if beta < 1:
-            guide.add_noise(torch.tensor([math.sqrt(1 - beta)], dtype=guide.grads[0].dtype))
+            guide.add_noise(guide.grads[0].new_full((1,), math.sqrt(1 - beta)))
 
         def direction(samples: range) -> Iterator[Tensor]:
             return (g.unsqueeze(0) for g in guide.grads)
@@ -217,9 +237,10 @@ class NSPSA(FOGZO):
         seed: int = 0,
         noise: NoiseKind = "smoothing",
         epsilon: float = 1.0,
-        probe_batch: int = 0,
+        probe_batch: int | Literal["auto"] = 0,
         spread: bool = False,
         crossings_every: int = 0,
+        generator: Generator = "mt19937",
     ) -> None:
         super().__init__(
             weights,
@@ -231,4 +252,5 @@ class NSPSA(FOGZO):
             probe_batch=probe_batch,
             spread=spread,
             crossings_every=crossings_every,
+            generator=generator,
         )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fogzo.data import Batch
-from fogzo.estimators import evaluations_per_call
+from fogzo.errors import UserError
+from fogzo.estimators import FOGZO, evaluations_per_call
+from fogzo.estimators.perturb import copies
 from fogzo.estimators.replay import tracking_norms
-from fogzo.ranks import as_rank_0
+from fogzo.ranks import as_rank_0, largest
+from fogzo.seeding import seed_step
 from fogzo.training.ledger import autocast
 from fogzo.training.signals import StepAbandoned
 
 if TYPE_CHECKING:
     from fogzo.training.trainer import Trainer
+
+MOST_TOGETHER, TIMED = 32, 3  # pairs that auto evaluates together, and how often it times them
 
 
 class BatchClosure:
@@ -78,3 +85,35 @@ class BatchClosure:
         else:
             with nullcontext() if last else reduced.no_sync():
                 yield reduced
+
+
+def choose_probes(trainer: Trainer) -> None:
+    """Settle ``estimator.probe_batch=auto``: time an estimate both ways, and keep the faster in the estimator's state.
+
+    Both see the same noise and agree to floating-point tolerance.  Nothing else is left of it; rank 0 decides.
+    """
+    estimator = trainer.estimator
+    if not isinstance(estimator, FOGZO) or not estimator.undecided:
+        return
+    step, times = trainer.settings.steps - 1, {}
+    ledger, buffers = trainer.ledger, copies(trainer.buffers)
+    trainer.ledger = copy.copy(ledger)
+    closure = BatchClosure(trainer, trainer.feed.batch(trainer.step))
+    shares_norm = trainer.ranks > 1 and trainer.settings.parallel == "data" and tracking_norms(trainer.model)
+    for size in (0,) if shares_norm else (0, min(estimator.samples, MOST_TOGETHER)):
+        estimator.probe_batch = size
+        with suppress(UserError, torch.OutOfMemoryError):  # a closure that vmap does not take; memory for all of them
+            seconds = []
+            for _ in range(TIMED):
+                seed_step(trainer.settings.seed, step)
+                trainer.optimizer.zero_grad(set_to_none=True)
+                begun = time.perf_counter()
+                estimator.estimate(closure, step=step).loss.item()  # waits for the device
+                seconds.append(time.perf_counter() - begun)
+            times[size] = min(seconds)
+    fastest = min(times, key=lambda size: times[size], default=0)
+    estimator.probe_batch, estimator.undecided = largest(fastest if trainer.rank == 0 else 0), False
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.ledger = ledger
+    if buffers:
+        torch._foreach_copy_(trainer.buffers, buffers)

@@ -6,7 +6,7 @@ import getpass
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,32 @@ def settle(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     torch.backends.cudnn.benchmark = not deterministic  # it picks algorithms by their time, another one each time
+
+
+@contextmanager
+def memory_explained(keys: Mapping[str, Any], device: torch.device, planned: Callable[[], float]) -> Iterator[None]:
+    """Within: a GPU that runs out of memory ends the run in one sentence; the last checkpoint stays.
+
+    Args:
+        keys: of the run, with ``batch_size``, ``micro_batches`` and ``estimator``.
+        planned: returns the bytes that the plan says.
+
+    Raises:
+        UserError: naming the peak, the plan's figure and what lowers it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        peak = (
+            f"with {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB taken" if device.type == "cuda" else "here"
+        )
+        with suppress(UserError):
+            peak += f", where the plan says {planned() / 2**30:.2f} GiB"
+        probes = keys["estimator"].get("probe_batch", 0)
+        raise UserError(
+            f"the memory of {device} is full {peak}: raise micro_batches={keys['micro_batches']}, lower "
+            f"batch_size={keys['batch_size']} or estimator.probe_batch={probes}; a checkpoint that is there stays"
+        ) from error
 
 
 @contextmanager

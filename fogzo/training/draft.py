@@ -16,7 +16,7 @@ from torch import nn
 from fogzo.checks import positive
 from fogzo.data.imagenet.folder import check_options
 from fogzo.errors import UserError, keys_of
-from fogzo.estimators import Estimator
+from fogzo.estimators import FOGZO, Estimator
 from fogzo.estimators.replay import tracking_norms
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import Quantizer
@@ -72,7 +72,8 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
     GridPull(weights, steps=1, strength=cfg.pull.strength or 1.0, start=cfg.pull.start)
     build_optimizer(cfg, model)
     estimator = build_estimator(cfg, weights, steps) if steps else None
-    if ranks > 1 and cfg.parallel == "data" and cfg.estimator.get("probe_batch") and tracking_norms(model):
+    batched = cfg.estimator.get("probe_batch") not in (None, 0, "auto")
+    if ranks > 1 and cfg.parallel == "data" and batched and tracking_norms(model):
         raise UserError(
             f"estimator.probe_batch={cfg.estimator.probe_batch} needs batch norm within one process: set it to 0, or "
             "parallel=probes"
@@ -107,7 +108,7 @@ def check_data(cfg: DictConfig, ranks: int, examples: int | None) -> None:
             f"batch_size={cfg.batch_size} is more than the {examples} training examples of data={cfg.data.name}: give "
             f"a number from 1 to {examples}"
         )
-    if "augmentation" in cfg.data:  # a folder of images
+    if "workers" in cfg.data:  # a folder of images
         options = {key: value for key, value in arguments(cfg.data, "data")[1].items() if key != "root"}
         with keys_of("data"):
             mixing = check_options(**options)
@@ -178,6 +179,8 @@ def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int)
         spread=cfg.parallel == "probes" and world()[1] > 1,
         crossings_every=cfg.log_every,
     )
+    if cfg.estimator.get("probe_batch") == "auto" and not isinstance(estimator, FOGZO):
+        raise UserError(f"estimator.probe_batch=auto: estimator={cfg.estimator.name} cannot choose; give a number")
     return estimator
 
 

@@ -20,9 +20,10 @@ from fogzo.runs.provenance import provenance
 from fogzo.runs.records import drop_command, find
 from fogzo.training import checkpoint, compilation
 from fogzo.training.build import build, reporters
+from fogzo.training.closure import choose_probes
 from fogzo.training.config import check_keys
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
-from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts
+from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts, memory_explained
 from fogzo.training.distributed import process_group
 from fogzo.training.draft import draft
 from fogzo.training.groups import check_choices
@@ -59,7 +60,8 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     if (run := _packed(cfg, record)) is not None:
         return finished_before(record, dict(run.summary), path, run)
     alone = exclusive_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()
-    with alone, process_group(choose_device(cfg.device)):
+    device = choose_device(cfg.device)
+    with alone, process_group(device), memory_explained(cfg, device, lambda: plan(cfg).memory):
         return _carry_out(cfg, record, path)
 
 
@@ -159,6 +161,7 @@ def _start(trainer: Trainer, folder: RunFolder, record: Mapping[str, Any]) -> bo
     resumed = resume(trainer, folder)
     if not resumed:
         warm_start(trainer, record)
+    choose_probes(trainer)
     same_start(trainer)
     return resumed
 
@@ -261,5 +264,8 @@ def summary_of(record: Mapping[str, Any], trainer: Trainer, metrics: dict[str, f
         "data": trainer.task.data.describe(),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        **{
+            key: value for key, value in trainer.estimator.state_dict().items() if key == "probe_batch"
+        },  # auto's choice
         **(compilation.outcome() if record["compile"] else {}),
     }

@@ -14,7 +14,8 @@ from helpers.trainers import make
 
 from fogzo.errors import UserError
 from fogzo.runs.identity import identity
-from fogzo.training import devices, launch
+from fogzo.training import checkpoint, devices, launch
+from fogzo.training.closure import BatchClosure
 from fogzo.training.devices import choose_device, exclusive_gpu, settle
 from fogzo.training.launch import same_start, train
 
@@ -161,3 +162,38 @@ def test_an_explicit_device_and_a_single_run_take_no_lock(monkeypatch):
     for overrides, sweeping in ((("device=cpu",), True), ((), False), ((), True)):
         train(composed("results_dir=nowhere", *overrides), sweeping=sweeping)
     assert entered == [True]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="more processes on this machine than its 2 GPUs: start fewer"):
+        choose_device("cuda")
+
+
+def test_a_device_that_is_not_there_is_named():
+    for name in ("cuda:99", "gpu", "cpu:x"):
+        with pytest.raises(UserError, match=f"device={name} cannot be used here .*: choose auto or cpu"):
+            choose_device(name)
+
+
+@pytest.mark.parametrize("where", ["step", "probes"])
+def test_memory_that_is_full_ends_the_run_in_one_sentence_and_the_last_checkpoint_stays(where, tmp_path, monkeypatch):
+    run = [f"run_dir={tmp_path}", "steps=6", "checkpoint_every=2", "evaluate_every=0", "device=cpu", "batch_size=20"]
+    whole, calls = BatchClosure.__call__, []
+
+    def full(closure, *, backward):
+        calls.append(backward)
+        if closure.trainer.step == 3 and backward == (where == "step"):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return whole(closure, backward=backward)
+
+    monkeypatch.setattr(BatchClosure, "__call__", full)
+    rule = "raise micro_batches=1, lower batch_size=20 or estimator.probe_batch=0; a checkpoint that is there stays"
+    with pytest.raises(UserError, match=rf"^the memory of cpu is full here, where the plan says [\d.]+ GiB: {rule}$"):
+        train(composed(*run))
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 2
+    monkeypatch.setattr(BatchClosure, "__call__", whole)
+    assert train(composed(*run))["status"] == "finished"

@@ -4,9 +4,11 @@ import copy
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.configs import composed
 from helpers.trainers import (
     ESTIMATORS,
     OPTIMIZERS,
@@ -21,8 +23,13 @@ from helpers.trainers import (
 from torch import nn
 
 from fogzo.data import TensorSplit, mnist5k
+from fogzo.errors import UserError
+from fogzo.estimators.probes import Probes
 from fogzo.models import mlp
 from fogzo.training import checkpoint
+from fogzo.training import closure as closure_module
+from fogzo.training.build import build
+from fogzo.training.launch import train
 from fogzo.training.resume import resume
 from fogzo.training.tasks import Classification, task_of
 from fogzo.training.watch import Diverged
@@ -163,3 +170,35 @@ def test_as_many_images_are_evaluated_as_asked_for(examples, train, test, monkey
     task.evaluate(mlp())
     training, tested = (sorted(i for part in seen[:-1] for i in part.tolist()), seen[-1].tolist())
     assert (len(set(training)), len(set(tested))) == (train, test)
+
+
+@pytest.mark.parametrize("faster", ["one by one", "together"])
+def test_auto_times_both_ways_of_probing_once_and_keeps_the_faster_in_state_and_record(faster, tmp_path, monkeypatch):
+    clock, slow = [0.0], {"one by one": "together", "together": "one_by_one"}[faster]
+    whole = getattr(Probes, slow)
+    monkeypatch.setattr(closure_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def slowly(*given, **named):
+        clock[0] += 1.0
+        return whole(*given, **named)
+
+    monkeypatch.setattr(Probes, slow, slowly)
+    keys = ["estimator.samples=3", "batch_size=20", "steps=4", "evaluate_every=0", "device=cpu", "checkpoint_every=2"]
+    chosen = {"one by one": 0, "together": 3}[faster]
+    auto = train(composed(*keys, "estimator.probe_batch=auto", f"run_dir={tmp_path / 'auto'}"))
+    given = train(composed(*keys, f"estimator.probe_batch={chosen}", f"run_dir={tmp_path / 'given'}"))
+    assert auto["probe_batch"] == chosen
+    assert "probe_batch" not in given
+    assert [auto[key] for key in ("train_loss", "forwards", "flops")] == [
+        given[key] for key in ("train_loss", "forwards", "flops")
+    ]
+    one = build(composed(*keys, "estimator.probe_batch=auto"))
+    one.estimator.load_state_dict({"probe_batch": chosen, "undecided": False})
+    clock[0] = 0.0
+    closure_module.choose_probes(one)  # a resumed run measures nothing
+    assert (clock[0], one.estimator.probe_batch) == (0.0, chosen)
+
+
+def test_auto_is_refused_where_nobody_could_choose():
+    with pytest.raises(UserError, match="probe_batch=auto: estimator=phased cannot choose; give a number"):
+        build(composed("estimator=phased", "estimator.probe_batch=auto"))
