@@ -38,7 +38,7 @@ def test_it_holds(name, device, scripts):
 
 
 TINY = {
-    "DeiT": ("model=deit_tiny", "data.image=[3,32,32]", "model.image_size=32"),
+    "DeiT": ("model=deit_mini", "data.image=[3,32,32]", "model.image_size=32"),
     "LLaMA": ("model=llama_mini", "data.sequence=16", "data.vocabulary=64", "model.vocabulary=64"),
 }
 
