@@ -58,6 +58,11 @@ class Settings:
     stop_on: Literal["nonfinite", "spike", "never"] = "nonfinite"
 
     def __post_init__(self) -> None:
+        if str(self.parallel) == "shard":
+            raise UserError(
+                "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension, which "
+                "LSQ's steps are, and probes displace no shards: use parallel=data, with more micro_batches"
+            )
         check_values(Settings, vars(self))
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}")

@@ -31,6 +31,7 @@ MISFITS = [
     ("model=mlp quantizer=none estimator=ste activations=lsq", "activations=lsq goes with quantized weights"),
     ("model=mlp quantizer=none estimator=ste activations=quest", "activations=quest goes with quantized weights"),
     ("parallel=pipeline", "parallel='pipeline' is not known: choose one of data, probes"),
+    ("parallel=shard", "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension"),
     ("stop_on=always", "stop_on='always' is not known: choose one of nonfinite, spike, never"),
     ("spike_factor=-1", "spike_factor=-1 is not possible"),
     ("spike_factor=inf", "spike_factor=inf is not possible"),
