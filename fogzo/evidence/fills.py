@@ -31,7 +31,7 @@ from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import directed_range, directed_text, mean_std
 from fogzo.evidence.pages import equal_loss_section, verdict_list
 from fogzo.evidence.render import markdown
-from fogzo.evidence.tables.base import Table
+from fogzo.evidence.tables import Table
 from fogzo.evidence.tables.comparison import comparison_table, control_table, parts_table
 from fogzo.evidence.tables.overview import claims_table, members_table
 from fogzo.evidence.verdicts import Case, case_of, effects_of, pairs_of, run_of

@@ -9,7 +9,7 @@ from fogzo.evidence.compare import FEWEST_PAIRS, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import DASH
-from fogzo.evidence.tables.base import Entry, verdict
+from fogzo.evidence.tables import Entry, verdict
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from fogzo.evidence.tables.base import Span, Table
+from fogzo.evidence.tables import Span, Table
 from fogzo.evidence.words import Word
 
 TEX = {  # what is longest first: ε̄ is two characters

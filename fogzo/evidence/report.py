@@ -19,7 +19,7 @@ from fogzo.evidence.frame import Evidence
 from fogzo.evidence.pages import COST_NOTE, equal_loss_section, footer, sentences
 from fogzo.evidence.published import STATUS_RULE
 from fogzo.evidence.render import badge, prose, to_html
-from fogzo.evidence.tables.base import Table, on_page
+from fogzo.evidence.tables import Table, on_page
 from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
 from fogzo.evidence.tables.overview import cases_table, claims_table, equal_baseline, members_table
 from fogzo.evidence.verdicts import Case, case_of, run_of, verdicts

@@ -10,7 +10,7 @@ from fogzo.evidence.compare import Difference, holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import is_published, published_direction
-from fogzo.evidence.tables.base import Effect
+from fogzo.evidence.tables import Effect
 from fogzo.evidence.words import OUTCOMES, PARTS, Word
 from fogzo.runs.schema import METRICS
 

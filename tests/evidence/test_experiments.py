@@ -1,5 +1,6 @@
-"""Every experiment file: its cells compose to runs, its tuning is fair, and what it names exists."""
+"""Experiments as their files describe them, and what is refused; and every file that there is."""
 
+import copy
 import functools
 import re
 from pathlib import Path
@@ -16,6 +17,147 @@ from fogzo.training.launch import plain_record, run_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
+GONE = object()  # a value to take away
+
+
+def test_cells_are_settings_times_methods_in_order(experiment):
+    cells = parse(experiment).cells
+    assert list(cells) == ["wide.ste", "wide.fogzo", "wide.noisy", "deep.ste"]
+    cell = cells["wide.fogzo"]
+    assert (cell.setting.label, cell.method.name, cell.label) == ("Wide", "fogzo", "FOGZO")
+    assert cell.overrides == ("scale=mini", "steps=200", "model=mlp", "estimator=fogzo")  # the setting's steps win
+    assert cell.search == {"optimizer.lr": (0.1, 0.2), "estimator.beta_min": (0.9, 0.99)}  # with the setting's values
+    assert cells["wide.ste"].search == {"optimizer.lr": (0.1, 0.2)}
+    assert len(cell.points()) == 4
+
+
+def test_without_settings_the_methods_are_the_cells(experiment):
+    del experiment["settings"]
+    experiment["methods"]["dropin"] = {
+        "label": "D", "overrides": [], "search": {"optimizer.lr": None}, "tuned_as": "ste",
+    }  # fmt: skip
+    read = parse(experiment)
+    cell = read.cells["ste"]
+    assert (read.has_settings, cell.name, cell.setting.label, cell.method.name) == (False, "ste", "example", "ste")
+    assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
+    assert read.cells["noisy"].tuned_as == "fogzo"
+    assert (read.cells["dropin"].search, read.cells["dropin"].points()) == ({}, [{}])
+    experiment["methods"]["noisy"]["tuned_as"] = "fogz"
+    with pytest.raises(ValueError, match="noisy is tuned as='fogz' is not known: choose one of ste"):
+        parse(experiment)
+
+
+def test_standard_methods_need_only_their_names_and_can_be_refined(experiment):
+    experiment["settings"] = {"wide": {"overrides": ["steps=200"]}}
+    experiment["methods"] = {
+        "ste": {"label": "STE, longer", "overrides": ["steps_factor=1.2"]},
+        "fogzo": {"search": {"estimator.beta_min": [0.5]}},
+        "fogzo_dropin": {"detail": "as it comes"},
+        "slope": None,
+        "noisy_ste": {"tuned_as": None},
+    }
+    cells = parse(experiment).cells
+    assert {cell.method.name: cell.label for cell in cells.values()} == {
+        "ste": "STE, longer",
+        "fogzo": "FOGZO, n = 1",
+        "fogzo_dropin": "FOGZO, n = 1, dropped in: as it comes",
+        "slope": "control: β = 1 (measured slope, no noise)",
+        "noisy_ste": "control: STE + noise of FOGZO's size",
+    }
+    assert cells["wide.ste"].overrides == ("scale=mini", "steps=200", "estimator=ste", "steps_factor=1.2")
+    assert (cells["wide.fogzo_dropin"].search, cells["wide.fogzo_dropin"].tuned_as) == ({}, "wide.ste")
+    assert cells["wide.noisy_ste"].tuned_as is None
+    assert not cells["wide.ste"].method.is_control
+    assert cells["wide.slope"].method.is_control
+
+
+def broken(experiment, path, value):
+    made = copy.deepcopy(experiment)
+    place = made
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    if value is GONE:
+        del place[path[-1]]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("seeds",), [0, 1], "experiment example: it tunes on seed 0, which its table reports too"),
+        (("seeds",), ["1"], "seeds.0='1' is not possible: Input should be a valid integer"),
+        (("sedes",), [1], "experiment example: sedes is not known: choose one of name, title, "),
+        (("name",), GONE, "experiment: name is missing: give it"),
+        (("scale",), "huge", "scale='huge' is not possible: Input should be 'mini' or 'paper'"),
+        (("exploratory",), "no", "exploratory='no' is not possible: Input should be a valid boolean"),
+        (("metric",), "accurracy", "metric='accurracy' is not known: choose one of "),
+        (("metric",), "mean_agreement", "metric='mean_agreement' is not known"),  # neither way is better
+        (("also",), ["loss_of_hair"], "also: metric='loss_of_hair' is not known: choose one of "),
+        (("baseline",), "stee", "baseline='stee' is not known: choose one of ste, fogzo, noisy"),
+        (("methods",), GONE, "it has no methods: give it some"),
+        (("methods",), {}, "experiment example: it has no methods: give it some"),
+        (("methods",), ["ste"], r"methods is \['ste'\], but it must be keys with values"),
+        (("methods", "fogz"), None, "method fogz has no label: give it one, or take a standard method"),
+        (("methods", "noisy", "label"), GONE, "method noisy has no label: give it one"),
+        (("methods", "noisy", "overrides"), GONE, "method noisy has no overrides: give it one"),
+        (("methods", "noisy", "tuned_as"), "noisy", "noisy is tuned as noisy, which is tuned as another itself"),
+        (
+            ("methods", "noisy", "role"),
+            "helper",
+            "methods.noisy.role='helper' is not possible: Input should be 'method', 'subject' or 'con",
+        ),
+        (("methods", "noisy", "sample"), 1, "methods.noisy.sample is not known: choose one of name, label"),
+        (
+            ("methods", "noisy", "samples"),
+            "4",
+            "methods.noisy.samples='4' is not possible: Input should be a valid integer",
+        ),
+        (("settings", "deep", "methods"), ["sted"], "methods of setting deep='sted' is not known: choose one of ste"),
+        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as='fogzo' is not known: choose one of noisy"),
+        (
+            ("settings", "deep", "overrides"),
+            [1],
+            "settings.deep.overrides.0=1 is not possible: Input should be a valid string",
+        ),
+        (
+            ("settings", "deep", "search"),
+            {"estimator.beta_min": [1]},
+            "what setting deep searches='estimator.beta_min' is not known",
+        ),
+        (("settings", "deep"), None, "setting deep is None, but it must be keys with values"),
+        (("tuning",), GONE, "tuning is missing: give it"),
+        (("tuning", "trials"), 0, "tuning.trials=0 is not possible: Input should be greater than or equal to 1"),
+        (("tuning", "seed"), "zero", "tuning.seed='zero' is not possible: Input should be a valid integer"),
+        (
+            ("tuning", "search", "optimizer.lr"),
+            0.1,
+            r"search\.optimizer\.lr=0\.1 is not possible: Input should be a valid array",
+        ),
+        (("tuning", "search", "optimizer.lr"), [0.2, 0.1], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), [0.1, 0.1], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), None, "Input should be a valid array"),  # a method may leave it alone
+        (("tuning", "search", "optimizer.lr"), [], "give numbers that rise"),
+        (("tuning", "search", "optimizer.lr"), ["1e-3"], "Input should be a valid"),  # a word to YAML 1.1
+        (
+            ("axes",),
+            [{"label": "ε", "settings": {"vit": 1}}],
+            "axes: ε='vit' is not known: choose one of wide",
+        ),
+        (("axes",), [{"settings": {"wide": 1}}], "axes.0.label is missing"),
+        (("axes",), [{"label": "ε", "settings": {"wide": 1}, "metric": "los"}], "axes.0: metric='los' is not known"),
+        (("equal_loss",), {"targets": ["deep.zz"], "ratios": []}, r"equal_loss='deep\.zz' is not known: choose one of"),
+        (
+            ("equal_loss",),
+            {"targets": [], "ratios": [{"of": "deep.ste"}]},
+            "equal_loss.ratios.0.to is missing: give it",
+        ),
+        (("equal_loss",), {"ratios": []}, "equal_loss.targets is missing: give it"),
+    ],
+)
+def test_mistaken_experiments_are_refused(path, value, message, experiment):
+    with pytest.raises(ValueError, match=message):
+        parse(broken(experiment, path, value))
 
 
 @functools.cache

@@ -1,9 +1,72 @@
-"""What every panel of a figure has, however little its values differ."""
+"""Members against an STE of the same compute, as table and figure; and what every panel of a figure has."""
 
 import matplotlib.pyplot as plt
 import pytest
+from helpers import made_up
 
-from fogzo.evidence.figures.curves import plain_ticks
+from fogzo.evidence.figures.curves import plain_ticks, save
+from fogzo.evidence.figures.family import members
+from fogzo.evidence.tables.overview import equal_baseline, members_table
+
+GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
+RENAMED = {
+    "ste": made_up.METHODS["ste"],
+    "fogzo_1": made_up.METHODS["fogzo"],
+    "ste_longer": made_up.METHODS["ste_longer"],
+}
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """An experiment of two settings, one that calls FOGZO by another name, and one without an STE of FOGZO's cost."""
+    monkeypatch.chdir(tmp_path)
+    without = {name: made_up.METHODS[name] for name in ("ste", "fogzo")}
+    every = [
+        made_up.experiment("twin", seeds=range(11, 17)),
+        made_up.experiment("other", ("llama",), RENAMED, "perplexity", range(11, 17)),
+        made_up.experiment("without", ("mlp",), without),
+    ]
+    for made in every:
+        made_up.write(tmp_path, made, effect=lambda cell: GAINS.get(cell.partition(".")[2].removesuffix("_1"), 0.0))
+    return [made_up.gathered(made) for made in every]
+
+
+def test_each_member_is_compared_with_the_ste_that_cost_the_same(found):
+    twin, _other, without = found
+    against = {m: equal_baseline(twin, twin.cells[f"deit.{m}"]) for m in GAINS}
+    assert {m: cell and cell.method.name for m, cell in against.items()} == {
+        "fogzo": "ste_longer", "slope": "ste_longer", "noisy_ste": "ste", "ste_longer": None,
+    }  # fmt: skip
+    assert equal_baseline(twin, twin.cells["deit.ste"]) is None
+    assert equal_baseline(without, without.cells["mlp.fogzo"]) is None
+
+
+def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_names(found):
+    table = members_table(found)
+    assert table.header == [
+        "experiment", "setting", "FOGZO, n = 1", "β = 1 (measured slope, no noise)", "STE + noise of FOGZO's size",
+    ]  # fmt: skip
+    assert [row[:2] for row in table.texts()] == [
+        [found[0].title, "deit | a net, 2 bit"],
+        ["", "resnet | a net, 2 bit"],
+        [found[1].title, "llama | a net, 2 bit"],
+    ]
+    fogzo, slope, noise = table.texts()[0][2:]
+    difference = found[0].difference(found[0].cells["deit.fogzo"], found[0].cells["deit.ste_longer"])
+    assert fogzo == f"+{difference.mean:.2f} points, better"
+    assert slope.startswith("−")
+    assert slope.endswith("points, worse")
+    assert noise.endswith("points, open")
+    assert table.texts()[2][2].endswith("ppl, better")
+    assert table.texts()[2][3:] == ["–", "–"]
+    assert table.blocks == [0, 2]
+
+
+def test_the_figure_is_drawn_of_what_was_run(found, tmp_path):
+    save(members(found), tmp_path / "members.svg", tmp_path / "members.png")
+    drawn = (tmp_path / "members.svg").read_text(encoding="utf-8")
+    assert all(row[1] in drawn and row[2].partition(",")[0] in drawn for row in members_table(found).texts())
+    assert (tmp_path / "members.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("ends", [(0.81, 1.38), (0.52, 0.68), (2.91, 2.93), (0.1, 5), (0.003, 700), (1.1, 1.9)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fogzo.evidence.compare import paired_difference
 from fogzo.evidence.render import latex, markdown, prose, to_csv, to_html
-from fogzo.evidence.tables.base import (
+from fogzo.evidence.tables import (
     Column,
     Effect,
     Table,

@@ -11,7 +11,7 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import signed
 from fogzo.evidence.published import published_difference, published_text, status
-from fogzo.evidence.tables.base import (
+from fogzo.evidence.tables import (
     Column,
     Effect,
     Entry,

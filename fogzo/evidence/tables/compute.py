@@ -10,7 +10,7 @@ from fogzo.evidence.equal_loss import COST, Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import published_text
-from fogzo.evidence.tables.base import Column, Entry, Row, Table, Value, on_page, quantity
+from fogzo.evidence.tables import Column, Entry, Row, Table, Value, on_page, quantity
 
 
 def ratio_table(evidence: Evidence, ratios: Sequence[CostRatio]) -> Table:

@@ -11,7 +11,7 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import short
 from fogzo.evidence.published import published_difference, published_direction
-from fogzo.evidence.tables.base import (
+from fogzo.evidence.tables import (
     Effect,
     Entry,
     Row,
