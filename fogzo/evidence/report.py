@@ -103,7 +103,7 @@ def _experiment(evidence: Evidence) -> dict[str, Any]:
         "equal_loss": Markup(prose(equal_loss, raise_headings=1)),
         "tuned": _table(tuned) if tuned else "",
         "runs": _table(runs_table(evidence)),
-        "check": _check(evidence),
+        "chosen": evidence.experiment.tuning.chosen,
         "footer": footer(evidence),
     }
 
@@ -132,18 +132,6 @@ def runs_table(evidence: Evidence) -> Table:
             headers = ["cell", "seed", "result", "record"]
             rows.append(on_page(headers, [cell.name, seed, text, run.where]))
     return Table(rows)
-
-
-def _check(evidence: Evidence) -> str:
-    name = evidence.name
-    return (
-        f"# tune again: the values in {evidence.experiment.tuning.chosen}\n"
-        f"python scripts/tune.py experiment={name}\n"
-        f"# run again: what is done is skipped, so drop a record first (scripts/records.py)\n"
-        f"python train.py -m experiment={name}\n"
-        f"# tables and figures again: results/tables/{name}.md and .csv, and this report\n"
-        f"make tables report"
-    )
 
 
 def _unrun(run: Sequence[Evidence], unrun: Sequence[Evidence]) -> Iterator[tuple[str, str]]:
