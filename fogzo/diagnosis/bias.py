@@ -1,0 +1,198 @@
+"""Cosines with a gradient that is only sampled, and intervals that own up to it (docs/diagnosis.md).
+
+The reference of one tensor is R = E[s z], the mean of pairs of probes that mirror this tensor's noise z and share that
+of all others: s = (L(z) - L(-z)) / 2 in grid units.  That is n-SPSA's mean for the tensor, hence what FOGZO corrects
+toward: the gradient of the loss smoothed with the noise in every other coordinate, and with K in its own (theory.md).
+
+No sum of noisy squares stands here for a square: ‖R‖² is the mean of ⟨s_j z_j, s_k z_k⟩ over all j ≠ k, every two pairs
+being independent halves.  What R has along the STE's gradient g is taken out of the slopes first, and put back exactly,
+so that the noise of the rest is that of the bias alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FEWEST = 8  # pairs that an interval is made of
+WIDEST = 0.5  # of an interval that is called resolved
+NORMAL = 1.96  # two-sided 95 %
+DOUBT = 3.0  # deviations by which ‖R‖² has to exceed 0 before a cosine of 0 is believed
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A cosine or ratio with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the measurement says more than that a cosine is a cosine."""
+        return self.high - self.low <= WIDEST
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} {self.shown}" if self.resolved else f"not resolved {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        return f"[{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """⟨v, R⟩ and ‖R‖² as they were estimated, with their covariance (2 x 2), and ‖v‖².  They add up over tensors."""
+
+    dot: float
+    square: float
+    covariance: Array
+    own_square: float
+
+    def __add__(self, other: Moments) -> Moments:
+        total = self.covariance + other.covariance  # pairs of other tensors are independent
+        return Moments(self.dot + other.dot, self.square + other.square, total, self.own_square + other.own_square)
+
+    def cosine(self) -> Interval:
+        """Return the cosine of v with R: over the ellipse in which ⟨v, R⟩/‖v‖ and ‖R‖² lie, as ‖R‖ ≥ |⟨v, R⟩|/‖v‖."""
+        own = math.sqrt(self.own_square)
+        if own == 0 or not np.isfinite(self.covariance).all():
+            return Interval(0.0, -1.0, 1.0)
+        scaled = np.diag([1 / own, 1.0])
+        points = np.array([self.dot / own, self.square])[:, None] + _ellipse(scaled @ self.covariance @ scaled)
+        along, square = np.column_stack([points, [self.dot / own, self.square]])
+        every = along / np.sqrt(np.maximum(np.maximum(square, along**2), 1e-300))
+        value, low, high = float(every[-1]), float(every.min()), float(every.max())
+        if low <= 0 <= high and self.square <= DOUBT * math.sqrt(max(self.covariance[1, 1], 0.0)):
+            low, high = -1.0, 1.0  # with no gradient at all there is no angle
+        return Interval(value, low, high)
+
+    def ratio(self) -> Interval | None:
+        """Return ‖v‖/‖R‖, or ``None`` where the interval of ‖R‖² holds 0."""
+        reach = NORMAL * math.sqrt(max(self.covariance[1, 1], 0.0))
+        if not self.square - reach > 0:
+            return None
+        norms = (self.square, self.square + reach, self.square - reach)
+        return Interval(*(math.sqrt(self.own_square / norm) for norm in norms))
+
+
+def _ellipse(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    angle = np.linspace(0, 2 * np.pi, 721)
+    circle: Array = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * np.array([np.cos(angle), np.sin(angle)]))
+    return NORMAL * circle
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A mean vector E[s u]: slopes s, and the directions, drawn again from their number whenever they are asked for."""
+
+    slopes: Sequence[float]
+    direction: Callable[[int], Tensor]  # flat, shape (d,)
+
+    def __len__(self) -> int:
+        return len(self.slopes)
+
+    def dots(self, *others: Tensor) -> list[Array]:
+        """Return ⟨u_k, v⟩ for each v of ``others``, all k."""
+        found = []
+        for k in range(len(self)):
+            direction = self.direction(k)
+            found.append([float(direction @ other) for other in others])
+        return list(np.array(found).T)
+
+    def total(self, factors: Array) -> Tensor:
+        """Return Σ factors_k u_k."""
+        total = torch.zeros_like(self.direction(0))
+        for k, factor in enumerate(factors):
+            total.add_(self.direction(k), alpha=float(factor))
+        return total
+
+    def squares(self) -> Array:
+        return np.array([float(self.direction(k).square().sum()) for k in range(len(self))])
+
+
+@dataclass(frozen=True)
+class TensorBias:
+    """What the probes say about one tensor; ``draw`` adds up over tensors, as a draw is of all of them at once."""
+
+    ste: Moments
+    matched: Moments
+    along: Array  # ⟨FOGZO's mean, ·⟩ of each pair of the reference
+    reference: Array  # h_k: mean over j ≠ k of ⟨s_j z_j, s_k z_k⟩
+    spread: float  # variance of ‖R‖²
+    draw: Array  # (3, m), of each FOGZO draw G: ⟨G, R⟩, mean of ⟨G, other draws⟩, ‖G‖²
+
+
+def tensor_bias(pairs: Sampled, guide: Tensor, matched: Callable[[], Tensor], draws: Sampled) -> TensorBias:
+    """Return the moments of one tensor: of g, of g with K for its derivative (``matched``), of FOGZO's ``draws``.
+
+    All vectors are flat, in grid units; at least two pairs and two draws.  Besides ``guide`` no more than three vectors
+    of the tensor's size exist at a time.
+    """
+    n, m = len(pairs), len(draws)
+    slopes, drawn = np.array(pairs.slopes), np.array(draws.slopes)
+    other = matched()
+    matched_square = float(other @ other)
+    p, q = pairs.dots(guide, other)
+    del other
+    guide_square = float(guide @ guide)
+    share = float(slopes @ p) / n / guide_square if guide_square > 0 else 0.0
+    rest = slopes - share * p  # of the slopes, without what g explains: R = share g + E[rest z]
+    total, mean_draw = pairs.total(rest), draws.total(drawn / m)
+    crossed, along = pairs.dots(total, mean_draw)
+    squares = pairs.squares()
+    explained = rest * p
+    others = (explained.sum() - explained) / (n - 1)
+    reference = rest * (crossed - rest * squares) / (n - 1) + share * (explained + others) + share**2 * guide_square
+    spread = 4 * float(reference.var(ddof=1)) / n
+    # the jackknife counts the noise of noise twice
+    spread = max(spread - 2 * float(rest @ rest / n) ** 2 * guide.numel() / n**2, spread / 2)
+    with_guide, with_total, with_draws = draws.dots(guide, total, mean_draw)
+    sizes = drawn**2 * draws.squares()
+    draw = np.stack([drawn * (share * with_guide + with_total / n), (drawn * with_draws * m - sizes) / (m - 1), sizes])
+    return TensorBias(
+        ste=_moments(slopes * p, reference, spread, guide_square),
+        matched=_moments(slopes * q, reference, spread, matched_square),
+        along=rest * along + share * float(mean_draw @ guide),
+        reference=reference,
+        spread=spread,
+        draw=draw,
+    )
+
+
+def _moments(dots: Array, reference: Array, spread: float, own_square: float) -> Moments:
+    """Of pairs: the mean of ``dots``, ‖R‖² and their covariance, by each pair's influence on them."""
+    return Moments(float(dots.mean()), float(reference.mean()), _covariance(dots, reference, spread), own_square)
+
+
+def _covariance(dots: Array, reference: Array, spread: float) -> Array:
+    if len(dots) < FEWEST:
+        return np.full((2, 2), np.nan)
+    covariance: Array = np.cov(np.stack([dots, 2 * reference]), ddof=1) / len(dots)
+    covariance[1, 1] = spread
+    return covariance
+
+
+def fogzo_moments(tensors: Sequence[TensorBias]) -> tuple[Moments, Moments]:
+    """Return the moments of FOGZO's mean, and of one of its draws, over ``tensors`` together."""
+    draw = np.sum([tensor.draw for tensor in tensors], axis=0)
+    dot, square, size = draw.mean(1)
+    covariance: Array = np.sum([_covariance(t.along, t.reference, t.spread) for t in tensors], axis=0)
+    count = draw.shape[1]
+    if square > 2 * NORMAL * draw[1].std(ddof=1) / math.sqrt(count):
+        # a draw changes the mean's cosine by its part across the mean
+        covariance[0, 0] += (draw[0] - dot / square * (draw[1] - square)).var(ddof=1) / count
+    else:  # the mean drowns in its own draws
+        covariance = np.full((2, 2), np.nan)
+    reference = float(sum(tensor.reference.mean() for tensor in tensors))
+    mean, one = max(float(square), 0.0), float(size)
+    return Moments(float(dot), reference, covariance, mean), Moments(float(dot), reference, covariance, one)

@@ -1,0 +1,123 @@
+"""What codes and scales of a network are like: dead weights, codes in use, distances to boundaries, flips."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers import Sign
+
+DEAD = 0.01  # of the surrogate's largest derivative: tanh's is never 0
+CELLS = 20  # of the histogram of distances, over 0 to 1 code units; the last holds what lies beyond
+
+
+@dataclass(frozen=True)
+class TensorHealth:
+    """One tensor's codes.
+
+    Attributes:
+        dead: share of weights that get no gradient through the surrogate.
+        codes: share of the weights at each code, lowest first.
+        scale: mean α, in weight units.
+        scale_in_std: that over the weights' standard deviation.
+        distance: median distance to the nearest boundary between codes, in code units.
+        distances: share of the weights in each cell of the histogram.
+    """
+
+    name: str
+    weights: int
+    dead: float
+    codes: list[float]
+    scale: float
+    scale_in_std: float
+    distance: float
+    distances: list[float]
+
+    @property
+    def bins(self) -> str:
+        return f"{sum(share > 0 for share in self.codes)}/{len(self.codes)}"
+
+
+@torch.no_grad()
+def surrogate_and_distance(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+    """Return the surrogate's derivative and the distance to the nearest boundary (code units), where codes are."""
+    quantizer = weight.quantizer
+    x = quantizer.rotate(weight.latent.detach()) / quantizer.scale(weight.latent)
+    derivative = quantizer.surrogate_derivative(x)
+    if isinstance(quantizer, Sign):
+        distance = x.abs()
+    else:
+        lowest, highest = (code.item() for code in quantizer.encode(x.new_tensor([-1e9, 1e9])))
+        boundary = (x - lowest - 0.5).round_().clamp_(0, highest - lowest - 1).add_(lowest + 0.5)
+        distance = boundary.sub_(x).abs_()
+    return torch.ones_like(x) if derivative is None else derivative, distance
+
+
+@torch.no_grad()
+def tensor_health(weight: QuantizedWeight) -> TensorHealth:
+    """Return what the codes of ``weight`` are like now."""
+    quantizer, latent = weight.quantizer, weight.latent.detach()
+    count = latent.numel()
+    derivative, distance = surrogate_and_distance(weight)
+    peak = 2 * float(quantizer.smoothing.derivative(torch.zeros(1))) if isinstance(quantizer, Sign) else 1.0
+    dead = int((derivative < DEAD * peak).sum()) / count
+    del derivative  # a large tensor's parts are as large as it is
+    median = float(distance.median())
+    cells = torch.histc(distance.clamp_(max=1.0), bins=CELLS, min=0.0, max=1.0)
+    del distance
+    codes = quantizer.codes(latent)
+    lowest, highest = (code.item() for code in quantizer.encode(codes.new_tensor([-1e9, 1e9])))
+    step = 2.0 if isinstance(quantizer, Sign) else 1.0
+    used = torch.histc(codes, bins=round((highest - lowest) / step) + 1, min=lowest - step / 2, max=highest + step / 2)
+    scale = float(quantizer.scale(latent).mean())
+    return TensorHealth(
+        name=weight.name,
+        weights=count,
+        dead=dead,
+        codes=(used / count).tolist(),
+        scale=scale,
+        scale_in_std=scale / max(float(latent.std(correction=0)), 1e-30),
+        distance=median,
+        distances=(cells / count).tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What a few training steps did to the codes.
+
+    Attributes:
+        shares: of the codes, those that each step changed.
+        oscillating: of the weights, those whose code changed and came back within these steps.
+    """
+
+    shares: list[float]
+    oscillating: float
+
+
+@torch.no_grad()
+def _codes(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
+    return [weight.quantizer.codes(weight.latent.detach()).floor_().to(torch.int8) for weight in weights]
+
+
+def count_flips(weights: Sequence[QuantizedWeight], step: Callable[[int], object], steps: int) -> Flips:
+    """Take ``steps`` training steps, ``step(i)`` each, and return what they did to the codes of ``weights``."""
+    total = sum(weight.latent.numel() for weight in weights)
+    first = _codes(weights)
+    before, left = first, [torch.zeros_like(codes, dtype=torch.bool) for codes in first]
+    back = copy.deepcopy(left)
+    shares = []
+    for i in range(steps):
+        step(i)
+        now = _codes(weights)
+        shares.append(sum(int((a != b).sum()) for a, b in zip(before, now, strict=True)) / total)
+        for codes, start, was_left, came_back in zip(now, first, left, back, strict=True):
+            was_left |= codes != start
+            came_back |= was_left & (codes == start)
+        before = now
+    return Flips(shares, sum(int(came_back.sum()) for came_back in back) / total)

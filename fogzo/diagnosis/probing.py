@@ -1,0 +1,198 @@
+"""Measure slopes on a network: of each tensor's own noise for the reference, and along FOGZO's directions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fogzo.diagnosis.bias import Sampled, TensorBias, tensor_bias
+from fogzo.diagnosis.health import surrogate_and_distance
+from fogzo.estimators.base import Closure, check_weights, first_order, loss_of
+from fogzo.estimators.perturb import Displacement, Noise
+from fogzo.estimators.replay import RandomState, World, same_world
+from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers import Sign
+from fogzo.seeding import derive_seed
+from fogzo.smoothing import Smoothing
+
+VISITS = 4  # to each batch, so that a measurement cut short has seen all of them
+Told = Callable[[int, int], None]
+
+
+@dataclass
+class Slopes:
+    """What was measured: the STE's gradient over all batches, and slopes; directions are drawn again from seeds.
+
+    Attributes:
+        guide: g, the STE's gradient of the mean loss of the batches, in grid units, weight by weight.
+        batch_squares: ‖g_b‖² of each batch.
+        of_tensor: slopes of the pairs that mirror one tensor's noise, tensor by tensor.
+        of_fogzo: slopes along √β ĝ + √(1-β) z.
+        interrupted: whether Ctrl-C came before all was measured.
+    """
+
+    weights: list[QuantizedWeight]
+    beta: float
+    seed: int
+    guide: list[Tensor] = field(default_factory=list)
+    batch_squares: list[float] = field(default_factory=list)
+    of_tensor: list[list[float]] = field(default_factory=list)
+    of_fogzo: list[float] = field(default_factory=list)
+    interrupted: bool = False
+
+    def noise(self, place: int, number: int, beside: int | None = None) -> Tensor:
+        """Return z of the weight at ``place`` in its pair ``number``, or in that of the weight ``beside`` it."""
+        seed = derive_seed("diagnosis", self.seed, place, -1 if beside is None else beside)
+        (z,) = Noise([self.weights[place]], seed, number).draw(range(1))
+        return z.squeeze(0)
+
+    def fogzo_direction(self, place: int, number: int) -> Tensor:
+        """Return u of FOGZO's pair ``number``."""
+        z = self.noise(place, number, beside=len(self.weights)).mul_(math.sqrt(1 - self.beta))
+        return z.add_(self.guide[place], alpha=math.sqrt(self.beta / self.guide_square))
+
+    @functools.cached_property
+    def guide_square(self) -> float:
+        """‖g‖²; a guide of zeros counts as 1, so that it stays one."""
+        return sum(float(g.square().sum()) for g in self.guide) or 1.0
+
+    def bias(self, place: int) -> TensorBias:
+        """Return the moments of one tensor."""
+        return tensor_bias(
+            Sampled(self.of_tensor[place], lambda k: self.noise(place, k).flatten()),
+            self.guide[place].flatten(),
+            lambda: matched(self.weights[place], self.guide[place]).flatten(),
+            Sampled(self.of_fogzo, lambda k: self.fogzo_direction(place, k).flatten()),
+        )
+
+
+def measure(
+    weights: Sequence[QuantizedWeight],
+    closure_of: Callable[[int], Closure],
+    *,
+    batches: int,
+    probes: int,
+    beta: float,
+    seed: int = 0,
+    told: Told = lambda done, of: None,
+) -> Slopes:
+    """Return slopes of ``probes`` pairs a batch for each weight, and as many of FOGZO's; the model is left as it was.
+
+    Args:
+        closure_of: the loss of batch b, with torch's generators seeded for it, so that a batch's loss is a function.
+        told: hears of visits done, and of how many.
+
+    Raises:
+        KeyboardInterrupt: before there is a gradient; later the measurement ends there.
+    """
+    weights = check_weights(weights)
+    found = Slopes(weights, beta, seed, of_tensor=[[] for _ in weights])
+    model = weights[0].model
+    units = [weight.grid_unit() for weight in weights]
+    found.guide = [torch.zeros_like(weight.latent) for weight in weights]
+    try:
+        for b in range(batches):
+            with _world(closure_of, b, found) as (closure, world):
+                world.restore()
+                first_order(closure, weights)
+            square = 0.0
+            for weight, unit, mean in zip(weights, units, found.guide, strict=True):
+                if weight.latent.grad is not None:
+                    mean.add_(own := weight.latent.grad.mul_(unit), alpha=1 / batches)
+                    square += float(own.square().sum())
+            found.batch_squares.append(square)
+            model.zero_grad(set_to_none=True)
+        visits = [(visit, b) for visit in range(VISITS) for b in range(batches)]
+        for done, (visit, b) in enumerate(visits):
+            told(done, len(visits))
+            with torch.no_grad(), _world(closure_of, b, found) as (closure, world):
+                for _ in range(len(range(visit, probes, VISITS))):
+                    _pairs(found, units, closure, world)
+        told(len(visits), len(visits))
+    except KeyboardInterrupt:
+        if len(found.batch_squares) < batches:
+            raise
+        found.interrupted = True
+    return found
+
+
+class _world:
+    """Within: the closure of a batch, and the world that its passes share."""
+
+    def __init__(self, closure_of: Callable[[int], Closure], b: int, found: Slopes) -> None:
+        self.closure = closure_of(b)
+        devices = {weight.latent.device for weight in found.weights}
+        self.same = same_world(found.weights[0].model, RandomState(devices), first_pass_done=True)
+
+    def __enter__(self) -> tuple[Closure, World]:
+        return self.closure, self.same.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.same.__exit__(*error)  # type: ignore[arg-type]
+
+
+def _pairs(found: Slopes, units: Sequence[Tensor], closure: Closure, world: World) -> None:
+    """Measure one more pair of each weight's noise, and one of FOGZO's."""
+    places = range(len(found.weights))
+    latents = [weight.latent.detach() for weight in found.weights]
+
+    def loss() -> float:
+        world.restore()
+        return float(loss_of(closure, backward=False))
+
+    def noises(place: int) -> Iterator[Tensor]:
+        number = len(found.of_tensor[place])
+        return (found.noise(i, number, None if i == place else place) for i in places)
+
+    with Displacement(latents) as displacement:
+        for place in places:
+            displacement.move(noises(place), units)
+            above = loss()
+            latents[place].neg_().add_(displacement.kept[place], alpha=2)  # as Displacement.reflect, this one alone
+            found.of_tensor[place].append((above - loss()) / 2)
+        number = len(found.of_fogzo)
+        displacement.move((found.fogzo_direction(i, number) for i in places), units)
+        above = loss()
+        displacement.reflect()
+        found.of_fogzo.append((above - loss()) / 2)
+
+
+@functools.cache
+def _kernel_table(smoothing: Smoothing, reach: float = 20.0, cells: int = 2**17) -> tuple[Tensor, float]:
+    """Return K(y) = ε⁻² ∫_y^∞ t p(t) dt for y from 0 to ``reach`` (theory.md), and the step between the entries."""
+    step = reach / cells
+    t = (torch.arange(cells, dtype=torch.float64) + 0.5) * step
+    pieces = t * smoothing.derivative(t) * step
+    tail = torch.cat([pieces.flip(0).cumsum(0).flip(0), torch.zeros(2, dtype=torch.float64)])
+    return tail / smoothing.std**2, step
+
+
+def kernel(smoothing: Smoothing, y: Tensor) -> Tensor:
+    """Return K at distance ``y`` (code units) of a unit step."""
+    table, step = _kernel_table(smoothing)
+    found = torch.empty_like(y)
+    for part, into in zip(torch.split(y.flatten(), 2**16), torch.split(found.view(-1), 2**16), strict=True):
+        at = (part.abs().double().cpu() / step).clamp_(max=len(table) - 2)
+        low = at.long()
+        into.copy_(torch.lerp(table[low], table[low + 1], at - low))
+    return found
+
+
+@torch.no_grad()
+def matched(weight: QuantizedWeight, guide: Tensor) -> Tensor:
+    """Return the STE's gradient as it were with K for the surrogate's derivative; in the latent's basis.
+
+    What then still differs from the reference is no matter of which smoothing is meant: it is the STE's bias.
+    """
+    quantizer = weight.quantizer
+    surrogate, distance = surrogate_and_distance(weight)
+    factor = kernel(quantizer.smoothing, distance).mul_(2.0 if isinstance(quantizer, Sign) else 1.0)
+    del distance
+    factor = factor.div_(surrogate).masked_fill_(surrogate <= 0, 0.0)
+    del surrogate
+    return quantizer.unrotate(factor.mul_(quantizer.rotate(guide)))
