@@ -42,7 +42,7 @@ def build(cfg: DictConfig) -> Trainer:
     use_threads(cfg.threads)
     settle(choose_device(cfg.device), deterministic=cfg.deterministic)
     ranks = world()[1]
-    model, weights, settings, steps, estimator = draft(cfg, ranks)
+    model, weights, settings, steps, estimator, notes = draft(cfg, ranks)
     device = next(model.parameters()).device
     data = read_data(cfg, device)
     check_fit(model, data)
@@ -53,7 +53,7 @@ def build(cfg: DictConfig) -> Trainer:
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
     parts = settings.micro_batches * (ranks if settings.parallel == "data" else 1)  # that a batch comes in
-    return Trainer(
+    trainer = Trainer(
         model=model,
         task=task,
         estimator=estimator,
@@ -67,6 +67,8 @@ def build(cfg: DictConfig) -> Trainer:
         reduced=average_gradients(model, cfg) if ranks > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),
     )
+    trainer.notes += notes
+    return trainer
 
 
 def read_data(cfg: DictConfig, device: torch.device) -> Data:

@@ -91,6 +91,7 @@ class Surroundings:
     evaluation_examples: int | None = held(whole)
     training_examples: int | None = held(whole)
     begin_from: str | None = held(filled)
+    init_from: str | None = held(filled)
     progress: Literal["auto", "bar", "lines"]
     results_dir: str = held(filled)
     run_dir: str | None = held(filled)

@@ -27,6 +27,7 @@ from fogzo.training.config import Settings, check_keys
 from fogzo.training.devices import choose_device
 from fogzo.training.distributed import synchronise_norms
 from fogzo.training.groups import arguments, asked, instantiate
+from fogzo.training.pretrained import initialise
 from fogzo.training.shapes import check_shape, known_examples, known_shape
 from fogzo.training.steering import GridPull
 
@@ -45,6 +46,7 @@ class Draft(NamedTuple):
     settings: Settings  # with one step where only the data tell how many there are
     steps: int | None
     estimator: Estimator | None  # None as the steps
+    notes: list[str]  # what was taken over from init_from, and what not
 
 
 def draft(cfg: DictConfig, ranks: int) -> Draft:
@@ -62,7 +64,8 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
     settings.check_ranks(ranks)
     check_samples(cfg, ranks)
     check_data(cfg, ranks, examples)
-    model = place(build_model(cfg), device).train()
+    notes: list[str] = []
+    model = place(build_model(cfg, notes), device).train()
     if (shape := known_shape(cfg)) is not None:
         check_shape(model, shape)
     weights = quantized_weights(model) if cfg.quantizer.name != "none" else []
@@ -78,7 +81,7 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
             f"estimator.probe_batch={cfg.estimator.probe_batch} needs batch norm within one process: set it to 0, or "
             "parallel=probes"
         )
-    return Draft(model, weights, settings, steps, estimator)
+    return Draft(model, weights, settings, steps, estimator, notes)
 
 
 def settings_of(cfg: DictConfig, steps: int) -> Settings:
@@ -116,10 +119,14 @@ def check_data(cfg: DictConfig, ranks: int, examples: int | None) -> None:
             mixing.check_batch(cfg.batch_size // (ranks if cfg.parallel == "data" else 1))
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
-    """The network with its initial weights and quantizers, on the CPU."""
+def build_model(cfg: DictConfig, notes: list[str] | None = None) -> nn.Module:
+    """Return the network with its initial weights and quantizers, on the CPU; ``notes`` gets what init_from gave."""
     torch.manual_seed(derive_seed("init", cfg.seed))
     model: nn.Module = instantiate(cfg.model, "model")
+    if cfg.init_from is not None:
+        if cfg.begin_from is not None:
+            raise UserError(f"begin_from={cfg.begin_from} replaces all that init_from={cfg.init_from} gives: name one")
+        (notes if notes is not None else []).extend(initialise(model, cfg.init_from))
     if world()[1] > 1 and cfg.parallel == "data":
         model = synchronise_norms(model, choose_device(cfg.device))
     if cfg.quantize.bits is not None and "bits" not in cfg.quantizer:

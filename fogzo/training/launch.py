@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fogzo.data.shards import sha256_of
 from fogzo.data.text import known_sha256
 from fogzo.errors import UserError
 from fogzo.ranks import announced, barrier, check_same, gather
@@ -29,6 +30,7 @@ from fogzo.training.draft import draft
 from fogzo.training.groups import check_choices
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
+from fogzo.training.pretrained import weights_file
 from fogzo.training.resume import resume
 from fogzo.training.trainer import Trainer
 from fogzo.training.warm_start import named_checkpoint, warm_start
@@ -181,11 +183,18 @@ def plain_record(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as ``config.yaml`` keeps it: plain values, no code or places, and of an experiment its name."""
     record: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record["experiment"] = (record.get("experiment") or {}).get("name")
+    if content := outside(cfg):
+        record["content"] = content
     dropped = ("results_dir", "run_dir", "plan", "sustained_flops", "setting")
     for group in record.values():
         if isinstance(group, dict):
             group.pop("_target_", None)
     return {key: value for key, value in record.items() if key not in dropped}
+
+
+def outside(cfg: DictConfig) -> dict[str, str]:
+    """Return the SHA-256 of what the run computes with that stands in no config: part of its identity."""
+    return {} if cfg.init_from is None else {"init_from": sha256_of(weights_file(cfg.init_from))}
 
 
 def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:

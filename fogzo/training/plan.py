@@ -46,7 +46,7 @@ def plan(cfg: DictConfig) -> Plan:
         UserError: as the run would, for what can be known without data.
     """
     ranks = announced()[2]
-    model, weights, settings, steps, estimator = draft(cfg, ranks)
+    model, weights, settings, steps, estimator, _ = draft(cfg, ranks)
     if known_shape(cfg) is None:
         raise UserError(
             f"data={cfg.data.name} is unknown to the plan: run without plan=true, or choose one of the data sets here"

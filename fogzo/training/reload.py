@@ -50,7 +50,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), *, weights: str 
     with explained(folder / weights, FINISHED, also=(RuntimeError, pickle.UnpicklingError)):
         state = torch.load(folder / weights, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and then replaced
-        model = build_model(config)
+        model = build_model(OmegaConf.merge(config, {"init_from": None}))  # type: ignore[arg-type]
     checkpoint.restore_model(model, state, folder / weights, "evaluate it with the code that made it")
     return LoadedRun(model.eval(), config)
 
@@ -76,7 +76,7 @@ def config_of(record: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictC
             loader = GlobalHydra.instance().config_loader()
             chosen = [word for word in overrides if word.partition("=")[0] in loader.list_groups("")]
             again = {word.partition("=")[0] for word in chosen}
-            kept = {key: value for key, value in record.items() if key not in {"experiment", *again}}
+            kept = {key: value for key, value in record.items() if key not in {"experiment", "content", *again}}
             names = {group: value.get("name") for group, value in kept.items() if isinstance(value, dict)}
             known = [f"{group}={name}" for group, name in names.items() if name in loader.get_group_options(group)]
             config = compose("train", [f"scale={record['scale']}", *known, *chosen])

@@ -89,7 +89,7 @@ class Trainer:
         self.best: float | None = None  # of the task's metric
         self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
         self.stop = StopRequest()
-        self.notes: list[str] = []  # what a resumed run has to say
+        self.notes: list[str] = []  # what a run has to say of its start
 
     def fit(self) -> dict[str, float]:
         """Train from ``self.step`` to the end, and return the final metrics.
