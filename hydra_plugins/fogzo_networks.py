@@ -16,17 +16,25 @@ ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
 def register(table: dict[str, Any]) -> None:
-    """Store a model and its recipes for each LLaMA, and for each network what estimators and optimizers take."""
+    """Store a model and its recipes for each row, and for each network what estimators and optimizers take."""
     store = ConfigStore.instance().store
     rates: dict[str, dict[str, float]] = {}
     for name, row in table["llamas"].items():
         lr, steps = row.pop("lr"), row.pop("steps")
         rates[name] = {"mini": row.pop("lr_mini", lr), "paper": lr}
         store(name, {"name": name, **table["llama"], **row}, group="model")
-        for scale, values in (("mini", {}), ("paper", {"steps": steps})):
+        long = {"steps": steps}
+        if name == "llama_mini":
+            long["model"] = {key: table["llama"][key] for key in ("vocabulary", "sequence")}
+        for scale, values in (("mini", {}), ("paper", long)):
             if not (CONFIGS / "recipe" / scale / f"{name}.yaml").exists():  # llama_mini has one of its own
                 recipe = {"defaults": [f"/recipe/{scale}/llama", "_self_"], **values}
                 store(name, recipe, group=f"recipe/{scale}", package="_global_")
+    for name, row in table["libraries"].items():
+        store(name, {"name": name, **row["model"]}, group="model")
+        for scale in ("mini", "paper"):
+            recipe = {"defaults": [f"/recipe/{scale}/{row['recipe'][scale]}", "_self_"], **row["recipe"]["values"]}
+            store(name, recipe, group=f"recipe/{scale}", package="_global_")
     for name, row in table["estimators"].items():
         for scale, beta in row["beta_min"].items():
             store(name, {"beta_min": beta}, group=f"network/beta/{scale}")

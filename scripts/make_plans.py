@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from fogzo.training.plan import Plan, duration, plan
 
@@ -48,7 +49,8 @@ def main() -> None:
     """Plan all recipes, and write the page."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         models = GlobalHydra.instance().config_loader().get_group_options("model")
-    lines = [planned_recipe(scale, model) for scale in ("mini", "paper") for model in models]
+    libraries = OmegaConf.load(ROOT / "configs" / "networks.yaml").libraries  # their size is the user's choice
+    lines = [planned_recipe(scale, model) for scale in ("mini", "paper") for model in models if model not in libraries]
     PAGE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -2,11 +2,12 @@
 
 from fogzo.data.base import FACTS, Batch, Data, DataError, Facts, Selection, Split, Subset
 from fogzo.data.imagenet.augment import DECODING_RATES
-from fogzo.data.imagenet.folder import imagenet1k, imagenet100
+from fogzo.data.imagenet.folder import imagefolder, imagenet1k, imagenet100
+from fogzo.data.known import Known, known
 from fogzo.data.order import DataOrder, Feed
 from fogzo.data.pydocs import pydocs
 from fogzo.data.synthetic import synthetic
-from fogzo.data.text import TextData, TokenSplit, c4
+from fogzo.data.text import TextData, TokenSplit, c4, own_text
 from fogzo.data.vision import ImageData, TensorSplit, fashion_mnist, mnist, mnist5k
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Facts",
     "Feed",
     "ImageData",
+    "Known",
     "Selection",
     "Split",
     "Subset",
@@ -27,10 +29,13 @@ __all__ = [
     "TokenSplit",
     "c4",
     "fashion_mnist",
+    "imagefolder",
     "imagenet1k",
     "imagenet100",
+    "known",
     "mnist",
     "mnist5k",
+    "own_text",
     "pydocs",
     "synthetic",
 ]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import whole
-from fogzo.data.base import FACTS, Batch, DataError, Split
-from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, TOKENIZER, Tokens, map_shards, read_manifest, sha256_of
+from fogzo.data.base import Batch, DataError, Split
+from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, TOKENIZER, Tokens, map_shards, read_manifest
 
 # What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
 C4 = "--dataset allenai/c4 --config en --max-tokens 3_100_000_000"
@@ -144,13 +144,18 @@ def open_text(folder: Path, sequence: int, way_out: str, *, name: str = "", veri
     )
 
 
+def text_folder(name: str, root: str | Path) -> Path:
+    """Return where the prepared set ``name`` lies: in a folder of that name in ``root``, and ``text`` in ``root``."""
+    return Path(root) if name == "text" else Path(root) / name
+
+
 def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
-    """Return the set that ``scripts/prepare_text.py --name NAME --out root/NAME`` made.
+    """Return the set that ``scripts/prepare_text.py --name NAME --out root/NAME`` made (``--out root`` of ``text``).
 
     Raises:
         DataError: if it is not there, unfinished or damaged.
     """
-    folder = Path(root) / name
+    folder = text_folder(name, root)
     command = f"`python scripts/prepare_text.py --name {name} --files 'FOLDER/*.jsonl.gz' --out {folder}`"
     if name == "c4":
         command = f"`python scripts/prepare_text.py --name c4 {C4} --out {folder}` ({LONGER})"
@@ -164,30 +169,11 @@ def prepared_text(name: str, root: str | Path = "data", sequence: int = 512, ver
     return open_text(folder, sequence, again, name=name, verify=verify)
 
 
+def own_text(root: str | Path = "data/text", sequence: int = 512, verify: bool | None = None) -> TextData:
+    """Return any set that ``scripts/prepare_text.py --out root`` has made; see :func:`prepared_text`."""
+    return prepared_text("text", root, sequence, verify)
+
+
 def c4(root: str | Path = "data", sequence: int = 512, verify: bool | None = None) -> TextData:
     """Return C4 (English) as ``scripts/prepare_text.py`` leaves it in ``root/c4``; see :func:`prepared_text`."""
     return prepared_text("c4", root, sequence, verify)
-
-
-def known_sha256(name: str, root: str | Path) -> str | None:
-    """Return the ``sha256`` that the data set ``name`` in ``root`` would describe itself with, without reading it.
-
-    ``None`` where only reading tells (images, the embedded text), or where the set is not there.
-    """
-    if name in FACTS:
-        return FACTS[name].sha256
-    manifest = Path(root) / name / MANIFEST
-    return sha256_of(manifest) if manifest.is_file() else None
-
-
-def prepared_tokens(name: str, root: str | Path) -> int | None:
-    """Return the training tokens of the prepared text ``name`` in ``root``, by its manifest; ``None`` if there is none.
-
-    Raises:
-        DataError: for a manifest that is damaged.
-    """
-    folder = Path(root) / name
-    if not (folder / MANIFEST).is_file():
-        return None
-    manifest, _ = read_manifest(folder, f"remove {folder} and make it again")
-    return manifest.splits["train"].tokens

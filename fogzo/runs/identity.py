@@ -17,6 +17,7 @@ PRESENTATION = (
     "experiment",
     "cell",
     "data.root",
+    "model.path",
     "init_from",  # of what lies outside the config the content counts, by its SHA-256 (content.init_from)
     "data.workers",
     "data.verify",

@@ -52,21 +52,24 @@ def announcement(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, f
     quantized = quantized_weights(trainer.model) if record["quantizer"]["name"] != "none" else []
     latent = sum(weight.latent.numel() for weight in quantized)
     total = sum(p.numel() for p in trainer.model.parameters())
-    names = {group: record[group]["name"] for group in ("model", "quantizer", "estimator", "activations")}
-    how = names["quantizer"] + ("" if names["activations"] == "none" else f", activations {names['activations']}")
+    chosen = {group: record[group]["name"] for group in ("model", "quantizer", "estimator", "activations")}
+    how = chosen["quantizer"] + ("" if chosen["activations"] == "none" else f", activations {chosen['activations']}")
     settings = trainer.settings
     ranks = f", {trainer.ranks} processes that share the {settings.parallel}" if trainer.ranks > 1 else ""
     other = departures(cfg) if record["scale"] == "paper" else []
     but = f", but for {', '.join(other)}" if other else ""
     skip = record["quantize"]["skip"]
-    left_out = f"all linear and convolution layers but {', '.join([skip] if isinstance(skip, str) else skip)}"
+    names = (
+        "the first convolution and the head" if skip == "auto" else ", ".join([skip] if isinstance(skip, str) else skip)
+    )
+    left_out = f"all linear and convolution layers but {names}"
     lines = (
         f"scale:    {record['scale']} ({SCALES[record['scale']]}{but})",
-        f"model:    {names['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
+        f"model:    {chosen['model']}, {total:,} parameters, {latent:,} of them quantized ({how})",
         f"layers:   {len({w.layer_name for w in quantized})} quantized: "
         + (left_out if skip else "all")
         + "".join(f", {pattern} with {bits} bits" for pattern, bits in (record["quantize"]["bits"] or {}).items()),
-        f"training: {names['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
+        f"training: {chosen['estimator']}, {settings.steps} steps of {settings.batch_size} examples of "
         f"{trainer.task.data.name}, seed {record['seed']}, on {trainer.device}{ranks}",
         *_epochs(trainer),
         f"folder:   {folder} ({f'going on from step {trainer.step}' if resumed else 'from the beginning'})",

@@ -18,6 +18,7 @@ from fogzo.data.imagenet.folder import check_options
 from fogzo.errors import UserError, keys_of
 from fogzo.estimators import FOGZO, Estimator
 from fogzo.estimators.replay import tracking_norms
+from fogzo.models.libraries import outer_layers
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import Quantizer
 from fogzo.ranks import world
@@ -28,7 +29,7 @@ from fogzo.training.devices import choose_device
 from fogzo.training.distributed import synchronise_norms
 from fogzo.training.groups import arguments, asked, instantiate
 from fogzo.training.pretrained import initialise
-from fogzo.training.shapes import check_shape, known_examples, known_shape
+from fogzo.training.shapes import check_shape, follow_data, known_examples, known_shape
 from fogzo.training.steering import GridPull
 
 # What a recipe sets; the rest (estimator, quantizer, seed, device) is nobody's setting in particular
@@ -56,6 +57,7 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
         UserError: for any value that will not do, as far as it can be known before the data are read.
     """
     check_keys(cfg)
+    follow_data(cfg)
     check_length(cfg)
     device = choose_device(cfg.device)
     examples = known_examples(cfg)
@@ -135,7 +137,8 @@ def build_model(cfg: DictConfig, notes: list[str] | None = None) -> nn.Module:
         )
     activations = instantiate(cfg.activations, "activations") if cfg.activations.name != "none" else None
     if cfg.quantizer.name != "none":
-        skip = list(given) if isinstance(given := cfg.quantize.skip, ListConfig) else given
+        given = outer_layers(model) if cfg.quantize.skip == "auto" else cfg.quantize.skip
+        skip = list(given) if isinstance(given, ListConfig) else given
         quantizer = quantizers(cfg)
         with keys_of("quantize"):
             quantize_model(model, quantizer, skip=skip, biases=cfg.quantize.biases, activations=activations)

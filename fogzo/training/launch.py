@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fogzo.data import known
 from fogzo.data.shards import sha256_of
-from fogzo.data.text import known_sha256
 from fogzo.errors import UserError
+from fogzo.models.libraries import weight_files
 from fogzo.ranks import announced, barrier, check_same, gather
 from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.identity import run_name
@@ -32,9 +34,12 @@ from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.pretrained import weights_file
 from fogzo.training.resume import resume
+from fogzo.training.shapes import follow_data
 from fogzo.training.trainer import Trainer
 from fogzo.training.warm_start import named_checkpoint, warm_start
 from fogzo.training.watch import Diverged
+
+OWN_DATA = ("imagefolder", "text")  # names that say nothing of what is in them
 
 
 def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
@@ -50,6 +55,7 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     """
     check_choices(cfg)
     check_keys(cfg)
+    follow_data(cfg)
     if cfg.plan:
         if cfg.begin_from is not None:
             named_checkpoint(cfg.begin_from)
@@ -85,6 +91,7 @@ def check(cfg: DictConfig) -> tuple[str, list[str]] | None:
     """
     check_choices(cfg)
     check_keys(cfg)
+    follow_data(cfg)
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if cfg.plan:
@@ -194,7 +201,13 @@ def plain_record(cfg: DictConfig) -> dict[str, Any]:
 
 def outside(cfg: DictConfig) -> dict[str, str]:
     """Return the SHA-256 of what the run computes with that stands in no config: part of its identity."""
-    return {} if cfg.init_from is None else {"init_from": sha256_of(weights_file(cfg.init_from))}
+    content = {} if cfg.init_from is None else {"init_from": sha256_of(weights_file(cfg.init_from))}
+    if cfg.data.name in OWN_DATA and (sha256 := known(cfg.data).sha256):
+        content["data"] = sha256
+    if cfg.model.get("path") and (folder := Path(cfg.model.path)).is_dir():
+        files = [file for file in (folder / "config.json", *weight_files(folder)) if file.is_file()]
+        content["model"] = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+    return content
 
 
 def run_path(cfg: DictConfig, record: Mapping[str, Any]) -> Path:
@@ -222,7 +235,7 @@ def finished_before(
     """
     where = packed.where if packed else folder
     data, asked = summary.get("data") or {}, record["data"]
-    here = known_sha256(asked["name"], asked.get("root", "data"))
+    here = known(asked).sha256
     if here and data.get("sha256") and here != data["sha256"]:
         raise RunError(
             f"the finished run in {where} was of other data called {asked['name']} (sha256: {data['sha256'][:12]} → "

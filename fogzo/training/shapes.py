@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fogzo.checks import whole
-from fogzo.data import FACTS
-from fogzo.data.text import prepared_tokens
+from fogzo.data import known
 from fogzo.errors import UserError
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers.inputs import unrounded
+from fogzo.training.groups import instantiate
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ def known_shape(cfg: DictConfig) -> DataShape | None:
     Raises:
         ArgumentError: for a size that is not possible.
     """
-    name = cfg.data.name
-    if name in FACTS:
-        channels, height, width = FACTS[name].image
+    name, there = cfg.data.name, known(cfg.data)
+    if there.image is not None:
+        channels, height, width = there.image
         if "image_size" in cfg.data:
             height = width = whole(cfg.data.image_size, "data.image_size", lowest=8)
-        return DataShape(name, image=(channels, height, width), classes=FACTS[name].classes)
+        return DataShape(name, image=(channels, height, width), classes=there.classes)
     if name == "synthetic" and not cfg.data.sequence:
         return DataShape(name, image=tuple(cfg.data.image), classes=cfg.data.classes)
     if "sequence" not in cfg.data:
         return None
-    vocabulary = cfg.data.get("vocabulary")
+    vocabulary = cfg.data.get("vocabulary", there.vocabulary)
     if vocabulary is not None:
         whole(vocabulary, "data.vocabulary")
     return DataShape(name, vocabulary=vocabulary, sequence=whole(cfg.data.sequence, "data.sequence"))
@@ -55,10 +55,30 @@ def known_examples(cfg: DictConfig) -> int | None:
         return int(cfg.training_examples)
     if cfg.data.name == "synthetic":
         return int(whole(cfg.data.examples, "data.examples"))
-    if "sequence" not in cfg.data:
-        return FACTS[cfg.data.name].train if cfg.data.name in FACTS else None
-    tokens = prepared_tokens(cfg.data.name, cfg.data.get("root", "data"))
-    return (tokens - 1) // int(cfg.data.sequence) if tokens else None
+    there = known(cfg.data)
+    return (there.tokens - 1) // int(cfg.data.sequence) if there.tokens else there.examples
+
+
+def follow_data(cfg: DictConfig) -> None:
+    """Fill in what of ``cfg`` is null because the data tell it: ``model.classes``, ``channels`` and ``image_size``.
+
+    Raises:
+        UserError: where they do not tell.
+    """
+    empty = [key for key in ("image_size", "channels", "classes") if cfg.model.get(key, 0) is None]
+    if not empty:
+        return
+    shape = known_shape(cfg)
+    if shape is None or shape.image is None:
+        if "augmentation" in cfg.data:
+            instantiate(cfg.data, "data")  # which says what is not as it must be
+        raise UserError(
+            f"model.{empty[0]}=null follows the data, and data={cfg.data.name} holds no images: choose other data, or "
+            f"another model than {cfg.model.name}"
+        )
+    values = {"image_size": shape.image[-1], "channels": shape.image[0], "classes": shape.classes}
+    for key in empty:
+        cfg.model[key] = values[key]
 
 
 def check_shape(model: nn.Module, data: DataShape) -> None:
@@ -67,7 +87,7 @@ def check_shape(model: nn.Module, data: DataShape) -> None:
     Raises:
         UserError: naming the model's limit and the data's value.
     """
-    config = getattr(model, "config", None)  # transformers' models have one
+    config = getattr(model, "config", None) if hasattr(model, "get_output_embeddings") else None  # of transformers
     if (data.image is None) != (config is not None):
         kind, wanted = ("text", "a llama") if data.image is None else ("images", "a resnet, deit or mlp")
         raise UserError(f"data={data.name} holds {kind}, which this model does not take: choose {wanted} for model=")
@@ -76,14 +96,14 @@ def check_shape(model: nn.Module, data: DataShape) -> None:
         return
     for name, limit, value in (
         ("vocabulary", config.vocab_size, data.vocabulary),
-        ("sequence", config.max_position_embeddings, data.sequence),
+        ("sequence", getattr(config, "max_position_embeddings", None), data.sequence),
     ):
-        if value is not None and value > limit:
+        if value is not None and limit is not None and value > limit:
             prepared = name == "vocabulary" and data.name != "pydocs"  # fixed when the text was tokenized
             other = "prepare the text with a smaller tokenizer" if prepared else f"data.{name}={limit}"
             raise UserError(
-                f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value}, "
-                f"or {other}"
+                f"data={data.name} has a {name} of {value}, more than the model's {limit}: set model.{name}={value} "
+                f"(of a llama), or {other}"
             )
 
 

@@ -8,7 +8,8 @@ import torch
 from helpers.text_helpers import ROOT, refused_with, write_set
 from hydra import compose, initialize_config_dir
 
-from fogzo.data.text import C4, LONGER, TokenSplit, c4, known_sha256, open_text, prepared_text
+from fogzo.data import Known, known
+from fogzo.data.text import C4, LONGER, TokenSplit, c4, open_text, own_text, prepared_text
 from fogzo.errors import UserError
 from fogzo.training.launch import train
 
@@ -54,8 +55,11 @@ def test_a_sequence_longer_than_a_split_is_refused(tmp_path):
 
 def test_the_hash_of_a_set_is_known_without_opening_it(tmp_path):
     write_set(tmp_path / "mine")
-    assert known_sha256("mine", tmp_path) == prepared_text("mine", tmp_path, 4).describe()["sha256"]
-    assert known_sha256("c4", tmp_path) is None
+    data = prepared_text("mine", tmp_path, 4)
+    for values in ({"name": "mine", "root": tmp_path}, {"name": "text", "root": tmp_path / "mine"}):
+        assert known(values) == Known(tokens=data.train.tokens, vocabulary=data.vocabulary, sha256=data.sha256)
+    assert known({"name": "c4", "root": tmp_path}) == Known()
+    assert own_text(tmp_path / "mine", 4).describe() == data.describe() | {"name": "text"}
 
 
 C4_COMMAND = f"python scripts/prepare_text.py --name c4 {C4} --out"

@@ -73,7 +73,7 @@ def contents(path):
 def changed(key, value):
     """CONFIG with another value at a dotted key."""
     group, _, name = key.rpartition(".")
-    return CONFIG | ({group: CONFIG[group] | {name: value}} if group else {name: value})
+    return CONFIG | ({group: CONFIG.get(group, {}) | {name: value}} if group else {name: value})
 
 
 def test_identity_is_eight_digits_that_name_every_value_and_no_order():

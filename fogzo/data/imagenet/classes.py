@@ -52,7 +52,7 @@ def class_folders(folder: Path) -> list[str]:
     if not names:
         raise DataError(
             f"{folder} has no class folders ({len(entries)} other entries): move its images to {folder}/CLASS/, where "
-            "CLASS is the WordNet id of their class, such as n02869837"
+            "CLASS names their class (ImageNet's by its WordNet id, such as n02869837)"
         )
     return names
 

@@ -146,6 +146,12 @@ def imagenet1k(root: str | Path = "data", **options: Any) -> FolderData:
     return folder_data("imagenet1k", folder, way_out, wanted=FACTS["imagenet1k"].classes, **options)
 
 
+def imagefolder(root: str | Path = "data/imagefolder", **options: Any) -> FolderData:
+    """Return any tree ``root/train/CLASS/`` and ``root/val/CLASS/`` of images; options as :func:`folder_data`'s."""
+    way_out = "name a folder with train/ and val/, each with a folder of images for each class, by data.root=FOLDER"
+    return folder_data("imagefolder", Path(root), way_out, **options)
+
+
 def check_options(**options: Any) -> Mixing | None:
     """Refuse options that :func:`folder_data` cannot take, without a look at the folder; return how images are mixed.
 
