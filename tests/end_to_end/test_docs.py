@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -144,6 +145,30 @@ def test_the_sweep_of_the_readme_finds_its_experiment_and_tuned_values(tmp_path)
     words = ["-m", "experiment=mlp_compute", "cell=ste", "seed=1", "steps=20", "progress=lines"]
     assert run_script("train.py", *words, f"results_dir={tmp_path}") == 0
     assert [path.name[:9] for path in (tmp_path / "runs" / "mlp_compute").iterdir()] == ["ste-seed1"]
+
+
+EXTENDING = dict(
+    re.findall(r"^## An? ([\w ]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text("utf-8"), re.M | re.S)
+)
+
+
+@pytest.mark.parametrize("part", EXTENDING)
+def test_an_example_of_what_to_add_runs_as_it_stands_in_thirty_lines(part, tmp_path, monkeypatch, capsys):
+    for place in ("configs", "train.py"):
+        copy = shutil.copytree if (ROOT / place).is_dir() else shutil.copy
+        copy(ROOT / place, tmp_path / place)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for content in blocks("(?:python|yaml)", EXTENDING[part]):
+        first, lines = content.partition("\n")[0], content.strip().splitlines()[1:]
+        file = tmp_path / first.removeprefix("# ")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        assert len(lines) <= 30
+    (command,) = (line for line in commands(EXTENDING[part]) if line.startswith("python train.py"))
+    short = ["progress=lines", "threads=1", *([] if " -m " in command else ["steps=4"])]
+    assert run_script(str(tmp_path / "train.py"), *command.split()[2:], *short) == 0, capsys.readouterr().err
+    assert re.search(r"finished: test accuracy|fogzo .*accuracy", capsys.readouterr().out)
 
 
 def test_every_make_target_that_the_pages_name_exists():
