@@ -45,6 +45,9 @@ def known(data: Mapping[str, Any]) -> Known:
 def known_tree(root: Path) -> Known:
     """Return what a list of the files tells of ``root/train/CLASS/`` and ``root/val/CLASS/``."""
     classes = class_folders(root / "train")
-    parts = {part: tree_files(root / part, classes) for part in ("train", "val") if (root / part).is_dir()}
-    sha256 = tree_sha256({part: (names, sizes) for part, (names, _, sizes) in parts.items()})
-    return Known(len(parts["train"][0]), image=(3, 224, 224), classes=len(classes), sha256=sha256)
+    names, _, sizes = tree_files(root / "train", classes)
+    sha256 = None
+    if (root / "val").is_dir() and class_folders(root / "val") == classes:  # else reading refuses it
+        test_names, _, test_sizes = tree_files(root / "val", classes)
+        sha256 = tree_sha256({"train": (names, sizes), "val": (test_names, test_sizes)})
+    return Known(len(names), image=(3, 224, 224), classes=len(classes), sha256=sha256)

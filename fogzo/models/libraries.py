@@ -58,8 +58,11 @@ def hf_causal_lm(*, path: str | None) -> nn.Module:
     if path is None or not (folder := Path(path)).joinpath("config.json").is_file():
         raise UserError(f"model.path={path} holds no config.json: {way_out}")
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
     auto: Any = AutoModelForCausalLM
+    quiet: Any = logging.disable_progress_bar  # without annotations, as the other
+    quiet()
     with explained(f"model.path={path}", way_out, problem="is no language model", also=(RuntimeError, KeyError)):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not any(weight_files(folder)):

@@ -162,11 +162,11 @@ def test_an_example_of_what_to_add_runs_as_it_stands_in_thirty_lines(part, tmp_p
     for content in blocks("(?:python|yaml)", EXTENDING[part]):
         first, lines = content.partition("\n")[0], content.strip().splitlines()[1:]
         file = tmp_path / first.removeprefix("# ")
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         assert len(lines) <= 30
     (command,) = (line for line in commands(EXTENDING[part]) if line.startswith("python train.py"))
-    short = ["progress=lines", "threads=1", *([] if " -m " in command else ["steps=4"])]
+    short = ["progress=lines", "threads=1", "optimizer.lr=0.03", *([] if " -m " in command else ["steps=4"])]
     assert run_script(str(tmp_path / "train.py"), *command.split()[2:], *short) == 0, capsys.readouterr().err
     assert re.search(r"finished: test accuracy|fogzo .*accuracy", capsys.readouterr().out)
 

@@ -137,11 +137,11 @@ def test_a_folder_without_weights_gives_new_ones_and_with_half_of_them_is_refuse
     weights = load_file(gpt / "model.safetensors")
     (gpt / "model.safetensors").unlink()
     torch.manual_seed(1)
-    first = hf_causal_lm(path=str(gpt)).embed_out.weight
+    first = hf_causal_lm(path=str(gpt)).get_output_embeddings().weight
     assert first.dtype == torch.float32
-    assert not torch.equal(first, hf_causal_lm(path=str(gpt)).embed_out.weight)
+    assert not torch.equal(first, hf_causal_lm(path=str(gpt)).get_output_embeddings().weight)
     save_file({name: value for name, value in weights.items() if "embed" not in name}, gpt / "model.safetensors")
-    with pytest.raises(UserError, match=r"has no weights for embed_out\.weight and 1 more: .*init_from="):
+    with pytest.raises(UserError, match=r"has no weights for \S*embed\S* and \d more: .*init_from="):
         hf_causal_lm(path=str(gpt))
 
 
