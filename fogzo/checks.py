@@ -10,7 +10,7 @@ import collections.abc
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -106,9 +106,22 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> N
             if not _fits(value, annotation):
                 raise ArgumentError(name, value, _rule(annotation))
         elif not takes_any:
-            near = get_close_matches(name, parameters, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(name, parameters).replace(":", ";")
             raise UserError(f"{name} is no argument of {make.__name__}: it has {', '.join(parameters)}{meant}")
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return ``: did you mean KEY?`` for the one of ``known`` that resembles ``key``, or nothing if none does.
+
+    A key of a group resembles keys of that group; one without a group also ``estimator.beta_min``.
+    """
+    listed = list(known)
+    group, _, end = key.rpartition(".")
+    for others in ([other for other in listed if other.rpartition(".")[0] == group], [] if group else listed):
+        ends = {other.rpartition(".")[2]: other for other in others}
+        if similar := get_close_matches(end, ends, 1, 0.65):
+            return f": did you mean {ends[similar[0]]}?"
+    return ""
 
 
 def options_of(other: Callable[..., Any]) -> Callable[[F], F]:

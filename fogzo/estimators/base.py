@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fogzo.checks import whole
 from fogzo.errors import UserError
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers.base import check_latent
@@ -163,8 +162,3 @@ def trains_others(weights: Sequence[QuantizedWeight]) -> bool:
     """Return whether the model of ``weights`` trains parameters beside them, which keep their first-order gradient."""
     latents = {id(weight.latent) for weight in weights}
     return any(p.requires_grad and id(p) not in latents for p in weights[0].model.parameters())
-
-
-def check_whole(value: int, *, name: str, lowest: int = 1) -> int:
-    """As :func:`fogzo.checks.whole`."""
-    return whole(value, name, lowest=lowest)

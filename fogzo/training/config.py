@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
-from fogzo.checks import check_arguments, number, positive, whole
+from fogzo.checks import check_arguments, did_you_mean, number, positive, whole
 from fogzo.errors import ArgumentError, UserError
 from fogzo.training.devices import MOST_THREADS
 
@@ -122,17 +121,3 @@ def check_keys(config: Mapping[str, Any]) -> None:
             if keys[key] != default:
                 command = f"python train.py -m experiment=NAME {key}={keys[key]}"
                 raise UserError(f"{key}={keys[key]} is a part of an experiment, and none was named: {command}")
-
-
-def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return ``: did you mean KEY?`` for the one of ``known`` that resembles ``key``, or nothing if none does.
-
-    A key of a group resembles keys of that group; one without a group also ``estimator.beta_min``.
-    """
-    listed = list(known)
-    group, _, end = key.rpartition(".")
-    for others in ([other for other in listed if other.rpartition(".")[0] == group], [] if group else listed):
-        ends = {other.rpartition(".")[2]: other for other in others}
-        if similar := difflib.get_close_matches(end, ends, 1, 0.65):
-            return f": did you mean {ends[similar[0]]}?"
-    return ""

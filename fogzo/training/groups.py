@@ -12,9 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from fogzo.checks import check_arguments
+from fogzo.checks import check_arguments, did_you_mean
 from fogzo.errors import ArgumentError, UserError, keys_of, one_line
-from fogzo.training.config import did_you_mean
 from fogzo.training.schedules import WAYS, over_steps
 
 GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")

@@ -33,10 +33,9 @@ from fogzo.training.groups import check_choices
 from fogzo.training.ledger import PEAK
 from fogzo.training.plan import plan
 from fogzo.training.pretrained import weights_file
-from fogzo.training.resume import resume
+from fogzo.training.resume import named_checkpoint, resume, warm_start
 from fogzo.training.shapes import follow_data
 from fogzo.training.trainer import Trainer
-from fogzo.training.warm_start import named_checkpoint, warm_start
 from fogzo.training.watch import Diverged
 
 OWN_DATA = ("imagefolder", "text")  # names that say nothing of what is in them

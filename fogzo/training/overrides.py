@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from fogzo.checks import did_you_mean
 from fogzo.errors import one_line
-from fogzo.training.config import did_you_mean
 
 
 def explanation(overrides: Sequence[str], configs: Path) -> str | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -17,12 +17,10 @@ from fogzo.runs.files import atomic_write
 from fogzo.runs.schema import COLUMNS
 
 Row = Mapping[str, Any]
-
-
 SHOWN = [column.key for column in COLUMNS if column.shown]
 
 
-class Reporter(Protocol):
+class Reporter:
     """Told of every step, every logged row and each batch of an evaluation; the record itself is ``metrics.jsonl``."""
 
     def start(self, step: int, steps: int) -> None: ...
@@ -32,7 +30,7 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-class Progress:
+class Progress(Reporter):
     """A bar with loss, metric, speed and time left on a terminal; lines elsewhere.
 
     A line comes with each logged row, with the first step, and wherever none came for ``every`` seconds.
@@ -90,7 +88,7 @@ class Progress:
             print(f"step {self.at_step}/{self.steps}  {text}", flush=True)
 
 
-class WandbMirror:
+class WandbMirror(Reporter):
     """Copies every row to Weights & Biases.  Offline by default: no account, and ``wandb sync`` later if wanted.
 
     The run's id is kept in the run folder, so that a resumed run continues the same W&B run: offline, each start leaves
@@ -122,15 +120,6 @@ class WandbMirror:
             )
         except wandb.Error as error:
             raise ValueError(f"W&B cannot start ({one_line(error)}): choose logger.mode=offline, or log in") from error
-
-    def start(self, step: int, steps: int) -> None:
-        """Nothing to do: the run began with the constructor."""
-
-    def step(self, step: int, loss: float) -> None:
-        """Nothing to do: rows are mirrored, steps are not."""
-
-    def evaluating(self, done: int, batches: int) -> None:
-        """Nothing to do."""
 
     def row(self, row: Row) -> None:
         self.run.log({name: value for name, value in row.items() if value is not None}, step=int(row["step"]))

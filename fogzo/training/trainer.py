@@ -87,7 +87,7 @@ class Trainer:
         self.codes, self.pull = CodeWatch(weights), pull
         self.schedule.follow(weights)
         self.best: float | None = None  # of the task's metric
-        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.warm_start
+        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.resume
         self.stop = StopRequest()
         self.notes: list[str] = []  # what a run has to say of its start
 

@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from fogzo.checks import did_you_mean
 from fogzo.errors import UserError
-from fogzo.training.config import check_keys, did_you_mean
+from fogzo.training.config import check_keys
 from fogzo.training.draft import check_data
 from fogzo.training.groups import arguments
 from fogzo.training.launch import train

@@ -13,8 +13,7 @@ from fogzo.errors import UserError
 from fogzo.runs.identity import identity
 from fogzo.training import checkpoint
 from fogzo.training.launch import train
-from fogzo.training.resume import resume
-from fogzo.training.warm_start import warm_start
+from fogzo.training.resume import resume, warm_start
 from fogzo.training.watch import Diverged, LossWatch
 
 OPTIONS = {"estimator": "fogzo", "quantizer": "lsq", "checkpoint_every": 2}
