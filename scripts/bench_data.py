@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bench_tools import of_recipe
+from bench_tools import of_recipe, waiting
 from PIL import Image
 
 from fogzo.data.imagenet.augment import AUGMENTATIONS, read_augmented, training_transform
@@ -77,29 +77,6 @@ def report(name: str, one: Trainer, steps: int) -> None:
         f"{statistics.median(wholes) * 1e3:.0f} ms)   limit 5 %; data alone {alone:,.0f} examples/s, which is what the "
         "fastest device could train on"
     )
-
-
-def waiting(one: Trainer, steps: int, first: int = 2) -> tuple[list[float], list[float]]:
-    """Seconds that each step waits for its batch, and takes in all; the ``first``, which start workers, don't count."""
-    waits: list[float] = []
-    wholes: list[float] = []
-    fetch = one.feed.batch
-
-    def timed(step: int) -> tuple[object, ...]:
-        begun = time.perf_counter()
-        batch = fetch(step)
-        waits.append(time.perf_counter() - begun)
-        return batch
-
-    one.feed.batch = timed  # type: ignore[method-assign, assignment]
-    try:
-        for step in range(steps + first):
-            begun = time.perf_counter()
-            one.train_step(step)
-            wholes.append(time.perf_counter() - begun)
-    finally:
-        one.feed.batch = fetch  # type: ignore[method-assign]
-    return waits[first:], wholes[first:]
 
 
 def write_photographs(folder: Path, images: int) -> None:

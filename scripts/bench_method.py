@@ -5,23 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from bench_tools import alternate, extra_memory
-from timm.models.vision_transformer import VisionTransformer
+from bench_tools import alternate, extra_memory, quantized_mlp, trainer, vit
 from torch import nn
 
 import fogzo
 from fogzo.data import ImageData
-from fogzo.estimators import Estimator
-from fogzo.models import mlp
-from fogzo.training.build import measure_ledger
-from fogzo.training.config import Settings
-from fogzo.training.ledger import ComputeLedger
-from fogzo.training.schedules import LearningRate
-from fogzo.training.tasks import Classification
-from fogzo.training.trainer import Trainer
 
 
 def method(data: ImageData, rounds: int) -> None:
@@ -106,35 +96,3 @@ def trainer_overhead(data: ImageData, rounds: int, steps: int = 10) -> None:
         f"({statistics.median(times[0]) / steps * 1e3:.2f} / {statistics.median(times[1]) / steps * 1e3:.2f} ms a step)"
         "   limit +5 %"
     )
-
-
-def trainer(
-    model: nn.Module, estimator: Callable[[Any], Estimator], data: ImageData, batch: int, steps: int = 1000
-) -> Trainer:
-    """A trainer without a folder."""
-    task = Classification(data)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    ledger: ComputeLedger = measure_ledger(model, task, batch)
-    return Trainer(
-        model=model,
-        task=task,
-        estimator=estimator(fogzo.quantized_weights(model)),
-        optimizer=optimizer,
-        schedule=LearningRate(steps=1, shape="constant"),
-        ledger=ledger,
-        settings=Settings(steps=steps, batch_size=batch, seed=0),
-    )
-
-
-def quantized_mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return fogzo.quantize_model(mlp(), fogzo.FixedScale(2, scale_in_std=2.0), biases=True)
-
-
-def vit() -> nn.Module:
-    """6 blocks of width 192 on 28-pixel digits with patches of 4; the blocks' linear layers are quantized."""
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=192, depth=6, num_heads=3
-    )
-    return fogzo.quantize_model(model, fogzo.FixedScale(2), skip=["patch_embed", "head"])

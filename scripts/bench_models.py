@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo.utils
-from bench_data import waiting
-from bench_tools import alternate, extra_memory, of_recipe, step_times
+from bench_tools import alternate, extra_memory, of_recipe, step_times, waiting
 from torch.utils.flop_counter import FlopCounterMode
 
 from fogzo.training.trainer import Trainer

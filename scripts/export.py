@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from run_exported import BATCH, Array, compare
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -32,7 +33,6 @@ from fogzo.training.reload import load_run, read_config
 
 NAMES = {"safetensors": "model.safetensors", "compressed-tensors": "compressed-tensors", "onnx": "model.onnx"}
 READER = Path(__file__).with_name("run_exported.py")
-BATCH = 8  # the reader's
 MOST_VALUES, WINDOWS = 2**28, 32  # of the test set that is compared: numbers, and windows of text
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="print the bytes of each quantized tensor")
     options = parser.parse_args()
     try:
-        export(options.run, options.to, options.out, verify=options.verify, verbose=options.verbose)
+        export(**vars(options))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -89,14 +89,14 @@ def examples(data: Data) -> Tensor:
     return data.test.batch(torch.arange(min(most, WINDOWS) if isinstance(data, TextData) else most))[0]
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: nn.Module, inputs: Tensor) -> Array:
     """Return the logits, computed in the reader's batches."""
     with torch.no_grad(), parametrize.cached():
         outputs = [model(part) for part in torch.split(inputs, BATCH)]
-    return torch.cat([getattr(output, "logits", output) for output in outputs])
+    return torch.cat([getattr(output, "logits", output) for output in outputs]).numpy()
 
 
-def foreign(model: nn.Module, path: Path, inputs: Tensor) -> Tensor:
+def foreign(model: nn.Module, path: Path, inputs: Tensor) -> Array:
     """Return the logits that the format's own tool computes, in a process without fogzo."""
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "inputs.npy"), Path(folder, "logits.npy")
@@ -109,22 +109,8 @@ def foreign(model: nn.Module, path: Path, inputs: Tensor) -> Tensor:
             words = [plain, asked[0], Path(folder, "plain.npy"), *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         subprocess.run([sys.executable, READER, *words], check=True, env=environment)
-        return torch.from_numpy(np.load(asked[1]))
-
-
-def compare(own: Tensor, others: Tensor, *, exactly: bool) -> None:
-    """Print how far two sets of logits agree; end with an error if that is not as far as the format promises."""
-    if torch.equal(own, others):
-        print(f"verified: the logits of {len(own):,} test examples are the same, bit for bit")
-        return
-    far = ((own - others).abs().flatten(1).max(1).values / (own.max() - own.min())).double()
-    top = (own.argmax(-1) == others.argmax(-1)).double().mean()
-    print(
-        f"compared: of {len(own):,} test examples {top:.2%} have the same top-1; logits differ by {far.max():.1e} of "
-        f"their range (median {far.median():.1e}; {(far > 1e-4).double().mean():.2%} of the examples by over 1e-4)"
-    )
-    if exactly:
-        raise SystemExit("error: the bits were to be the same: please report it, with the versions in constraints.txt")
+        logits: Array = np.load(asked[1])
+        return logits
 
 
 if __name__ == "__main__":

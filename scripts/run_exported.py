@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+Array = np.ndarray[Any, Any]
 BATCH = 8  # examples at a time; bits of a sum may depend on it
 
 
@@ -69,6 +70,21 @@ def milliseconds(network: Callable[[Any], Any], example: Any, repeats: int = 20)
         network(example)
         times.append(time.perf_counter() - begun)
     return 1000 * median(times)
+
+
+def compare(own: Array, others: Array, *, exactly: bool) -> None:
+    """Print how far two sets of logits agree; end with an error if that is not as far as the format promises."""
+    if np.array_equal(own, others):
+        print(f"verified: the logits of {len(own):,} test examples are the same, bit for bit")
+        return
+    far = (np.abs(own - others).reshape(len(own), -1).max(1) / (own.max() - own.min())).astype(np.float64)
+    top = (own.argmax(-1) == others.argmax(-1)).mean()
+    print(
+        f"compared: of {len(own):,} test examples {top:.2%} have the same top-1; logits differ by {far.max():.1e} of "
+        f"their range (median {np.median(far):.1e}; {(far > 1e-4).mean():.2%} of the examples by over 1e-4)"
+    )
+    if exactly:
+        raise SystemExit("error: the bits were to be the same: please report it, with the versions in constraints.txt")
 
 
 if __name__ == "__main__":

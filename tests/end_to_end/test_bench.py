@@ -103,7 +103,7 @@ def test_photographs_and_text_of_the_benchmark_are_opened_as_real_ones_are(scrip
 
 
 def test_a_step_that_waits_for_its_batch_is_timed_so(scripts):
-    import bench_data
+    tools, _ = scripts
 
     class Feed:
         def batch(self, step):
@@ -116,6 +116,6 @@ def test_a_step_that_waits_for_its_batch_is_timed_so(scripts):
             self.feed.batch(step)
             time.sleep(0.02)
 
-    waits, wholes = bench_data.waiting(Slow(), 3)
+    waits, wholes = tools.waiting(Slow(), 3)
     assert len(waits) == len(wholes) == 3
     assert all(0.02 <= wait <= whole - 0.02 for wait, whole in zip(waits, wholes, strict=True))
