@@ -128,11 +128,11 @@ def options_of(other: Callable[..., Any]) -> Callable[[F], F]:
     """Return a decorator of functions whose ``**options`` are keywords of ``other``: their signature then says so."""
 
     def declared(function: F) -> F:
-        own = inspect.signature(function, eval_str=True)
-        named = {name: one for name, one in own.parameters.items() if one.kind is not one.VAR_KEYWORD}
+        signature = inspect.signature(function, eval_str=True)
+        named = {name: one for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD}
         more = inspect.signature(other, eval_str=True).parameters
         together = {**named, **{name: one for name, one in more.items() if name not in named}}
-        function.__signature__ = own.replace(parameters=list(together.values()))  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=list(together.values()))  # type: ignore[attr-defined]
         return function
 
     return declared

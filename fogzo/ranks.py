@@ -62,8 +62,8 @@ def same_mean(losses: Tensor, checksum: Tensor | None) -> Tensor:
     """
     if world()[1] == 1:
         return losses
-    own = losses.new_zeros(()) if checksum is None else checksum
-    rows = gather(torch.cat([own.double().reshape(1), losses.double().flatten()]))
+    compared = losses.new_zeros(()) if checksum is None else checksum
+    rows = gather(torch.cat([compared.double().reshape(1), losses.double().flatten()]))
     check_same(rows[:, 0], "the weights, guides or noise of the probes")
     return rows[:, 1:].mean(0).view(losses.shape).to(losses)
 

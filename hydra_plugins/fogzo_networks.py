@@ -39,11 +39,11 @@ def register(table: dict[str, Any]) -> None:
         for scale, beta in row["beta_min"].items():
             store(name, {"beta_min": beta}, group=f"network/beta/{scale}")
         betas = {"betas": table["betas"]["llamas" if name in table["llamas"] else "others"]}
-        own = row.get("optimizer", {})
+        of_recipe = row.get("optimizer", {})
         for scale in ("mini", "paper"):
             lr = {"lr": rates[name][scale]} if name in rates else {}
             for optimizer, always in (("adamw", betas | lr), ("sgd", {})):
-                store(name, always | own.get(optimizer, {}).get(scale, {}), group=f"network/{optimizer}/{scale}")
+                store(name, always | of_recipe.get(optimizer, {}).get(scale, {}), group=f"network/{optimizer}/{scale}")
         store(name, {"probe_batch": row["probe_batch"]}, group="network/probes")
 
 

@@ -22,8 +22,8 @@ class RunningMean:
         none, and nothing is subtracted.
         """
         before = self.value().to(values)
-        own = values.detach().double().mean()
-        self.smoothed = self.memory * self.smoothed.to(own) + (1 - self.memory) * own
+        mean = values.detach().double().mean()
+        self.smoothed = self.memory * self.smoothed.to(mean) + (1 - self.memory) * mean
         self.steps += 1
         return values - before
 

@@ -66,19 +66,19 @@ class RescaledStraightThrough(Estimator):
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         weights = self.inner.weights
         beta_at(self.inner.beta, step, guided=True)
-        kept: list[torch.Tensor | None] = []
+        of_ste: list[torch.Tensor | None] = []
 
         def keeping(*, backward: bool) -> torch.Tensor:
             loss = closure(backward=backward)
             if backward:
-                kept.extend(None if w.latent.grad is None else w.latent.grad.clone() for w in weights)
+                of_ste.extend(None if w.latent.grad is None else w.latent.grad.clone() for w in weights)
             return loss
 
         estimate = self.inner.estimate(keeping, step=step)
         with torch.no_grad():
-            target, own = (grid_norm(weights, grads) for grads in ([w.latent.grad for w in weights], kept))
-            factor = torch.where(own > 0, target / own, 0.0)
-            for weight, grad in zip(weights, kept, strict=True):
+            target, norm = (grid_norm(weights, grads) for grads in ([w.latent.grad for w in weights], of_ste))
+            factor = torch.where(norm > 0, target / norm, 0.0)
+            for weight, grad in zip(weights, of_ste, strict=True):
                 weight.latent.grad = None if grad is None else grad.mul_(factor)
         return estimate
 

@@ -48,13 +48,13 @@ class Slices:
         self.losses, self.slices = losses, len(losses)
 
     def __call__(self, *, backward: bool) -> Tensor:
-        found = []
+        losses = []
         for one in self.losses:
             loss = one() / self.slices
             if backward:
                 loss.backward()  # type: ignore[no-untyped-call]
-            found.append(loss.detach())
-        return torch.stack(found).sum()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def slice_loss(self, k: int) -> Tensor:
         return self.losses[k]().detach()

@@ -18,7 +18,7 @@ def losses_at(loss: Callable[[], Tensor], weights: Sequence[QuantizedWeight], st
     """Return ``loss()`` at each of the stacked values of ``weights``: stacks of shape (K, *weight.shape) give (K,)."""
     # what torch.func.functional_call does, less its search through all modules, which outlasts a small model
     places = [weight.chain._parameters for weight in weights]
-    kept = [place["original"] for place in places]
+    parameters = [place["original"] for place in places]
 
     def at(*latents: Tensor) -> Tensor:
         try:
@@ -27,7 +27,7 @@ def losses_at(loss: Callable[[], Tensor], weights: Sequence[QuantizedWeight], st
             with _FasterUnderVmap():
                 return loss()
         finally:
-            for place, parameter in zip(places, kept, strict=True):
+            for place, parameter in zip(places, parameters, strict=True):
                 place["original"] = parameter
 
     try:

@@ -33,9 +33,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
         before = existing(path)
-        kept = f"the checkpoint before it is still in {before[0]}" if before else "there is no earlier one"
+        earlier = f"the checkpoint before it is still in {before[0]}" if before else "there is no earlier one"
         raise RunError(
-            f"the checkpoint {path} cannot be written ({error.strerror or error}); {kept}: make room and run again"
+            f"the checkpoint {path} cannot be written ({error.strerror or error}); {earlier}: make room and run again"
         ) from error
 
 

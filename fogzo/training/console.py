@@ -91,20 +91,20 @@ def _epochs(trainer: Trainer) -> list[str]:
 def headline(summary: Mapping[str, Any]) -> str:
     """Return a finished run's result in a line: its metric, its training loss, and what it cost."""
     known = {key: summary[key] for key in (*METRICS, *COSTS) if summary.get(key) is not None}
-    found = [METRICS[key] for key in (*keys_of_kind("task"), "train_loss") if key in known]
+    metrics = [METRICS[key] for key in (*keys_of_kind("task"), "train_loss") if key in known]
     costs = [COSTS[key] for key in ("forward_equivalents", "seconds") if key in known]
     return ", ".join(
-        [f"{of.name} {known[of.key]:.{of.digits}f} {of.scale}".rstrip() for of in found]
+        [f"{of.name} {known[of.key]:.{of.digits}f} {of.scale}".rstrip() for of in metrics]
         + [f"{known[of.key]:,.{of.digits}f} {of.unit}" for of in costs]
     )
 
 
 def advice_on_divergence(folder: Path) -> str:
     """Return what to do about a run that diverged in ``folder``."""
-    kept = checkpoint.existing(folder / "checkpoint.pt")
+    saved = checkpoint.existing(folder / "checkpoint.pt")
     last = (
-        f"the last good checkpoint is {kept[0]}, from which another config goes on with begin_from={kept[0]}"
-        if kept
+        f"the last good checkpoint is {saved[0]}, from which another config goes on with begin_from={saved[0]}"
+        if saved
         else "it had saved no checkpoint yet"
     )
     return f"lower optimizer.lr or change the config; {last}"

@@ -78,8 +78,8 @@ def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = loss()
-    del kept
+        graph = loss()
+    del graph
     with torch.no_grad(), PeakTensorMemory([*model.parameters(), *model.buffers()]) as peak:
         loss()
     return Cost(forward, backward, sum(saved.values()), peak.most - peak.existing)

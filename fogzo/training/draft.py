@@ -159,7 +159,7 @@ def quantizers(cfg: DictConfig) -> Quantizer | dict[str, Quantizer]:
         raise UserError(
             f"quantize.bits={bits} is not possible: give patterns of layers and their bits, {{blocks.0.*: 4}}"
         )
-    others = ((pattern, OmegaConf.create({**cfg.quantizer, "bits": own})) for pattern, own in bits.items())
+    others = ((pattern, OmegaConf.create({**cfg.quantizer, "bits": width})) for pattern, width in bits.items())
     return {pattern: instantiate(values, "quantize") for pattern, values in others} | {"*": quantizer}
 
 
@@ -237,8 +237,8 @@ def departures(cfg: DictConfig) -> list[str]:
     """Return the keys of the recipe whose values ``cfg`` has otherwise; none where Hydra is not at hand."""
     if (recipe := recipe_of(cfg)) is None:
         return []
-    plain, own = (OmegaConf.to_container(one, resolve=True) for one in (recipe, cfg))
-    keys = [line.partition(":")[0] for line in differences(plain, own)]  # type: ignore[arg-type]
+    plain, asked_for = (OmegaConf.to_container(one, resolve=True) for one in (recipe, cfg))
+    keys = [line.partition(":")[0] for line in differences(plain, asked_for)]  # type: ignore[arg-type]
     other = {key.removesuffix(".name") for key in keys if key.endswith(".name")}  # choices of whole groups
     named = (group if (group := key.partition(".")[0]) in other else key for key in keys if key.startswith(OF_RECIPE))
     return list(dict.fromkeys(named))

@@ -33,11 +33,11 @@ def check_choices(cfg: DictConfig) -> None:
     given = {
         key: (node.get("name"), node.get("_target_")) for key, node in made.items() if isinstance(node, DictConfig)
     }
-    own = _composed(tuple(f"{group}={name}" for group, (name, _) in given.items()))
+    chosen = _composed(tuple(f"{group}={name}" for group, (name, _) in given.items()))
     for group in GROUPS:
-        if own.get(group, ()) != given.get(group):
+        if chosen.get(group, ()) != given.get(group):
             known = hydra.config_loader().get_group_options(group)
-            if own or given.get(group, ("",))[0] not in known:
+            if chosen or given.get(group, ("",))[0] not in known:
                 way_out = f"give {group}=NAME, of {', '.join(known)}"
                 raise UserError(f"the name or _target_ of {group} was changed, or is gone: {way_out}")
 
@@ -85,7 +85,7 @@ def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str
         free = [parameter for parameter in asked(make) if parameter not in known]
         for key in described:
             if key not in free:
-                written = {argument: own for own, (argument, _) in WAYS.items()}
+                written = {argument: config_key for config_key, (argument, _) in WAYS.items()}
                 meant = did_you_mean(f"{group}.{key}", [f"{group}.{written.get(one, one)}" for one in free])
                 raise UserError(f"{group}.{key} is no key of {group}={name}{meant}")
     with keys_of(group):

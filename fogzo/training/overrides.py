@@ -27,10 +27,10 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
         except HydraException as error:
             return one_line(error)
-        own = [one for one in parsed if not one.key_or_group.startswith("hydra")]
-        groups = {one.key_or_group: loader.get_group_options(one.key_or_group) for one in own}
+        of_run = [one for one in parsed if not one.key_or_group.startswith("hydra")]
+        groups = {one.key_or_group: loader.get_group_options(one.key_or_group) for one in of_run}
         choices = []
-        for override in (one for one in own if groups[one.key_or_group]):
+        for override in (one for one in of_run if groups[one.key_or_group]):
             group, options = override.key_or_group, groups[override.key_or_group]
             if override.is_delete():
                 return f"{override.input_line} leaves nothing to train with: choose one of {', '.join(options)}"
@@ -40,7 +40,7 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
                     return f"{group}={value} is not known: choose one of {', '.join(options)}{meant}"
             choices.append(f"{group}={'null' if value is None else value}")
         config = compose("train", choices)
-        given = [one.key_or_group for one in own if not (one.is_add() or one.is_force_add())]
+        given = [one.key_or_group for one in of_run if not (one.is_add() or one.is_force_add())]
         for key in given:
             if not groups[key] and not _has(config, key):
                 return _missing(config, key, choices, loader)

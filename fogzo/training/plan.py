@@ -96,8 +96,8 @@ def _share_of(estimator: Estimator, cfg: DictConfig, weights: list[QuantizedWeig
     """The estimator of one of the ranks that share its probes, which evaluates fewer of them together."""
     if ranks == 1:
         return estimator
-    own = OmegaConf.merge(cfg, {"estimator": {"samples": -(-cfg.estimator.samples // ranks)}})
-    return build_estimator(own, weights, cfg.steps or 1)  # type: ignore[arg-type]
+    of_rank = OmegaConf.merge(cfg, {"estimator": {"samples": -(-cfg.estimator.samples // ranks)}})
+    return build_estimator(of_rank, weights, cfg.steps or 1)  # type: ignore[arg-type]
 
 
 def duration(seconds: float) -> str:

@@ -97,8 +97,8 @@ def named_checkpoint(given: str) -> Path:
     """Return the path that ``begin_from`` gives; UserError if no file is there."""
     path = Path(given)
     if path.is_dir():
-        kept = checkpoint.existing(path / "checkpoint.pt")
-        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={kept[0]}" if kept else OTHER))
+        saved = checkpoint.existing(path / "checkpoint.pt")
+        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={saved[0]}" if saved else OTHER))
     if not path.is_file():
         raise UserError(f"begin_from={path} is not there: {OTHER}")
     return path

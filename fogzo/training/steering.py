@@ -63,8 +63,8 @@ class TransitionRate(Schedule):
         self.factor = max(0.0, self.factor + self.gain * (self.target_at(step) - mean))
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"factor": self.factor, "smoothed": self.smoothed, "observed": self.observed}
-        return {**own, "codes": self.codes.state_dict()}
+        numbers = {"factor": self.factor, "smoothed": self.smoothed, "observed": self.observed}
+        return {**numbers, "codes": self.codes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.factor, self.smoothed, self.observed = state["factor"], state["smoothed"], state["observed"]
