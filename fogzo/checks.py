@@ -139,7 +139,7 @@ def options_of(other: Callable[..., Any]) -> Callable[[F], F]:
 
 
 def _evaluated(annotation: Any, make: Callable[..., Any]) -> Any:
-    """The annotation itself where it is written as text; ``Any`` for a name that only type checkers import."""
+    """Return what an annotation written as text means; ``Any`` for a name that only type checkers import."""
     if not isinstance(annotation, str):
         return annotation
     function = inspect.unwrap(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
@@ -179,7 +179,7 @@ def _all_fit(values: Sequence[Any], parts: Sequence[Any], *, fixed: bool) -> boo
 
 
 def _is_class(annotation: Any) -> bool:
-    """Whether values can be held against it: no protocol, which says nothing at run time, and no missing annotation."""
+    """Return whether values can be held against it: a protocol or a missing annotation says nothing at run time."""
     return (
         isinstance(annotation, type)
         and annotation not in (Any, inspect.Parameter.empty)

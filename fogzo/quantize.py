@@ -57,17 +57,17 @@ class QuantizedWeight:
 
     @property
     def name(self) -> str:
-        """The tensor's name before quantization, such as ``"blocks.0.attn.qkv.weight"``."""
+        """Return the tensor's name before quantization, such as ``"blocks.0.attn.qkv.weight"``."""
         return f"{self.layer_name}.{self.tensor_name}".lstrip(".")
 
     @property
     def parameter_name(self) -> str:
-        """The latent's name in ``model.named_parameters()`` and ``model.state_dict()``."""
+        """Return the latent's name in ``model.named_parameters()`` and ``model.state_dict()``."""
         return f"{self.layer_name}.parametrizations.{self.tensor_name}.original".lstrip(".")
 
     @property
     def latent(self) -> nn.Parameter:
-        """The full-precision parameter that the optimizer updates."""
+        """Return the full-precision parameter that the optimizer updates."""
         return cast(nn.Parameter, self.chain.original)
 
     @property
@@ -76,17 +76,17 @@ class QuantizedWeight:
 
     @property
     def transposed(self) -> bool:
-        """Whether the layer sees (in, out), the latent's transpose."""
+        """Return whether the layer sees (in, out), the latent's transpose."""
         return len(self.chain) > 1
 
     @property
     def smoothing(self) -> Smoothing:
-        """What probes draw their noise from."""
+        """Return what probes draw their noise from."""
         return self.noise or self.quantizer.smoothing
 
     @torch.no_grad()
     def grid_unit(self) -> Tensor:
-        """ε̄·α, in weight units: the standard deviation of the noise."""
+        """Return ε̄·α, in weight units: the standard deviation of the noise."""
         return self.smoothing.std * self.quantizer.scale(self.latent)
 
     def __repr__(self) -> str:
@@ -173,7 +173,7 @@ def quantize_model(
 
 
 def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
-    """Every quantized tensor of ``model``, in the order of ``model.named_modules()``.
+    """Return every quantized tensor of ``model``, in the order of ``model.named_modules()``.
 
     Raises:
         ValueError: if there is none.
@@ -225,7 +225,7 @@ def _checked_patterns(skip: Any) -> list[str]:
 
 
 def _left_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that multiply, but are not quantized."""
+    """Return the modules that multiply, but are not quantized."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LEFT_OUT)]
 
 

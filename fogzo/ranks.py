@@ -20,14 +20,14 @@ class RanksDiffer(RuntimeError):
 
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of ranks."""
+    """Return this process's rank and the number of ranks."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def announced() -> tuple[int, int, int]:
-    """Rank, rank on this machine and number of ranks, as torchrun announces them in the environment."""
+    """Return rank, rank on this machine and number of ranks, as torchrun announces them in the environment."""
     rank, local, ranks = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     return rank, local, max(ranks, 1)
 
@@ -39,7 +39,7 @@ def barrier() -> None:
 
 
 def gather(values: Tensor) -> Tensor:
-    """One row a rank, in their order: shape (ranks, *values.shape)."""
+    """Return one row a rank, in their order: shape (ranks, *values.shape)."""
     ranks = world()[1]
     if ranks == 1:
         return values.unsqueeze(0)
@@ -54,7 +54,7 @@ def largest(number: int) -> int:
 
 
 def same_mean(losses: Tensor, checksum: Tensor | None) -> Tensor:
-    """The mean over ranks of ``losses``, after making sure that all ranks stand where this one does.
+    """Return the mean over ranks of ``losses``, after making sure that all ranks stand where this one does.
 
     Raises:
         RanksDiffer: if ``checksum`` (of the displaced weights: weights, guide and noise in one number) is not the same
@@ -122,12 +122,12 @@ def as_rank_0(tensors: Iterable[Tensor | None]) -> None:
 
 
 def share(total: int, rank: int, ranks: int) -> range:
-    """Rank's part of ``range(total)``, in runs of nearly equal length."""
+    """Return rank's part of ``range(total)``, in runs of nearly equal length."""
     return range(total * rank // ranks, total * (rank + 1) // ranks)
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Sums in fp64, for exact evaluations."""
+    """Return sums in fp64, for exact evaluations."""
     if world()[1] == 1:
         return list(values)
     totals = torch.tensor(values, dtype=torch.float64, device=device)

@@ -31,11 +31,11 @@ class Smoothing(ABC):
 
     @abstractmethod
     def from_uniform(self, c: Tensor) -> Tensor:
-        """The paper's sampler u(c): maps c ~ U(0, 1) to u with mean 0 and variance 1.  May overwrite c."""
+        """Map c ~ U(0, 1) to u by the paper's sampler u(c), with mean 0 and variance 1.  May overwrite c."""
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
-        """Derivative at ``x`` (code units) of a smoothed unit step at 0, which is the density of ε̄u at ``x``."""
+        """Return the derivative at ``x`` (code units) of a smoothed unit step at 0: the density of ε̄u at ``x``."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(std={self.std:.6g})"

@@ -41,7 +41,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """``quantized`` over ``parameters``."""
+        """Return ``quantized`` over ``parameters``."""
         return self.quantized / self.parameters
 
     def __repr__(self) -> str:

@@ -126,7 +126,7 @@ class FOGZO(Estimator):
 
     @property
     def buffers(self) -> int:  # type: ignore[override]
-        """The kept weights; or, of batched probes, each one's weights, their directions and the sum over them."""
+        """Count the kept weights; or, of batched probes, each one's weights, their directions and the sum over them."""
         k = self._pairs_together
         return (2 if self.samples == 1 else 3 * k + 1) if k else 1
 

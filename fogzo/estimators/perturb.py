@@ -70,7 +70,7 @@ class Noise:
         self.seed, self.step, self.generator = seed, whole(step, "step", lowest=0), generator
 
     def draw(self, samples: range) -> Iterator[Tensor]:
-        """For each weight in turn, z of these samples: shape (len(samples), *weight.shape), mean 0, variance 1.
+        """Yield, for each weight in turn, z of these samples: shape (len(samples), *weight.shape), mean 0, variance 1.
 
         Lazy: small tensors are drawn in one go, but no more noise exists at a time than for one large weight.
         """
@@ -101,7 +101,7 @@ class Noise:
 
 
 def _groups(latents: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours on one device, up to :func:`most` elements together."""
+    """Yield neighbours on one device, up to :func:`most` elements together."""
     group: list[Tensor] = []
     for latent in latents:
         size = sum(other.numel() for other in group) + latent.numel()
@@ -113,7 +113,7 @@ def _groups(latents: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _uniform(length: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """One row a generator, from U(0, 1): shape (len(generators), length), fp32."""
+    """Draw one row a generator, from U(0, 1): shape (len(generators), length), fp32."""
     device = generators[0].device
     if device.type != "cpu":
         c = torch.empty(len(generators), length, device=device)
@@ -163,7 +163,7 @@ class Displacement:
         self.moved = True
 
     def reflect(self) -> None:
-        """From kept + unit·u to kept - unit·u.
+        """Go from kept + unit·u to kept - unit·u.
 
         Computed as 2 kept - w: the pair stays symmetric about the kept weights where w has lost bits of unit·u, and the
         noise need not be drawn again.

@@ -31,7 +31,7 @@ _evaluations_per_call: ContextVar[int] = ContextVar("evaluations_per_call", defa
 
 
 def evaluations_per_call() -> int:
-    """How many losses the running call of the closure evaluates: more than 1 inside batched probes.
+    """Return how many losses the running call of the closure evaluates: more than 1 inside batched probes.
 
     A closure that counts its forward passes asks this.
     """
@@ -48,18 +48,18 @@ def _evaluations(count: int) -> Iterator[None]:
 
 
 def chunks(start: int, stop: int, size: int) -> Iterator[range]:
-    """``start`` to ``stop`` - 1 in ranges of at most ``size``."""
+    """Yield ``start`` to ``stop`` - 1 in ranges of at most ``size``."""
     for first in range(start, stop, size):
         yield range(first, min(first + size, stop))
 
 
 def slopes_of(losses: Tensor) -> Tensor:
-    """slope_i = (L(w + ε·α·u_i) - L(w - ε·α·u_i)) / 2 in grid units, from losses of shape (n, 2)."""
+    """Return slope_i = (L(w + ε·α·u_i) - L(w - ε·α·u_i)) / 2 in grid units, from losses of shape (n, 2)."""
     return (losses[:, 0] - losses[:, 1]) / 2
 
 
 def add_weighted(sums: Iterable[Tensor], stacks: Iterable[Tensor], factors: Tensor) -> None:
-    """sums += Σ_k factors[k]·stack[k], weight by weight; stacks have shape (K, *weight.shape)."""
+    """Add Σ_k factors[k]·stack[k] to ``sums``, weight by weight; stacks have shape (K, *weight.shape)."""
     for totals, parts in some_at_a_time(sums, stacks):
         if len(factors) == 1:
             factor = [factors[0].to(total) for total in totals]
@@ -88,7 +88,7 @@ class Probes:
     spread: bool = False
 
     def one_by_one(self, directions: Directions, n: int, *, sides: int = 2) -> Tensor:
-        """One loss at a time; the weights are moved in place, and put back.
+        """Evaluate one loss at a time; the weights are moved in place, and put back.
 
         ``sides=1`` evaluates L(w + ε·α·u_i) alone: shape (n, 1).
         """
@@ -108,7 +108,7 @@ class Probes:
         return self._over_ranks(torch.stack(losses).view(-1, sides), n, checksum)
 
     def together(self, directions: Directions, n: int, chunk: int, sums: Sequence[Tensor] | None = None) -> Tensor:
-        """The same losses, ``chunk`` pairs at a time: the closure runs once under ``vmap`` over stacked weights.
+        """Return the same losses, ``chunk`` pairs at a time: the closure runs under ``vmap`` over stacked weights.
 
         Adds Σ_i slope_i·u_i of each weight to ``sums``, while the directions are at hand.
         """
@@ -136,13 +136,13 @@ class Probes:
         return together
 
     def _own(self, n: int) -> range:
-        """The samples that this rank evaluates: all of them, or its share."""
+        """Return the samples that this rank evaluates: all of them, or its share."""
         rank, ranks = world()
         # at β = 1 there is one pair, which every rank may as well evaluate
         return share(n, rank, ranks) if self.spread and n >= ranks else range(n)
 
     def _over_ranks(self, losses: Tensor, n: int, checksum: Tensor | None) -> Tensor:
-        """All losses, shape (n, 2): averaged where ranks share the batch, collected where they share the probes."""
+        """Return all losses, shape (n, 2): averaged where ranks share the batch, collected where they share probes."""
         ranks = world()[1]
         if ranks == 1:
             return losses
@@ -158,7 +158,7 @@ class Probes:
         return torch.cat([rows[rank, : len(share(n, rank, ranks))] for rank in range(ranks)])
 
     def _checksum(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """One number that ranks compare: if it is the same, so are (all but surely) weights, guide and noise."""
+        """Return one number that ranks compare: if it is the same, so are (all but surely) weights, guide and noise."""
         if world()[1] == 1 or self.spread:
             return None
         return torch.stack(torch._foreach_norm(list(tensors))).double().sum()
@@ -182,7 +182,7 @@ class Probes:
                 loss_of(self.closure, backward=False)
 
     def _loss(self, shared: World, done: int = 0, n: int = 1, own: int = 1) -> Tensor:
-        """The loss here and now; a rank that evaluates some of the probes charges for its share of all of them."""
+        """Return the loss here and now; a rank that evaluates some probes charges for its share of all of them."""
         shared.restore()
         with nullcontext() if n == own else _evaluations((done + 1) * n // own - done * n // own):
             return loss_of(self.closure, backward=False)

@@ -50,7 +50,7 @@ def pairs(latent: Tensor, u: Tensor, unit: Tensor) -> Tensor:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` as (W xᵀ)ᵀ: stacked weights on a shared input become one large product.
+    """Compute ``F.linear`` as (W xᵀ)ᵀ: stacked weights on a shared input become one large product.
 
     vmap's own rule copies x for each of them, and narrow layers then take 3 to 4 times as long.
     """
@@ -71,7 +71,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``F.cross_entropy``; its commonest form by logsumexp, as log_softmax over few classes takes 5 times as long."""
+    """Compute ``F.cross_entropy``; its commonest form by logsumexp: log_softmax over few classes takes 5 times that."""
     plain = weight is None and size_average is None and reduce is None and reduction == "mean" and label_smoothing == 0
     if not plain or input.dim() != 2 or target.is_floating_point():
         return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)

@@ -54,19 +54,19 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def scale(self, latent: Tensor) -> Tensor:
-        """α, in weight units: positive, broadcastable against ``latent``."""
+        """Return α, in weight units: positive, broadcastable against ``latent``."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """The code of each entry of ``x`` (code units, rotated basis)."""
+        """Return the code of each entry of ``x`` (code units, rotated basis)."""
 
     @abstractmethod
     def surrogate_derivative(self, x: Tensor) -> Tensor | None:
-        """Derivative of the STE's surrogate at ``x`` (code units); ``None`` means 1 everywhere."""
+        """Return the derivative of the STE's surrogate at ``x`` (code units); ``None`` means 1 everywhere."""
 
     @property
     def coding(self) -> str:
-        """What the stored codes mean, beside α: ``LSQ, 2 bits``; a subclass with a choice of grid adds it."""
+        """Say what the stored codes mean, beside α: ``LSQ, 2 bits``; a subclass with a choice of grid adds it."""
         return f"{type(self).__name__}, {self.bits} bits"
 
     def get_extra_state(self) -> Tensor:
@@ -74,7 +74,7 @@ class Quantizer(nn.Module, ABC):
         return torch.frombuffer(bytearray(self.coding, "utf-8"), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to take over: loading has compared it."""
+        """Take over nothing: loading has compared it."""
 
     def _load_from_state_dict(
         self,
@@ -98,26 +98,26 @@ class Quantizer(nn.Module, ABC):
         )
 
     def for_inputs(self, channels: int) -> Quantizer:
-        """A copy that quantizes the inputs of a layer instead of its weights (``fogzo/quantizers/inputs.py``).
+        """Return a copy that quantizes the inputs of a layer instead of its weights (``fogzo/quantizers/inputs.py``).
 
         It is given rows of ``channels`` entries, shape (N, channels), if ``follows_inputs``, else whole inputs.
         """
         raise UserError(f"{type(self).__name__} does not quantize activations: use fogzo.LSQ or fogzo.QuEST")
 
     def rotate(self, w: Tensor) -> Tensor:
-        """Into the basis in which codes are decided: orthogonal, within each channel of α."""
+        """Turn into the basis in which codes are decided: orthogonal, within each channel of α."""
         return w
 
     def unrotate(self, w: Tensor) -> Tensor:
-        """The inverse of :meth:`rotate`."""
+        """Undo :meth:`rotate`."""
         return w
 
     def codes(self, latent: Tensor) -> Tensor:
-        """The codes that ``latent`` is rounded to."""
+        """Return the codes that ``latent`` is rounded to."""
         return self.encode(self.rotate(latent) / self.scale(latent))
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Quantized weights, same shape and dtype as ``latent``; gradients are the straight-through ones."""
+        """Return quantized weights, of ``latent``'s shape and dtype; gradients are the straight-through ones."""
         check_latent(latent)
         scale = self.scale(latent)
         if not torch.is_grad_enabled():

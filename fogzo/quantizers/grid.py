@@ -49,10 +49,10 @@ class Grid:
 
     @property
     def offset(self) -> float:
-        """Distance of the codes from the integers: 0 or 1/2."""
+        """Return the distance of the codes from the integers: 0 or 1/2."""
         return self.hi % 1
 
     def round(self, x: Tensor) -> Tensor:
-        """The nearest code of each entry, out-of-range entries clipped (ties: to even, or up on half-integers)."""
+        """Return the nearest code of each entry, those out of range clipped (ties: to even, or up on half-integers)."""
         x = x.clamp(self.lo, self.hi)  # a copy, so the rest can be done in place
         return x.floor_().add_(self.offset) if self.offset else x.round_()

@@ -23,12 +23,12 @@ TIE = 1e-5  # in units of the RMS: what rounding leaves of a sum that is 0 stays
 
 
 def hadamard_block(width: int) -> int:
-    """The largest power of two, at most 128, that divides ``width`` (192 → 64, 784 → 16, an odd width → 1)."""
+    """Return the largest power of two, at most 128, that divides ``width`` (192 → 64, 784 → 16, an odd width → 1)."""
     return min(width & -width, MAX_BLOCK)
 
 
 def hadamard(size: int) -> Tensor:
-    """Orthonormal Sylvester-Hadamard matrix, symmetric and hence its own inverse; ``size`` a power of two.
+    """Return the orthonormal Sylvester-Hadamard matrix, symmetric and hence its own inverse; ``size`` a power of two.
 
     >>> hadamard(4).mul(2).int().tolist()
     [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]

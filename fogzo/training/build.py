@@ -81,7 +81,7 @@ def read_data(cfg: DictConfig, device: torch.device) -> Data:
 
 
 def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.DistributedDataParallel:
-    """``model`` for backward passes of several ranks; batch-norm statistics are the same everywhere already."""
+    """Return ``model`` for backward passes of several ranks; batch-norm statistics are the same everywhere already."""
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():  # broadcast_buffers=False is deprecated in favour of what does not replace it yet
@@ -94,7 +94,7 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
 
 
 def first_passes(model: nn.Module, task: Task, settings: Settings, batches: int = 4) -> None:
-    """Forward passes over the first training batches as in training, of whole batches: every rank sees the same."""
+    """Make forward passes over the first batches as in training, of whole batches: every rank sees the same."""
     device = next(model.parameters()).device
     order = DataOrder(len(task.data.train), settings.batch_size, settings.seed)
     with frozen_statistics(model), autocast(settings.precision, device):
@@ -118,7 +118,7 @@ def check_fit(model: nn.Module, data: Data) -> None:
 
 
 def reporters(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> list[Reporter]:
-    """The progress bar, and the W&B mirror if asked for."""
+    """Return the progress bar, and the W&B mirror if asked for."""
     chosen: list[Reporter] = [Progress(bar=BARS[cfg.progress])]
     if cfg.logger.name != "none":
         chosen.append(instantiate(cfg.logger, "logger", folder, record))
@@ -126,7 +126,7 @@ def reporters(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> list[
 
 
 def measure_ledger(model: nn.Module, task: Task, examples: int) -> ComputeLedger:
-    """A ledger whose unit costs were observed on one (micro-)batch; the model is left as it was."""
+    """Return a ledger whose unit costs were observed on one (micro-)batch; the model is left as it was."""
     batch = task.data.train.batch(torch.arange(min(examples, len(task.data.train))))
     with frozen_statistics(model):
         forward, backward = measure_flops(lambda: task.loss(model, batch))

@@ -80,7 +80,7 @@ def announcement(cfg: DictConfig, record: Mapping[str, Any], trainer: Trainer, f
 
 
 def _epochs(trainer: Trainer) -> list[str]:
-    """Of text, which may be shorter than the run that a recipe asks for: how often training goes through it."""
+    """Return how often training goes through a text, which may be shorter than the run that a recipe asks for."""
     data, settings = trainer.task.data, trainer.settings
     if not isinstance(data, TextData):
         return []

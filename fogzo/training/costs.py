@@ -61,7 +61,7 @@ def optimizer_states(cfg: DictConfig) -> int:
 
 
 def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
-    """Costs of a micro-batch, from shapes alone: the model is moved to the meta device, and is of no use afterwards."""
+    """Return a micro-batch's costs, from shapes alone: the model moves to the meta device, of no use afterwards."""
     model = model.to("meta").train()
     loss = example_loss(model, cfg, examples)
     for module in model.modules():
@@ -86,7 +86,7 @@ def measure(model: nn.Module, cfg: DictConfig, examples: int) -> Cost:
 
 
 def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[], Tensor]:
-    """The loss of so many made-up examples of the data set's shape."""
+    """Return the loss of so many made-up examples of the data set's shape, as a function."""
     shape = known_shape(cfg)
     assert shape is not None
     if shape.image is not None:

@@ -208,7 +208,7 @@ def check_samples(cfg: DictConfig, ranks: int) -> None:
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer, with its fused kernels on CUDA."""
+    """Return the optimizer, with its fused kernels on CUDA."""
     positive(cfg.optimizer.lr, "optimizer.lr")
     fused = {"fused": True} if next(model.parameters()).is_cuda else {}
     groups = parameter_groups(model, cfg.optimizer.weight_decay)
@@ -217,7 +217,7 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and filters; none for vectors (biases, norms) and quantization steps."""
+    """Return two groups: weight decay for matrices and filters, none for vectors and quantization steps."""
     exempt: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name what their recipes leave out
     parameters = [(name in exempt, p) for name, p in model.named_parameters() if p.requires_grad]
     return [

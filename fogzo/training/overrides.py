@@ -48,7 +48,7 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
 
 
 def _values(override: Override) -> Iterator[Any]:
-    """The values that an override gives a key, several in a sweep."""
+    """Yield the values that an override gives a key, several in a sweep."""
     if override.is_sweep_override():
         yield from override.sweep_iterator()
     else:

@@ -93,7 +93,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 
 def _share_of(estimator: Estimator, cfg: DictConfig, weights: list[QuantizedWeight], ranks: int) -> Estimator:
-    """The estimator of one of the ranks that share its probes, which evaluates fewer of them together."""
+    """Return the estimator of one of the ranks that share its probes: it evaluates fewer of them together."""
     if ranks == 1:
         return estimator
     of_rank = OmegaConf.merge(cfg, {"estimator": {"samples": -(-cfg.estimator.samples // ranks)}})
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
 
 
 def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
-    """How much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
+    """Return how much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
 
     ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
     """
@@ -123,14 +123,14 @@ def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global"
 
 
 def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:
-    """ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
+    """Return ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
     if guide_norm == "rms":
         return [1.0 for _ in sizes]
     return [1 / (size if guide_norm == "per_tensor" else sum(sizes)) for size in sizes]
 
 
 def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
-    """About how many codes differ between the two probes of a pair at β_min, for weights spread evenly over cells.
+    """Return about how many codes differ between a pair's probes at β_min, for weights spread evenly over cells.
 
     A coordinate moved from x - δ to x + δ (code units) crosses a boundary with probability 2δ.
     """
@@ -146,14 +146,14 @@ def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float
 
 
 def guide_norm_of(cfg: DictConfig) -> str:
-    """What ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
+    """Return what ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
     return str(cfg.estimator.get("guide_norm", "global"))
 
 
 def warnings_of(
     cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], estimator: Estimator
 ) -> Iterator[str]:
-    """What will not work, or not as hoped."""
+    """Say what will not work, or not as hoped."""
     crossings = expected_crossings(cfg, weights)
     if crossings is not None and crossings < 10:
         yield (
@@ -168,7 +168,7 @@ def warnings_of(
 
 
 def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
-    """Weights and inputs whose widths allow Hadamard blocks below ``least`` only, all of one size in a sentence."""
+    """Name weights and inputs whose widths allow Hadamard blocks below ``least`` only, a sentence for each size."""
     rotated = [(weight.name, weight.quantizer) for weight in weights]
     for name, module in model.named_modules():
         if isinstance(module, InputQuantizer):
@@ -183,7 +183,7 @@ def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 
 
 
 def _decoding(cfg: DictConfig, settings: Settings, seconds: float, ranks: int) -> Iterator[str]:
-    """Of folders of images: the cores that decode them as fast as the devices would take them, if they can be had."""
+    """Say, of folders of images, which cores decode them as fast as the devices would take them."""
     if "workers" not in cfg.data:
         return
     workers = own_cores() if cfg.data.workers is None else cfg.data.workers
@@ -231,7 +231,7 @@ def _layers(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
 
 
 def alike(weights: list[QuantizedWeight]) -> list[tuple[list[str], tuple[int, ...], int]]:
-    """Names, shape and bits of the tensors that differ only in the numbers of their names, in the model's order."""
+    """Return names, shape and bits of tensors whose names differ in numbers alone, in the model's order."""
     groups: dict[tuple[str, tuple[int, ...], int], list[str]] = {}
     for weight in weights:
         shape, bits = tuple(weight.latent.shape), weight.quantizer.bits
@@ -240,7 +240,7 @@ def alike(weights: list[QuantizedWeight]) -> list[tuple[list[str], tuple[int, ..
 
 
 def pattern_of(names: list[str]) -> str:
-    """What the names have in common, with ``*`` for the numbers in which they differ.
+    """Return what the names have in common, with ``*`` for the numbers in which they differ.
 
     >>> pattern_of(["layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"])
     'layer2.*.conv*'

@@ -57,7 +57,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any], path: Path, way_out: str
 
 
 def _use_threads(trainer: Trainer, before: int | None) -> None:
-    """On the CPU: compute with as many threads as before, since sums are split by their number."""
+    """Compute, on the CPU, with as many threads as before: sums are split by their number."""
     now = torch.get_num_threads()
     if trainer.device.type == "cpu" and before and before != now:  # the first checkpoints did not name it
         torch.set_num_threads(before)

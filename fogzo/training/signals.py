@@ -56,7 +56,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def pass_on(self, number: int) -> bool:
-        """Once the state is saved: hand the signal to the handler that was there before, if a program had set one.
+        """Hand the signal, once the state is saved, to the handler that was there before, if a program had set one.
 
         Under submitit that is how a job gets back into the queue at SIGUSR2: its handler ends the process.  If the
         handler comes back (submitit's does at SIGTERM, after which SLURM requeues or kills), the run is to go on.
@@ -72,7 +72,7 @@ class StopRequest:
 
     @property
     def overdue(self) -> bool:
-        """Whether a stop was asked for so long ago that the step should not be waited for."""
+        """Return whether a stop was asked for so long ago that the step should not be waited for."""
         return self.number is not None and time.monotonic() - self.asked > PATIENCE
 
     def __call__(self, number: int, frame: FrameType | None) -> None:

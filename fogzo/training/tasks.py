@@ -87,7 +87,7 @@ class Classification(Task):
     metric, higher_is_better = "accuracy", True
 
     def __init__(self, data: Data, evaluation_batch: int = 2000, evaluation_examples: int | None = None) -> None:
-        """``evaluation_examples`` of either split; ``None``: 10,000 of the training split, and the whole test split."""
+        """Take ``evaluation_examples`` of either split; ``None``: 10,000 of the training split, all of the other."""
         train, test = evaluation_examples or 10_000, evaluation_examples or len(data.test)
         super().__init__(data, evaluation_batch, train, test)
 
@@ -148,6 +148,6 @@ def task_of(data: Data, evaluation_tokens: int = 2**17, evaluation_examples: int
 
 
 def _images_at_a_time(data: Data) -> int:
-    """Images of an evaluation batch: 2,000 of 28 pixels, fewer of larger ones."""
+    """Return the images of an evaluation batch: 2,000 of 28 pixels, fewer of larger ones."""
     values = data.test.batch(torch.arange(1))[0].numel()
     return max(1, min(2000, 40_000_000 // values))
