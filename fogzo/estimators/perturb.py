@@ -155,7 +155,7 @@ class Displacement:
             raise
 
     def move(self, directions: Iterable[Tensor], units: Iterable[Tensor]) -> None:
-        """w = kept + unit·u.  Of large directions, one at a time is taken."""
+        """Set w = kept + unit·u.  Of large directions, one at a time is taken."""
         for factors, latents, kept, us in some_at_a_time(units, self.latents, self.kept, directions):
             if self.moved:
                 torch._foreach_copy_(latents, kept)
