@@ -176,7 +176,8 @@ def build_estimator(cfg: DictConfig, weights: list[QuantizedWeight], steps: int)
 
     Its probes are spread over ranks if ``parallel=probes``, and count what they cross in steps that are logged.
     """
-    if not weights and asked(get_object(cfg.estimator._target_))["weights"].default is not None:
+    wanted = asked(get_object(cfg.estimator._target_)).get("weights")
+    if not weights and wanted is not None and wanted.default is not None:
         raise UserError(
             "quantizer=none leaves no quantized weights to perturb: choose estimator=ste, or another quantizer"
         )
