@@ -65,7 +65,7 @@ def same_mean(losses: Tensor, checksum: Tensor | None) -> Tensor:
     compared = losses.new_zeros(()) if checksum is None else checksum
     rows = gather(torch.cat([compared.double().reshape(1), losses.double().flatten()]))
     check_same(rows[:, 0], "the weights, guides or noise of the probes")
-    return rows[:, 1:].mean(0).view(losses.shape).to(losses)
+    return rows[:, 1:].mean(0).view(losses.shape)  # in fp64: what is left to do is to take differences
 
 
 _unread: list[tuple[Tensor, str]] | None = None  # what ranks have to agree in, within checks_deferred

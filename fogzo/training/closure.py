@@ -58,7 +58,11 @@ class BatchClosure:
             as_rank_0(p.grad for p in trainer.model.parameters() if backward)
             as_rank_0(buffer for norm in tracking_norms(trainer.model) for buffer in norm.buffers())  # in probes: none
         self._charge(forwards=evaluations_per_call(), backwards=int(backward))
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        if len(losses) == 1:
+            return losses[0]
+        # a probe's difference is of the last bits of fp32: they are not rounded once more (MPS has no fp64)
+        exact = torch.float32 if losses[0].device.type == "mps" else torch.float64
+        return torch.stack(losses).sum(dtype=exact)
 
     def slice_loss(self, k: int) -> Tensor:
         """Return the mean loss of micro-batch ``k``; the last one of a round charges the ledger for a whole batch."""

@@ -112,6 +112,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for key in keys.keys() - known[Settings] - known[Surroundings]:
         raise UserError(f"{key} is no key of a run{did_you_mean(key, {*config} - {key})}")
     for kind, names in known.items():
+        if missing := sorted(names - keys.keys()):
+            raise UserError(f"{missing[0]} was taken out of the config, and a run needs it: leave it in")
         given = {key: value for key, value in keys.items() if key in names}
         if kind is Settings and given["steps"] is None:  # from epochs
             del given["steps"]

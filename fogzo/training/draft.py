@@ -60,6 +60,7 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
     follow_data(cfg)
     check_length(cfg)
     device = choose_device(cfg.device)
+    arguments(cfg.data, "data")  # before anything looks into data.root
     examples = known_examples(cfg)
     steps = total_steps(cfg, examples) if cfg.steps is not None or examples else None
     settings = settings_of(cfg, steps or 1)
@@ -257,6 +258,11 @@ def cautions(cfg: DictConfig) -> list[str]:
         said.append(f"optimizer.lr={cfg.optimizer.lr:g} is so large that training will hardly do other than diverge")
     if (momentum := cfg.optimizer.get("momentum", 0)) >= 1:
         said.append(f"optimizer.momentum={momentum:g} never forgets a step: below 1 steps stay bounded")
+    if (cfg.estimator.name, cfg.quantizer.name) == ("nspsa", "quest") and not cfg.clip_norm:
+        said.append(
+            "n-SPSA's steps grow with QuEST's scale, which follows the weights, until the loss overflows: give "
+            "clip_norm=1"
+        )
     return said
 
 

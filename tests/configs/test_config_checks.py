@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from fogzo.checks import did_you_mean
 from fogzo.errors import UserError
 from fogzo.training.config import check_keys
-from fogzo.training.draft import check_data
+from fogzo.training.draft import cautions, check_data
 from fogzo.training.groups import arguments
 from fogzo.training.launch import train
 from fogzo.training.overrides import explanation
@@ -152,3 +152,16 @@ def test_a_plan_looks_for_the_checkpoint_to_begin_from(tmp_path):
     for given, said in ((tmp_path / "no.pt", "is not there"), (tmp_path, "is a folder")):
         with pytest.raises(UserError, match=f"^begin_from={given} {said}: name another checkpoint"):
             train(composed(f"begin_from={given}", "plan=true"))
+
+
+def test_a_key_that_was_taken_out_is_named():
+    with pytest.raises(UserError, match=r"^results_dir was taken out of the config, and a run needs it: leave it in"):
+        train(composed("~results_dir", "plan=true"))
+    with pytest.raises(UserError, match=r"^data\.root=7 is not possible: give text"):
+        train(composed("model=llama_mini", "data.root=7", "plan=true"))
+
+
+def test_nspsa_with_quest_is_told_to_clip():
+    said = [cautions(composed("estimator=nspsa", "quantizer=quest", *more)) for more in ([], ["clip_norm=1"])]
+    assert [len(one) for one in said] == [1, 0]
+    assert "give clip_norm=1" in said[0][0]

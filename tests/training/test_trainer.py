@@ -106,6 +106,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert checkpoint.load(trainer.folder.checkpoint_file)["step"] == 2
 
 
+def test_the_losses_of_micro_batches_are_added_in_fp64():
+    trainer = make(micro_batches=4)
+    split = trainer.task.data.train
+    batches = [split.batch(torch.arange(first, first + 20)) for first in range(0, 40, 4)]
+    losses = [closure_module.BatchClosure(trainer, batch)(backward=False) for batch in batches]
+    assert {loss.dtype for loss in losses} == {torch.float64}
+    assert any(float(loss) != float(loss.float()) for loss in losses)  # fp32 would have lost a bit
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_micro_batches_give_the_step_of_the_whole_batch(estimator):
     def train(micro_batches):
