@@ -16,10 +16,11 @@ from torch import Tensor
 
 MULTIPLIERS, WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 WORD, ROUNDS = 0xFFFFFFFF, 10
+Key = tuple[int, int] | tuple[Tensor, Tensor]  # tensors where the code is compiled: it would be anew for other ints
 BLOCKS = 2**13  # that the CPU handles at a time: what ten rounds work on stays in its cache
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> tuple[Tensor, ...]:
     """Return four words of 32 bits for each counter of four; all int64, of one shape.
 
     >>> zero = torch.zeros(1, dtype=torch.int64)
@@ -35,9 +36,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return a, b, c, d
 
 
-def _blocks(first: int, count: int, key: tuple[int, int], device: torch.device) -> Tensor:
+def _blocks(first: int | Tensor, count: int, key: Key, device: torch.device) -> Tensor:
     """Return the uniform numbers of ``count`` counters from ``first`` on, fp32, shape (4·count,)."""
-    index = torch.arange(first, first + count, device=device)
+    index = torch.arange(count, device=device) + first
     low, high = index & WORD, index >> 32
     words = torch.stack(philox((low, high, torch.zeros_like(low), torch.zeros_like(low)), key), 1)
     # 23 bits and a half: exact in fp32, and never 0 or 1
@@ -60,7 +61,8 @@ def uniform(seed: int, start: int, count: int, device: torch.device) -> Tensor:
     key = (seed & WORD, seed >> 32 & WORD)
     first, last = start // 4, -(-(start + count) // 4)
     if device.type == "cuda":
-        numbers = _fused()(first, last - first, key, device)
+        at, *words = (torch.full((), number, dtype=torch.int64, device=device) for number in (first, *key))
+        numbers = _fused()(at, last - first, tuple(words), device)
     else:
         parts = [_blocks(at, min(BLOCKS, last - at), key, device) for at in range(first, last, BLOCKS)]
         numbers = torch.cat(parts) if len(parts) > 1 else parts[0]

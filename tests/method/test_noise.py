@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.ids import readable
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fogzo
@@ -133,6 +134,18 @@ def test_any_part_of_philox_is_drawn_alone_also_beyond_32_bits_of_places():
     assert float(whole.max()) < 1
     assert abs(float(whole.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / len(whole))
     assert abs(float(whole.double().var()) - 1 / 12) < 5e-4
+
+
+def test_philox_is_compiled_once_for_all_seeds_and_places():
+    torch.compiler.reset()
+    counters.clear()
+    fused = torch.compile(philox._blocks, dynamic=True, backend="eager")
+    for first, key, count in ((0, (1, 2), 8), (3, (7, 5), 8), (2**33, (9, 1), 12)):
+        given = [torch.full((), number, dtype=torch.int64) for number in (first, *key)]
+        numbers = fused(given[0], count, tuple(given[1:]), CPU)
+        assert torch.equal(numbers, philox.uniform(key[0] + (key[1] << 32), 4 * first, 4 * count, CPU))
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("generator", ["mt19937", "philox"])
