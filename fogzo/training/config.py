@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
-from fogzo.checks import check_arguments, did_you_mean, number, positive, whole
+from fogzo.checks import check_arguments, choice, did_you_mean, number, positive, whole
 from fogzo.errors import ArgumentError, UserError
 from fogzo.training.devices import MOST_THREADS
 
@@ -22,6 +22,16 @@ def filled(value: str, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise ArgumentError(name, value, "is not possible: give text")
     return value
+
+
+def shared(value: str, name: str) -> str:
+    """Return ``value`` if processes can share that."""
+    if value == "shard":
+        raise UserError(
+            "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension, which "
+            "LSQ's steps are, and probes displace no shards: use parallel=data, with more micro_batches"
+        )
+    return choice(value, name, ("data", "probes"))
 
 
 def check_values(kind: type, values: Mapping[str, Any]) -> None:
@@ -52,16 +62,11 @@ class Settings:
     checkpoint_every: int = held(whole, 500, lowest=0)
     keep_checkpoints: int = held(whole, 1)
     keep_best: bool = False
-    parallel: Literal["data", "probes"] = "data"
+    parallel: Literal["data", "probes"] = held(shared, "data")
     spike_factor: float = held(number, 3.0, lowest=0, hint="; 0 is no watch")
     stop_on: Literal["nonfinite", "spike", "never"] = "nonfinite"
 
     def __post_init__(self) -> None:
-        if str(self.parallel) == "shard":
-            raise UserError(
-                "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension, which "
-                "LSQ's steps are, and probes displace no shards: use parallel=data, with more micro_batches"
-            )
         check_values(Settings, vars(self))
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}")
