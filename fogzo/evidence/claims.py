@@ -19,10 +19,9 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence, ForestRow
 from fogzo.evidence.published import at_published_steps, published_direction
 from fogzo.evidence.typed import CHECKED, checked
-from fogzo.evidence.verdicts import Case, case_of, pairs_of, word_of
+from fogzo.evidence.verdicts import Case, case_of, pairs_of, rerun, word_of
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
-from fogzo.runs.schema import METRICS
 
 CLAIMS = Path("results/paper/claims.yaml")
 RULE = (
@@ -186,10 +185,4 @@ def check_commands(claim: Claim) -> list[str]:
         evidence, cells = ratio.evidence, [ratio.first, ratio.second]
     else:
         return []
-    lines = []
-    for cell in cells:
-        seed, value = next(iter(evidence.values(cell).items()))
-        metric = METRICS[cell.metric]
-        command = f"python train.py -m experiment={evidence.name} cell={cell.name} seed={seed} results_dir=check"
-        lines.append(f"{command}   # {metric.name} {value:.{metric.digits}f}{metric.sign}")
-    return lines
+    return [rerun(evidence, cell) for cell in cells]

@@ -11,7 +11,7 @@ from fogzo.evidence.published import STATUS_RULE
 from fogzo.evidence.render import markdown
 from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
 from fogzo.evidence.tables.compute import compute_table, equal_loss_table, ratio_table
-from fogzo.evidence.verdicts import verdicts
+from fogzo.evidence.verdicts import rerun, verdicts
 
 PACKAGES = ("python", "torch", "torchvision", "timm", "transformers", "numpy")  # whose versions are shown
 COST_NOTE = (
@@ -48,6 +48,7 @@ def page(evidence: Evidence, figures: Collection[str] = ()) -> str:
         f"## What tuning chose\n\n{markdown(tuned)}\n" if tuned else "",
         "## Figures\n\n" if shown else "",
         *(f"![{evidence.title}: {what}](../figures/{figure}.svg)\n\n" for figure, what in shown),
+        rerun_section(evidence),
         f"{footer(evidence)}\n",
     ]
     return "".join(parts)
@@ -56,6 +57,14 @@ def page(evidence: Evidence, figures: Collection[str] = ()) -> str:
 def verdict_list(evidence: Evidence, *, directed: bool = False) -> str:
     """Return the verdicts as a list in Markdown; ``directed``: with the direction of differences in words."""
     return "".join(f"* **{verdict.word}**: {verdict.sentence(directed=directed)}\n" for verdict in verdicts(evidence))
+
+
+def rerun_section(evidence: Evidence) -> str:
+    """Return the commands that make a run of each cell anew, but for the controls'; empty if none was run."""
+    cells = [cell for cell in evidence.cells.values() if not cell.method.is_control and evidence.values(cell)]
+    commands = "\n".join(rerun(evidence, cell) for cell in cells)
+    said = "With the record's packages and kind of CPU, bit for bit; elsewhere sums are rounded otherwise."
+    return f"## Run a cell again\n\n{said}\n\n```bash\n{commands}\n```\n\n" if cells else ""
 
 
 def equal_loss_section(evidence: Evidence, *, level: int = 2) -> str:

@@ -95,6 +95,14 @@ class Verdict:
         return f"{self.method.label} against {self.against.label}" + (f": {numbers}" if numbers else "") + "."
 
 
+def rerun(evidence: Evidence, cell: Cell) -> str:
+    """Return the command that makes a cell's first run anew, beside the records, and what it ends with."""
+    seed, value = next(iter(evidence.values(cell).items()))
+    metric = METRICS[cell.metric]
+    command = f"python train.py -m experiment={evidence.name} cell={cell.name} seed={seed} results_dir=check"
+    return f"{command}   # {metric.name} {value:.{metric.digits}f}{metric.sign}"
+
+
 def run_of(cases: Sequence[Case]) -> list[Case]:
     """Return the cases that were run."""
     return [case for case in cases if case.outcome is not Word.NOT_RUN]
