@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fogzo.evidence.chosen import whole_commands
+from fogzo.evidence.chosen import Choice, whole_commands
 from fogzo.evidence.compare import holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
@@ -30,6 +30,7 @@ from fogzo.evidence.verdicts import Case, verdicts
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
+RATE = "optimizer.lr"
 PARTS_NOTE = (
     "Difference to the baseline, and the outcome by the rule of the tables; in bold where it stands also after Holm's "
     "correction of paired t-tests for all settings of its column."
@@ -178,9 +179,28 @@ def tuned_table(evidence: Evidence) -> Table | None:
         if chosen := evidence.tuned.get(cell.name):
             edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
             values = [f"{key} = {_plain(value)}{edges.get(key, '')}" for key, value in chosen.values.items()]
-            of_cell = on_page(["method", "chosen", "trials"], [cell.label, ", ".join(values), chosen.trials])
-            rows.append([_setting(evidence, cell), *of_cell])
+            names = [
+                "method",
+                "chosen",
+                "trials",
+                f"lowest {METRICS[evidence.experiment.tuning.metric].name} at each rate",
+            ]
+            sensitivity = _by_rate(chosen, evidence.experiment.tuning.metric)
+            rows.append(
+                [_setting(evidence, cell), *on_page(names, [cell.label, ", ".join(values), chosen.trials, sensitivity])]
+            )
     return Table(rows) if rows else None
+
+
+def _by_rate(chosen: Choice, metric: str) -> str | None:
+    """Return the best value that trials had at each learning rate, which says how much depends on that."""
+    best: dict[float, float] = {}
+    better = max if METRICS[metric].higher_is_better else min
+    for trial in chosen.tried or ():
+        rate, value = trial["values"].get(RATE), trial.get(metric)
+        if rate is not None and value is not None:
+            best[rate] = better(value, best.get(rate, value))
+    return ", ".join(f"{_plain(rate)}: {best[rate]:.4g}" for rate in sorted(best)) or None
 
 
 def _plain(value: Any) -> str:
