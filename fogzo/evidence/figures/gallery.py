@@ -8,7 +8,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from fogzo.evidence.claims import claims_of, forest_of
-from fogzo.evidence.figures.curves import curve_figures, curves
+from fogzo.evidence.figures.curves import curve_figures, curves, logs
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.forest import differences, forest
 from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
@@ -26,8 +26,9 @@ def drawings(every: Sequence[Evidence]) -> dict[str, Callable[[], Figure]]:
         if any(map(evidence.finished, evidence.cells.values())):
             for number, panels in enumerate(curve_figures(evidence), 1):
                 draw[_numbered(evidence.name, number)] = partial(curves, evidence, panels)
-                along = partial(curves, evidence, panels[:3], ("flip_share", "agreement"))
-                draw[_numbered(f"{evidence.name}_along", number)] = along
+                if logs(evidence, panels, "flip_share"):
+                    along = partial(curves, evidence, panels[:3], ("flip_share", "agreement"))
+                    draw[_numbered(f"{evidence.name}_along", number)] = along
             draw[f"{evidence.name}_differences"] = partial(differences, evidence)
             for number, axes in enumerate(sensitivity_figures(evidence), 1):
                 draw[_numbered(f"{evidence.name}_sensitivity", number)] = partial(sensitivity, evidence, axes)
