@@ -60,11 +60,6 @@ def curves(evidence: Evidence, panels: Sequence[Panel]) -> Figure:
         return figure
 
 
-def logs(evidence: Evidence, panels: Sequence[Panel], key: str) -> bool:
-    """Return whether every panel has a run that logged ``key``."""
-    return all(any(_rows(run, key) for cell in panel for run in evidence.finished(cell)[:1]) for panel in panels)
-
-
 def _logged(evidence: Evidence, cells: Panel) -> str:
     """Return what was logged often enough to draw: the metric, else the loss of the batches."""
     key = cells[0].metric
