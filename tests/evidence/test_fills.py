@@ -21,6 +21,7 @@ OF_THE_DESIGN = {
         "nearer to 1",
         "70 % STE + 30 % FOGZO",
         "256",
+        "100 passes",
         "1,000",
         "4,000",
         "1.6 million",
