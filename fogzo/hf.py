@@ -192,7 +192,9 @@ class _StepClosure:
                     losses.append(self._loss(inputs, backward=True))
             else:
                 losses.append(self._loss(inputs, backward=backward))
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        # a probe's difference is of the last bits of fp32: they are not rounded once more (MPS has no fp64)
+        exact = torch.float32 if losses[0].device.type == "mps" else torch.float64
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dtype=exact)
 
     def slice_loss(self, k: int) -> Tensor:
         return self._loss(self.batches[k], backward=False) * self.slices

@@ -14,7 +14,10 @@ def test_the_readmes_snippet_runs_without_any_of_the_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [name.partition(">")[0] for name in project["dependencies"]] == ["torch"]
     extras = project["optional-dependencies"]
-    names = [re.match(r"[\w-]+", line)[0] for line in (extras["train"] + extras["evidence"] + extras["export"])]
+    names = [
+        re.match(r"[\w-]+", line)[0]
+        for line in (extras["train"] + extras["evidence"] + extras["export"] + extras["hf"])
+    ]
     absent = {MODULES.get(name, name.replace("-", "_")) for name in names} | {"omegaconf"}
     (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({sorted(absent)}))\n"

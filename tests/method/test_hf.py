@@ -45,7 +45,7 @@ def own_loop(steps=6, micro_batches=1):
                 if backward:
                     loss.backward()
                 losses.append(loss.detach())
-            return torch.stack(losses).sum()
+            return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dtype=torch.float64)
 
         model.train()
         optimizer.zero_grad()
