@@ -23,7 +23,7 @@ from torch import Tensor
 FEWEST = 8  # pairs that an interval is made of
 WIDEST = 0.5  # of an interval that is called resolved
 NORMAL = 1.96  # two-sided 95 %
-DOUBT = 3.0  # deviations by which ‖R‖² has to exceed 0 before a cosine of 0 is believed
+DOUBT = 3.0  # deviations by which ‖R‖² has to exceed 0 before an angle is believed
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -67,12 +67,14 @@ class Moments:
         if own == 0 or not np.isfinite(self.covariance).all():
             return Interval(0.0, -1.0, 1.0)
         scaled = np.diag([1 / own, 1.0])
-        points = np.array([self.dot / own, self.square])[:, None] + _ellipse(scaled @ self.covariance @ scaled)
-        along, square = np.column_stack([points, [self.dot / own, self.square]])
+        # a square below what it holds is chance, and says no more than the least that is possible
+        centre = np.array([self.dot / own, max(self.square, (self.dot / own) ** 2)])
+        points = centre[:, None] + _ellipse(scaled @ self.covariance @ scaled)
+        along, square = np.column_stack([points, centre])
         every = along / np.sqrt(np.maximum(np.maximum(square, along**2), 1e-300))
         value, low, high = float(every[-1]), float(every.min()), float(every.max())
-        if low <= 0 <= high and self.square <= DOUBT * math.sqrt(max(self.covariance[1, 1], 0.0)):
-            low, high = -1.0, 1.0  # with no gradient at all there is no angle
+        if self.square <= DOUBT * math.sqrt(max(self.covariance[1, 1], 0.0)):  # with no gradient there is no angle
+            low, high = (low if low > 0 else -1.0), (high if high < 0 else 1.0)
         return Interval(value, low, high)
 
     def ratio(self) -> Interval | None:
