@@ -40,6 +40,11 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: naming key, value and rule.
     """
+    if values.get("parallel") == "shard":
+        raise UserError(
+            "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension, which "
+            "LSQ's steps are, and probes displace no shards: use parallel=data, with more micro_batches"
+        )
     checks = {key.name: key.metadata["check"] for key in fields(kind) if "check" in key.metadata}
     check_arguments(kind, {key: value for key, value in values.items() if value is None or key not in checks})
     for key, check in checks.items():
