@@ -47,19 +47,16 @@ def watched(case: Callable[[], Outcome], at: int, wait: float, hits: Path) -> Ou
 def carried_out(case: Case, ranks: int, folder: Path, kill: tuple[int, int, float, float]) -> Outcome:
     """Start a process for each rank and kill one: ``kill`` is which, at which touch, how long after it, or when."""
     who, at, wait, clock = kill
-    parts = [
-        partial(watched, partial(case, rank), at if rank == who else 0, wait, folder / "hit") for rank in range(ranks)
-    ]
+    parts = [partial(watched, partial(case, rank), at * (rank == who), wait, folder / "hit") for rank in range(ranks)]
     processes = [started(part, folder) for part in parts]
     if clock:
         time.sleep(clock)
         os.kill(processes[who][0], signal.SIGKILL)
     first = ended(*processes[who])
-    for rank, (child, reading) in enumerate(processes):
-        if rank != who:
-            if first[0] == FAULT:  # as torchrun ends the others when one is gone
-                os.kill(child, signal.SIGKILL)
-            ended(child, reading)
+    for child, reading in processes[:who] + processes[who + 1 :]:
+        if first[0] == FAULT:  # as torchrun ends the others when one is gone
+            os.kill(child, signal.SIGKILL)
+        ended(child, reading)
     return first
 
 
@@ -119,6 +116,5 @@ def bits(state: Any) -> Any:
     """Return a state with bytes in place of its tensors."""
     if isinstance(state, dict):
         return {key: bits(value) for key, value in state.items() if key not in TIMES}
-    if isinstance(state, list | tuple):
-        return [bits(value) for value in state]
-    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else state
+    parts = [bits(value) for value in state] if isinstance(state, list | tuple) else state
+    return parts.numpy().tobytes() if isinstance(parts, torch.Tensor) else parts
