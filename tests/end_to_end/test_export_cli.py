@@ -46,6 +46,7 @@ def command(monkeypatch, capsys):
 
     def run(script, *words):
         monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # as for a command: what scripts share lies beside them
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
         return capsys.readouterr().out.splitlines()
 

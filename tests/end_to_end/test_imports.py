@@ -17,7 +17,7 @@ def heavy_modules_loaded_by(statement):
     return set(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("module", ["runs.records", "evidence.jobs", "evidence.tuning", "evidence.report.report"])
+@pytest.mark.parametrize("module", ["runs.records", "evidence.jobs", "evidence.tuning", "evidence.report"])
 def test_reading_records_loads_no_torch(module):
     assert heavy_modules_loaded_by(f"import fogzo.{module}") == set()
 
