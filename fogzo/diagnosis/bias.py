@@ -105,11 +105,7 @@ class Sampled:
 
     def dots(self, *others: Tensor) -> list[Array]:
         """Return ⟨u_k, v⟩ for each v of ``others``, all k."""
-        found = []
-        for k in range(len(self)):
-            direction = self.direction(k)
-            found.append([float(direction @ other) for other in others])
-        return list(np.array(found).T)
+        return list(np.array([_dots(self.direction(k), others) for k in range(len(self))]).T)
 
     def total(self, factors: Array) -> Tensor:
         """Return Σ factors_k u_k."""
@@ -119,7 +115,15 @@ class Sampled:
         return total
 
     def squares(self) -> Array:
-        return np.array([float(self.direction(k).square().sum()) for k in range(len(self))])
+        return np.array([_square(self.direction(k)) for k in range(len(self))])
+
+
+def _dots(direction: Tensor, others: Sequence[Tensor]) -> list[float]:
+    return [float(direction @ other) for other in others]
+
+
+def _square(direction: Tensor) -> float:
+    return float(direction @ direction)  # no name keeps a direction while the next one is drawn
 
 
 @dataclass(frozen=True)

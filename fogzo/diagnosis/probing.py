@@ -59,7 +59,7 @@ class Slopes:
     @functools.cached_property
     def guide_square(self) -> float:
         """‖g‖²; a guide of zeros counts as 1, so that it stays one."""
-        return sum(float(g.square().sum()) for g in self.guide) or 1.0
+        return sum(float(torch.linalg.vector_norm(g)) ** 2 for g in self.guide) or 1.0
 
     def bias(self, place: int) -> TensorBias:
         """Return the moments of one tensor."""
@@ -104,7 +104,7 @@ def measure(
             for weight, unit, mean in zip(weights, units, found.guide, strict=True):
                 if weight.latent.grad is not None:
                     mean.add_(own := weight.latent.grad.mul_(unit), alpha=1 / batches)
-                    square += float(own.square().sum())
+                    square += float(torch.linalg.vector_norm(own)) ** 2
             found.batch_squares.append(square)
             model.zero_grad(set_to_none=True)
         visits = [(visit, b) for visit in range(VISITS) for b in range(batches)]

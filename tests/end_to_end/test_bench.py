@@ -51,9 +51,11 @@ def test_members_cost_what_they_claim_within_two_percent(scripts, capsys):
 def test_the_trainers_overhead_is_of_its_whole_loop(scripts, monkeypatch, capsys):
     import bench_method
 
+    from fogzo.training.trainer import Trainer
+
     seen = []
-    whole = bench_method.Trainer._finish_step
-    monkeypatch.setattr(bench_method.Trainer, "_finish_step", lambda one: seen.append(0) or whole(one))
+    whole = Trainer._finish_step
+    monkeypatch.setattr(Trainer, "_finish_step", lambda one: seen.append(0) or whole(one))
     monkeypatch.setattr(bench_method, "vit", bench_method.quantized_mlp)  # fast
     bench_method.trainer_overhead(mnist5k(), 2, steps=3)
     assert len(seen) == (2 + 2) * 3

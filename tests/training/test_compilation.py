@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InductorError
 
 import fogzo
 from fogzo.errors import UserError
 from fogzo.models import llama
-from fogzo.training import compilation
 from fogzo.training.compilation import compiled, outcome
 
 
@@ -56,7 +56,7 @@ def test_a_network_that_is_not_compiled_whole_says_why(quick):
 def test_a_machine_without_a_compiler_is_told_so_in_a_sentence(monkeypatch):
     def no_compiler(network):
         def run(*args):
-            raise compilation.InductorError(RuntimeError("No working C++ compiler found"), None)
+            raise InductorError(RuntimeError("No working C++ compiler found"), None)
 
         return run
 
