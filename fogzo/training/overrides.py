@@ -27,7 +27,7 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
         except HydraException as error:
             return one_line(error)
-        of_run = [one for one in parsed if not one.key_or_group.startswith("hydra")]
+        of_run = [one for one in parsed if one.key_or_group.partition(".")[0] != "hydra"]
         groups = {one.key_or_group: loader.get_group_options(one.key_or_group) for one in of_run}
         choices = []
         for override in (one for one in of_run if groups[one.key_or_group]):
@@ -38,7 +38,8 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
                 if value is not None and str(value) not in options:
                     meant = did_you_mean(str(value), options).replace(":", ";")
                     return f"{group}={value} is not known: choose one of {', '.join(options)}{meant}"
-            choices.append(f"{group}={'null' if value is None else value}")
+            if not group.startswith("hydra/"):
+                choices.append(f"{group}={'null' if value is None else value}")
         config = compose("train", choices)
         given = [one.key_or_group for one in of_run if not (one.is_add() or one.is_force_add())]
         for key in given:
