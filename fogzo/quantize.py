@@ -28,10 +28,10 @@ LEFT_OUT = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, _Con
 
 def is_layer(module: nn.Module) -> bool:
     """Return whether ``quantize_model`` knows how to quantize ``module``'s weights."""
-    return isinstance(module, LAYERS) or _is_transposed(module)
+    return isinstance(module, LAYERS) or is_transposed(module)
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Return whether it is GPT-2's linear layer, transformers' ``Conv1D``, whose weight has the shape (in, out)."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
@@ -143,7 +143,7 @@ def quantize_model(
             latent = getattr(layer, tensor_name)
             if latent is not None:
                 used_by = owners.get(id(latent), [])
-                latent = latent.t() if _is_transposed(layer) else latent
+                latent = latent.t() if is_transposed(layer) else latent
                 found.append((layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, used_by)))
     left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
     if not found:
@@ -162,7 +162,7 @@ def quantize_model(
         activations.for_inputs(channels=1)  # refuses what has no form for activations
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
-        if tensor_name == "weight" and _is_transposed(layer):
+        if tensor_name == "weight" and is_transposed(layer):
             parametrize.register_parametrization(layer, tensor_name, _Transposed())
             cast("dict[str, nn.ModuleList]", layer.parametrizations)[tensor_name].insert(0, copied)
         else:

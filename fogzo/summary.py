@@ -82,12 +82,12 @@ def report(model: nn.Module) -> Report:
     ]
     found = Report(tuple(rows), sum(sizes[name] for name in quantized), sum(sizes.values()))
     if 2 * found.quantized < found.parameters:
-        largest = max((row for row in rows if row.bits == 32), key=lambda row: row.parameters)
-        warnings.warn(
-            f"{found.share:.1%} of the parameters are quantized; {largest.layer} ({largest.kind}) alone has "
-            f"{largest.parameters / found.parameters:.1%} in full precision",
-            stacklevel=2,
+        largest = max((row for row in rows if row.bits == 32), key=lambda row: row.parameters, default=None)
+        rest = largest and (
+            f"; {largest.layer} ({largest.kind}) alone has {largest.parameters / found.parameters:.1%} in full "
+            "precision"
         )
+        warnings.warn(f"{found.share:.1%} of the parameters are quantized{rest or ''}", stacklevel=2)
     return found
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         export(**vars(options))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -76,7 +76,7 @@ def export(model: nn.Module, path: str | Path, *, run: Mapping[str, Any] | None 
     tensors, entries, sizes = others(model), [], []
     document = {
         "version": VERSION,
-        "activations": activations(model),
+        "activations": activations(check_fitted(model)),
         "sha256": digest(tensors),
         "run": dict(run or {}),
     }
@@ -118,6 +118,18 @@ def others(model: nn.Module) -> dict[str, Tensor]:
     inside = tuple(f"{weight.parameter_name.removesuffix('original')}" for weight in quantized_weights(model))
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in rest.items()}  # tied ones twice
+
+
+def check_fitted(model: nn.Module) -> nn.Module:
+    """Return ``model``, if the steps of its quantized inputs are fitted to some.
+
+    Raises:
+        UserError: if not: a file would hold a step that means nothing.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, InputQuantizer) and not module.fitted:
+            raise UserError(f"{name} has no step yet: call the network on a batch of inputs in training mode first")
+    return model
 
 
 def activations(model: nn.Module) -> list[dict[str, Any]]:

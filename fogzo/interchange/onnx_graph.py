@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.errors import UserError
-from fogzo.interchange.canonical import Exported, Size
+from fogzo.interchange.canonical import Exported, Size, check_fitted
 from fogzo.interchange.coded import WAY_OUT, CodedTensor, coded_tensors, needed, pack
 from fogzo.quantize import bake
 from fogzo.quantizers import LSQ
@@ -48,6 +48,7 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Exported
         _quantize_input(traced.graph, layer, quantizer)
     traced.ir_version = onnx.helper.find_min_ir_version_for(traced.opset_import)
     onnx.checker.check_model(traced)
+    check_fitted(model)
     onnx.save(traced, path)
     before = sum(tensor.nbytes for tensor in _plain(model).state_dict().values())
     return Exported(path, before, path.stat().st_size, sizes)

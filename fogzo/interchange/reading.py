@@ -72,12 +72,15 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, In
             entries = {entry["name"]: entry for entry in document["codes"]}
             if len(entries) < len(document["codes"]):
                 raise _Unfit("a quantized tensor is listed twice")
+            if within := next((name for name in entries if f"{NAME}." in name), None):
+                raise _Unfit(f"{within} belongs to quantized inputs, which have no codes")
             coded = {key for name in entries for key in (name + CODES, name + SCALE)}
             plain = wanted.keys() - entries.keys()
             _check_names(set(file.keys()), coded | plain)
             tensors = {name: _tensor(file, name, wanted[name].dtype, tuple(wanted[name].shape)) for name in plain}
             if digest(tensors) != document["sha256"]:
                 raise _Unfit("its tensors have another SHA-256 than it says: get a fresh copy")
+            _check_inputs(tensors, wanted)
             _check_steps({name: tensors[name] for name in plain if f"{NAME}.quantizer." in name})
             for name, entry in entries.items():
                 tensors[name] = _weights(file, entry, wanted.get(name))
@@ -86,6 +89,15 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, In
         raise _Unfit(f"it is damaged, or no safetensors file ({one_line(error, 80)})") from None
     except OSError as error:
         raise _Unfit(f"it cannot be read ({one_line(error)})") from None
+
+
+def _check_inputs(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse quantized inputs of another kind than the metadata say, or without a step."""
+    for name in tensors:
+        if name.endswith(f"{NAME}.quantizer._extra_state") and not torch.equal(tensors[name], wanted[name]):
+            raise _Unfit(f"{name} is of another quantizer than its metadata say")
+        if name.endswith(f"{NAME}._extra_state") and not tensors[name].all():
+            raise _Unfit(f"{name.removesuffix('._extra_state')} was written before its step was fitted to inputs")
 
 
 def _check_header(path: Path) -> None:

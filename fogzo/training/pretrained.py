@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fogzo.errors import UserError, explained
+from fogzo.quantize import is_transposed
 
 WAY_OUT = (
     "name a state dict that torch.save wrote, a .safetensors file or a run's folder, or init_from=null for new weights"
@@ -25,6 +26,7 @@ WRAPPED = (
     "module",
 )  # what files keep a state dict under, beside other things
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DistributedDataParallel, torch.compile and wrappers
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # several at once
 LATENT = re.compile(r"parametrizations\.(\w+)\.original$")  # of a network that was quantized when it was saved
 QUANTIZERS = re.compile(r"(^|\.)(parametrizations|input_quantizer)\.")
 SHOWN = 3  # names
@@ -55,7 +57,12 @@ def initialise(model: nn.Module, path: str | Path) -> list[str]:
     Raises:
         UserError: if the file cannot be read, or nothing in it fits the model.
     """
-    there, own = read_weights(weights_file(path)), model.state_dict()
+    there, latents = _read(weights_file(path))
+    turned = [name + ".weight" for name, module in model.named_modules() if is_transposed(module)]
+    for name in latents:  # which are (out, in) of every layer
+        if any(f".{name}".endswith(f".{one}") or f".{one}".endswith(f".{name}") for one in turned):
+            there[name] = there[name].t()
+    own = model.state_dict()
     named = max(_namings(there, model), key=lambda names: len(_fitting(names, own)))
     fitting = _fitting(named, own)
     if not fitting & {name for name, _ in model.named_parameters(remove_duplicate=False)}:
@@ -79,13 +86,18 @@ def initialise(model: nn.Module, path: str | Path) -> list[str]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the full-precision weights in ``file`` by name; of a quantized network the latent ones.
+    """Return the full-precision weights in ``file`` by name; of a quantized network the latent ones (out, in).
 
     Nothing in the file is run: it is safetensors, or read with ``weights_only``.
 
     Raises:
         UserError: if it is damaged, or holds no state dict.
     """
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], set[str]]:
+    """Return the weights, and which of them are latent ones."""
     unreadable = (RuntimeError, pickle.UnpicklingError, SafetensorError, KeyError, AttributeError)
     with explained(file, WAY_OUT, problem="cannot be read as weights", also=unreadable):
         if file.suffix == ".safetensors":
@@ -99,8 +111,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} holds no tensors by name: {WAY_OUT}")
     if any(name.endswith(".codes") for name in state):
         raise UserError(f"{file} holds codes, which fogzo.export wrote, and no full-precision weights: {WAY_OUT}")
-    latent = {LATENT.sub(r"\1", name): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in latent.items() if not QUANTIZERS.search(name)}
+    latents = {LATENT.sub(r"\1", name) for name in state if LATENT.search(name)}
+    named = {LATENT.sub(r"\1", name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in named.items() if not QUANTIZERS.search(name)}, latents
 
 
 def _is_state(value: object) -> bool:
@@ -112,6 +125,7 @@ def _namings(state: dict[str, Tensor], model: nn.Module) -> Iterator[dict[str, T
     yield state
     for prefix in PREFIXES:
         yield {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    yield {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if base := getattr(model, "base_model_prefix", ""):
         yield {f"{base}.{name}": tensor for name, tensor in state.items()}
 

@@ -76,7 +76,7 @@ def config_of(record: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictC
             loader = GlobalHydra.instance().config_loader()
             chosen = [word for word in overrides if word.partition("=")[0] in loader.list_groups("")]
             again = {word.partition("=")[0] for word in chosen}
-            kept = {key: value for key, value in record.items() if key not in {"experiment", "content", *again}}
+            kept = {key: _plain(value) for key, value in record.items() if key not in {"experiment", "content", *again}}
             names = {group: value.get("name") for group, value in kept.items() if isinstance(value, dict)}
             known = [f"{group}={name}" for group, name in names.items() if name in loader.get_group_options(group)]
             config = compose("train", [f"scale={record['scale']}", *known, *chosen])
@@ -86,6 +86,21 @@ def config_of(record: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictC
         way_out = "give other values, or take the code that made the run"
         raise UserError(f"no config can be made of this run ({one_line(error, 120)}): {way_out}") from error
     return config
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` of a record without what Hydra would call: a stranger's folder runs no code.
+
+    Raises:
+        UserError: for a reference, which could name anything; records have none.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(of_key) for key, of_key in value.items() if not str(key).startswith("_")}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{value!r} in a record's config is a reference, which no run writes: take the run's own file")
+    return value
 
 
 def evaluate_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, float]:

@@ -152,3 +152,19 @@ def test_the_layout_is_what_the_page_says(quantizer, tmp_path):
     assert list(weights) == ["0.weight", "1.weight"]
     for number in (0, 1):
         assert torch.allclose(torch.from_numpy(weights[f"{number}.weight"]), model[number].weight, atol=1e-7)
+
+
+def test_a_strangers_run_folder_runs_no_code(runs, tmp_path):
+    folder = tmp_path / "stranger"
+    shutil.copytree(runs("fixed"), folder)
+    config = (folder / "config.yaml").read_text()
+    touched = tmp_path / "touched"
+    bad = config.replace("model:\n", f"model:\n  _target_: subprocess.getoutput\n  cmd: touch {touched}\n")
+    assert bad != config
+    (folder / "config.yaml").write_text(bad)
+    with pytest.raises(ValueError, match="cmd"):
+        fogzo.load_run(folder)
+    assert not touched.exists()
+    (folder / "config.yaml").write_text(config.replace("model:\n", "model:\n  width: ${oc.env:HOME}\n"))
+    with pytest.raises(ValueError, match="is a reference, which no run writes"):
+        fogzo.load_run(folder)

@@ -204,3 +204,10 @@ def test_a_failed_export_leaves_the_file_before_it(tmp_path, monkeypatch):
         fogzo.export(model, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_steps_that_were_never_fitted_go_into_no_file(tmp_path):
+    model = fogzo.quantize_model(nn.Sequential(nn.Linear(8, 8)), fogzo.LSQ(2), activations=fogzo.LSQ(2))
+    with pytest.raises(ValueError, match="has no step yet: call the network on a batch of inputs in training mode"):
+        fogzo.export(model, tmp_path / "x.safetensors")
+    assert not any(tmp_path.iterdir())

@@ -95,6 +95,12 @@ def overwritten(name, values):
     return spoil
 
 
+def inputs_of_another_quantizer(good):
+    good.data[good.bytes_of("0.input_quantizer.quantizer._extra_state").start] ^= 1
+    good.document["sha256"] = _digest(good)
+    return good.raw()
+
+
 def _digest(good):
     from fogzo.interchange.canonical import digest
 
@@ -234,6 +240,7 @@ SPOILT = {
     "scale zero": (overwritten("0.weight.scale", ZERO), "the scale of 0.weight must be positive and finite"),
     "bias changed": (lambda good: good.raw()[:-1] + b"\x7f", "its tensors have another SHA-256|SHA-256"),
     "step of inputs not a number": (overwritten("0.input_quantizer.quantizer.step", NAN), "no step of activations"),
+    "inputs of another quantizer": (inputs_of_another_quantizer, "is of another quantizer than its metadata say"),
     "floor of inputs negative": (overwritten("0.input_quantizer.quantizer.floor", NEGATIVE), "no step of activations"),
     "a tensor less": (without("0.bias"), "it lacks 0.bias and 0 more: is it another network's"),
     "a tensor more": (another("extra"), "it holds, beyond the model's, extra and 0 more"),

@@ -55,3 +55,9 @@ def test_a_model_that_is_quantized_for_the_most_part_gets_no_warning():
 def test_a_plain_model_is_refused():
     with pytest.raises(ValueError, match=r"no quantized weights: call fogzo\.quantize_model"):
         fogzo.report(torch.nn.Linear(2, 2))
+
+
+def test_what_no_matrix_is_needs_no_name_in_the_warning():
+    model = nn.Sequential(fogzo.quantize_model(nn.Linear(1, 8), fogzo.FixedScale(2)), nn.LayerNorm(8))
+    with pytest.warns(UserWarning, match=r"^25\.0% of the parameters are quantized$"):
+        fogzo.report(model)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 import fogzo
 from fogzo.interchange.onnx_graph import export_onnx
+from fogzo.training.pretrained import initialise
 
 QUANTIZERS = [fogzo.FixedScale(2, per_channel=True), fogzo.Sign(), fogzo.LSQ(3), fogzo.QuEST(2)]
 
@@ -97,3 +98,14 @@ def test_gpt_2_is_quantized_whole_and_loads_its_state():
     fresh.load_state_dict(model.state_dict())
     tokens = torch.arange(16)[None]
     assert torch.equal(fresh(tokens).logits, model(tokens).logits)
+
+
+def test_a_quantized_networks_latents_begin_a_plain_one_the_way_round_that_its_layers_have(tmp_path):
+    square = Conv1D(8, 8)
+    model = nn.Sequential(square)
+    weight = square.weight.detach().clone()
+    fogzo.quantize_model(model, fogzo.FixedScale(2))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    fresh = nn.Sequential(Conv1D(8, 8))
+    initialise(fresh, tmp_path / "model.pt")
+    assert torch.equal(fresh[0].weight, weight)
