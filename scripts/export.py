@@ -55,7 +55,8 @@ def export(run: Path, to: str, out: Path | None, *, verify: bool, verbose: bool)
     model, config = load_run(run)
     path = out or run / "export" / NAMES[to]
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = instantiate(config.data, "data")
+    needs_data = verify or to != "safetensors"
+    data: Any = instantiate(config.data, "data") if needs_data else None
     if to == "safetensors":
         summary = RunFolder.view(run, {}).summary() or {}
         origin = {"identity": identity(read_config(run)), "git_commit": summary.get("git_commit")}
@@ -69,6 +70,8 @@ def export(run: Path, to: str, out: Path | None, *, verify: bool, verbose: bool)
     print(written)
     if verify:
         inputs = examples(data)
+        if len(inputs) < len(data.test):
+            print(f"comparing {len(inputs):,} of {len(data.test):,} test examples")
         fresh = fogzo.load(path, instantiate(config.model, "model")).eval() if to == "safetensors" else None
         again = foreign(model, path, inputs) if fresh is None else logits_of(fresh, inputs)
         compare(logits_of(model, inputs), again, exactly=to != "onnx")

@@ -53,8 +53,10 @@ def export_compressed(
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         config.eos_token_id = _save_tokenizer(folder, Path(tokenizer), end_of_text)
-    config.save_pretrained(folder)
     needed("safetensors.torch").save_file(state, folder / "model.safetensors", {"format": "pt"})
+    if (generation := getattr(model, "generation_config", None)) is not None and tokenizer is None:
+        generation.save_pretrained(folder)
+    config.save_pretrained(folder)  # last: without it the folder opens nowhere
     after = (folder / "model.safetensors").stat().st_size
     return Exported(folder, before + sum(size.before for size in sizes), after, tuple(sizes))
 

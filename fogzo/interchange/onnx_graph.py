@@ -49,7 +49,12 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Exported
     traced.ir_version = onnx.helper.find_min_ir_version_for(traced.opset_import)
     onnx.checker.check_model(traced)
     check_fitted(model)
-    onnx.save(traced, path)
+    partial = path.with_name(path.name + ".tmp")  # an earlier file stays whole until this one is
+    try:
+        onnx.save(traced, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     before = sum(tensor.nbytes for tensor in _plain(model).state_dict().values())
     return Exported(path, before, path.stat().st_size, sizes)
 
@@ -105,7 +110,9 @@ def _container(bits: int) -> int:
 def _pack(graph: Any, tensor: CodedTensor) -> Size:
     """Put the whole numbers in the place of a weight: the node that computes the weight takes over its name."""
     helper, types = needed("onnx").helper, needed("onnx").TensorProto
-    (weight,) = [initializer for initializer in graph.initializer if initializer.name == tensor.name]
+    weight = next((initializer for initializer in graph.initializer if initializer.name == tensor.name), None)
+    if weight is None:
+        raise UserError(f"{tensor.name} is not in the graph that torch.onnx makes of the example: does forward use it?")
     graph.initializer.remove(weight)
     bits = _container(tensor.bits)
     kind = types.DataType.Value(f"INT{bits}")

@@ -39,7 +39,9 @@ def weights_file(path: str | Path) -> Path:
         UserError: if there is none.
     """
     file = Path(path)
-    file = file / "model.pt" if file.is_dir() else file
+    if file.is_dir():  # of a run, or of transformers
+        of_library = file / "model.safetensors"
+        file = of_library if of_library.is_file() else file / "model.pt"
     if not file.is_file():
         raise UserError(f"init_from={path}: {file} is not there: {WAY_OUT}")
     return file

@@ -99,6 +99,13 @@ def test_the_content_and_not_the_path_is_part_of_a_runs_identity(train, tmp_path
     assert load_run(first[0]).config.init_from == "a.pt"  # which is another file now: it is not read again
 
 
+def test_a_folder_may_be_one_of_transformers(tmp_path):
+    source, model = mlp(), mlp()
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    initialise(model, tmp_path)
+    assert torch.equal(model.hidden.weight, source.hidden.weight)
+
+
 class Loud:
     def __reduce__(self):
         return print, ("code was run",)
