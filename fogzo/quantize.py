@@ -129,22 +129,7 @@ def quantize_model(
     flag(biases, "biases")
     skipped = set().union(*_matched(model, patterns, "skip pattern").values())
     prototypes = _prototypes(model, quantizer, skipped)
-    found: list[tuple[nn.Module, str, Quantizer]] = []
-    owners = _owners_of_parameters(model)
-    for layer_name, layer in model.named_modules():
-        if not is_layer(layer) or layer_name not in prototypes:
-            continue
-        for tensor_name in ("weight", "bias") if biases else ("weight",):
-            name = f"{layer_name}.{tensor_name}".lstrip(".")
-            if parametrize.is_parametrized(layer, tensor_name):
-                raise UserError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
-            if activations is not None:
-                check_inputs(layer, layer_name)
-            latent = getattr(layer, tensor_name)
-            if latent is not None:
-                used_by = owners.get(id(latent), [])
-                latent = latent.t() if is_transposed(layer) else latent
-                found.append((layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, used_by)))
+    found = _fitted(model, prototypes, biases=biases, inputs=activations is not None)
     left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
     if not found:
         also = f"; it has {', '.join(left_out)}, which stay in full precision" if left_out else ""
@@ -170,6 +155,29 @@ def quantize_model(
         if activations is not None and tensor_name == "weight":
             quantize_inputs(layer, activations)
     return model
+
+
+def _fitted(
+    model: nn.Module, prototypes: Mapping[str, Quantizer], *, biases: bool, inputs: bool
+) -> list[tuple[nn.Module, str, Quantizer]]:
+    """Return layer, tensor name and fitted quantizer of each tensor to quantize; the model is not touched."""
+    found: list[tuple[nn.Module, str, Quantizer]] = []
+    owners = _owners_of_parameters(model)
+    for layer_name, layer in model.named_modules():
+        if not is_layer(layer) or layer_name not in prototypes:
+            continue
+        for tensor_name in ("weight", "bias") if biases else ("weight",):
+            name = f"{layer_name}.{tensor_name}".lstrip(".")
+            if parametrize.is_parametrized(layer, tensor_name):
+                raise UserError(f"{name} has a parametrization already: quantize a plain model, or skip this layer")
+            if inputs:
+                check_inputs(layer, layer_name)
+            latent = getattr(layer, tensor_name)
+            if latent is not None:
+                used_by = owners.get(id(latent), [])
+                latent = latent.t() if is_transposed(layer) else latent
+                found.append((layer, tensor_name, _fitted_copy(prototypes[layer_name], latent, name, used_by)))
+    return found
 
 
 def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
