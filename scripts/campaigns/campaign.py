@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import resource
@@ -27,6 +28,14 @@ WHOLE, SAID, FAULT = "done", "said in a sentence", "FAULT"
 Outcome = tuple[str, str]  # one of these words, and the sentence or what went wrong
 LONGEST = 15  # seconds
 MEMORY = 8 << 30
+
+
+def asked(what: str | None, count: int) -> argparse.Namespace:
+    """Return the number of cases and the seed that the command line asks for; ``count`` by default."""
+    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def warm_up() -> None:

@@ -8,7 +8,6 @@ asked for is seen too.  Prints what fails, and counts; exits with 1 if anything 
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import CONFIGS, FAULT, ROOT, SAID, WHOLE, Outcome, composed, forked, options, warm_up
+from campaign import CONFIGS, FAULT, ROOT, SAID, WHOLE, Outcome, asked, composed, forked, options, warm_up
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -81,10 +80,7 @@ def carried_out(overrides: list[str]) -> Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", nargs="?", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = asked(__doc__, 2000)
     counts: Counter[str] = Counter()
     warm_up()
     for number in range(given.count):

@@ -8,7 +8,6 @@ same command ends as on a disk that was never full.  Then two of the same at onc
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import FAULT, SAID, WHOLE, Outcome, ended, forked, started, told, warm_up
+from campaign import FAULT, SAID, WHOLE, Outcome, asked, ended, forked, started, told, warm_up
 from killing import differing, end_of
 from readers import trained
 
@@ -85,10 +84,7 @@ def together(name: str, whole: Path, before: Path, folder: Path) -> tuple[str, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", nargs="?", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = asked(__doc__, 100)
     warm_up()
     counts, wrong = Counter[str](), 0
     with tempfile.TemporaryDirectory() as top:

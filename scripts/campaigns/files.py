@@ -8,7 +8,6 @@ every file as it was.  Prints what fails, and for each kind of file how many cas
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import FAULT, SAID, as_anybody, forked, warm_up
+from campaign import FAULT, SAID, as_anybody, asked, forked, warm_up
 from readers import make
 
 
@@ -48,10 +47,7 @@ def held(folder: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", nargs="?", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = asked(__doc__, 500)
     warm_up()
     counts, wrong = Counter[str](), 0
     with tempfile.TemporaryDirectory() as top:

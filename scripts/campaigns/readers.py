@@ -16,6 +16,7 @@ from PIL import Image
 
 import fogzo
 from fogzo.data.imagenet.folder import folder_data
+from fogzo.data.pydocs import pydocs
 from fogzo.data.shards import Manifest, ShardWriter, sha256_of
 from fogzo.data.text import open_text
 from fogzo.data.tokenize import load_tokenizer
@@ -65,7 +66,7 @@ def make(top: Path) -> dict[str, tuple[Path, list[str], Callable[[], Outcome]]]:
         (every["records"] / part).mkdir(parents=True)
         for file in (ROOT / part).glob("equal_time*"):
             shutil.copy(file, every["records"] / part)
-    tokenizer = next((ROOT / "data/pydocs").glob("*/tokenizer.json"))
+    tokenizer = Path(str(pydocs(ROOT / "data").tokenizer_file))  # a fresh clone has none yet
     shutil.copy(tokenizer, every["text"])
     splits = {}
     for name in ("train", "test"):
