@@ -3,7 +3,7 @@
 python scripts/diagnose.py RUN_FOLDER                     a finished run, or the newest checkpoint of one that goes on
 python scripts/diagnose.py RUN_FOLDER/checkpoint-000000500.pt        also replays 20 steps, to see codes flip
 python scripts/diagnose.py RUN_A RUN_B                    two runs side by side
-python scripts/diagnose.py RUN_FOLDER --batches 8 --probes 64        more probes: shorter intervals, more time
+python scripts/diagnose.py RUN_FOLDER --batches 8 --probes 500       more probes: shorter intervals, more time
 
 Prints a table and one sentence, and writes a page (--page, default RUN_FOLDER/diagnosis.html) with a JSON beside it.
 Ctrl-C ends the measurement, and says what is known by then.
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER|CHECKPOINT", help="one or two")
     parser.add_argument("--batches", type=int, default=8, help="of training data (default 8)")
-    parser.add_argument("--probes", type=int, default=32, help="pairs a batch for each tensor (default 32)")
+    parser.add_argument("--probes", type=int, help="pairs a batch (default: what 3 minutes hold, from 8 to 256)")
     parser.add_argument("--beta", type=float, help="FOGZO's β (default: the run's own at its end)")
     parser.add_argument("--seed", type=int, default=0, help="of the probes")
     parser.add_argument("--page", type=Path, help="where the page goes (FILE.html; its JSON is FILE.json)")
@@ -55,7 +55,7 @@ def carry_out(given: argparse.Namespace) -> None:
     file = given.page or subjects[0].folder / "diagnosis.html"
     found = []
     for subject in subjects:
-        with tqdm(desc=subject.folder.name[:40], unit="visit", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(desc=subject.folder.name[:40], unit="pair", disable=not sys.stderr.isatty()) as bar:
             found.append(diagnose(subject, options, partial(_told, bar)))
         print(text(found[-1]), end="\n\n", flush=True)
         if found[-1].interrupted:

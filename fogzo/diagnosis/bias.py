@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ FEWEST = 8  # pairs that an interval is made of
 WIDEST = 0.5  # of an interval that is called resolved
 NORMAL = 1.96  # two-sided 95 %
 DOUBT = 3.0  # deviations by which ‖R‖² has to exceed 0 before an angle is believed
+DOUBLINGS = 12  # of the pairs, at which a cosine that is not resolved is looked for
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -50,16 +51,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Moments:
-    """⟨v, R⟩ and ‖R‖² as they were estimated, with their covariance (2 x 2), and ‖v‖².  They add up over tensors."""
+    """⟨v, R⟩ and ‖R‖² as they were estimated, with their covariance (2 x 2), and ‖v‖².
+
+    ``noise_of_noise`` is the part of the variance of ‖R‖² that falls as 1/pairs²; all else falls as 1/pairs.
+    """
 
     dot: float
     square: float
     covariance: Array
     own_square: float
-
-    def __add__(self, other: Moments) -> Moments:
-        total = self.covariance + other.covariance  # pairs of other tensors are independent
-        return Moments(self.dot + other.dot, self.square + other.square, total, self.own_square + other.own_square)
+    noise_of_noise: float
 
     def cosine(self) -> Interval:
         """Return the cosine of v with R: over the ellipse in which ⟨v, R⟩/‖v‖ and ‖R‖² lie, as ‖R‖ ≥ |⟨v, R⟩|/‖v‖."""
@@ -73,9 +74,13 @@ class Moments:
         along, square = np.column_stack([points, centre])
         every = along / np.sqrt(np.maximum(np.maximum(square, along**2), 1e-300))
         value, low, high = float(every[-1]), float(every.min()), float(every.max())
-        if self.square <= DOUBT * math.sqrt(max(self.covariance[1, 1], 0.0)):  # with no gradient there is no angle
+        if not self._has_length:  # with no gradient there is no angle
             low, high = (low if low > 0 else -1.0), (high if high < 0 else 1.0)
         return Interval(value, low, high)
+
+    @property
+    def _has_length(self) -> bool:
+        return bool(self.square > DOUBT * math.sqrt(max(self.covariance[1, 1], 0.0)))
 
     def ratio(self) -> Interval | None:
         """Return ‖v‖/‖R‖, or ``None`` where the interval of ‖R‖² holds 0."""
@@ -84,6 +89,17 @@ class Moments:
             return None
         norms = (self.square, self.square + reach, self.square - reach)
         return Interval(*(math.sqrt(self.own_square / norm) for norm in norms))
+
+    def factor(self) -> float | None:
+        """Return by how many times as many pairs the cosine would be resolved, if any number in reach would do."""
+        least = self.dot**2 / self.own_square if self.own_square > 0 else 0.0
+        square = self.square if self._has_length else least  # what g sees of a length that is not there yet
+        for factor in 2.0 ** np.arange(DOUBLINGS):
+            covariance = self.covariance / factor
+            covariance[1, 1] -= min(self.noise_of_noise, self.covariance[1, 1]) * (1 - 1 / factor) / factor
+            if replace(self, square=square, covariance=covariance).cosine().resolved:
+                return float(factor)
+        return None
 
 
 def _ellipse(covariance: Array) -> Array:
@@ -127,19 +143,57 @@ def _square(direction: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class TensorBias:
-    """What the probes say about one tensor; ``draw`` adds up over tensors, as a draw is of all of them at once."""
+class Measured:
+    """What pairs of probes say about one tensor, or about several together, whose pairs shared their noise.
 
-    ste: Moments
-    matched: Moments
-    along: Array  # ⟨FOGZO's mean, ·⟩ of each pair of the reference
-    reference: Array  # h_k: mean over j ≠ k of ⟨s_j z_j, s_k z_k⟩
-    spread: float  # variance of ‖R‖²
-    draw: Array  # (3, m), of each FOGZO draw G: ⟨G, R⟩, mean of ⟨G, other draws⟩, ‖G‖²
+    Attributes:
+        dots: each pair's part in ⟨v, R⟩, for v the STE's gradient g, g with K for its derivative, FOGZO's mean: (3, n).
+        reference: each pair's h_k: mean over j ≠ k of ⟨s_j z_j, s_k z_k⟩.
+        noise_of_noise: its part in the variance of ‖R‖².
+        squares: ‖v‖² of the first two v.
+        draw: of each FOGZO draw G: ⟨G, R⟩, mean of ⟨G, other draws⟩, ‖G‖²: (3, m).
+    """
+
+    dots: Array
+    reference: Array
+    noise_of_noise: float
+    squares: Array
+    draw: Array
+
+    def __add__(self, other: Measured) -> Measured:
+        return Measured(*(getattr(self, key.name) + getattr(other, key.name) for key in fields(self)))
+
+    def moments(self) -> tuple[Moments, Moments, Moments, Moments]:
+        """Return those of the STE's gradient, of it with K for its derivative, of FOGZO's mean, of one FOGZO draw."""
+        ste, matched, mean = (self._covariance(dots) for dots in self.dots)
+        dot, square, size = self.draw.mean(1)
+        count = self.draw.shape[1]
+        if square > 2 * NORMAL * self.draw[1].std(ddof=1) / math.sqrt(count):
+            # a draw changes the mean's cosine by its part across the mean
+            mean[0, 0] += (self.draw[0] - dot / square * (self.draw[1] - square)).var(ddof=1) / count
+        else:  # the mean drowns in its own draws
+            mean = np.full((2, 2), np.nan)
+        reference, own = float(self.reference.mean()), (*self.squares, max(square, 0.0), size)
+        values = zip((*self.dots[:2].mean(1), dot, dot), (ste, matched, mean, mean), own, strict=True)
+        first, second, third, fourth = (
+            Moments(float(v), reference, covariance, float(square), self.noise_of_noise)
+            for v, covariance, square in values
+        )
+        return first, second, third, fourth
+
+    def _covariance(self, dots: Array) -> Array:
+        """Return that of the mean of ``dots`` and ‖R‖², by each pair's influence on them."""
+        count = len(dots)
+        if count < FEWEST:
+            return np.full((2, 2), np.nan)
+        covariance: Array = np.cov(np.stack([dots, 2 * self.reference]), ddof=1) / count
+        # the jackknife counts the noise of noise twice
+        covariance[1, 1] = max(covariance[1, 1] - self.noise_of_noise, covariance[1, 1] / 2)
+        return covariance
 
 
-def tensor_bias(pairs: Sampled, guide: Tensor, matched: Callable[[], Tensor], draws: Sampled) -> TensorBias:
-    """Return the moments of one tensor: of g, of g with K for its derivative (``matched``), of FOGZO's ``draws``.
+def measured(pairs: Sampled, guide: Tensor, matched: Callable[[], Tensor], draws: Sampled) -> Measured:
+    """Return what is known of one tensor: of g, of g with K for its derivative (``matched``), of FOGZO's ``draws``.
 
     All vectors are flat, in grid units; at least two pairs and two draws.  Besides ``guide`` no more than three vectors
     of the tensor's size exist at a time.
@@ -147,58 +201,23 @@ def tensor_bias(pairs: Sampled, guide: Tensor, matched: Callable[[], Tensor], dr
     n, m = len(pairs), len(draws)
     slopes, drawn = np.array(pairs.slopes), np.array(draws.slopes)
     other = matched()
-    matched_square = float(other @ other)
+    squares = np.array([_square(guide), _square(other)])
     p, q = pairs.dots(guide, other)
     del other
-    guide_square = float(guide @ guide)
-    share = float(slopes @ p) / n / guide_square if guide_square > 0 else 0.0
+    share = float(slopes @ p) / n / squares[0] if squares[0] > 0 else 0.0
     rest = slopes - share * p  # of the slopes, without what g explains: R = share g + E[rest z]
     total, mean_draw = pairs.total(rest), draws.total(drawn / m)
     crossed, along = pairs.dots(total, mean_draw)
-    squares = pairs.squares()
     explained = rest * p
     others = (explained.sum() - explained) / (n - 1)
-    reference = rest * (crossed - rest * squares) / (n - 1) + share * (explained + others) + share**2 * guide_square
-    spread = 4 * float(reference.var(ddof=1)) / n
-    # the jackknife counts the noise of noise twice
-    spread = max(spread - 2 * float(rest @ rest / n) ** 2 * guide.numel() / n**2, spread / 2)
+    reference = (rest * crossed - rest**2 * pairs.squares()) / (n - 1)
     with_guide, with_total, with_draws = draws.dots(guide, total, mean_draw)
     sizes = drawn**2 * draws.squares()
-    draw = np.stack([drawn * (share * with_guide + with_total / n), (drawn * with_draws * m - sizes) / (m - 1), sizes])
-    return TensorBias(
-        ste=_moments(slopes * p, reference, spread, guide_square),
-        matched=_moments(slopes * q, reference, spread, matched_square),
-        along=rest * along + share * float(mean_draw @ guide),
-        reference=reference,
-        spread=spread,
-        draw=draw,
+    draw = (drawn * (share * with_guide + with_total / n), (drawn * with_draws * m - sizes) / (m - 1), sizes)
+    return Measured(
+        dots=np.stack([slopes * p, slopes * q, rest * along + share * float(mean_draw @ guide)]),
+        reference=reference + share * (explained + others) + share**2 * squares[0],
+        noise_of_noise=2 * float(rest @ rest / n) ** 2 * guide.numel() / n**2,
+        squares=squares,
+        draw=np.stack(draw),
     )
-
-
-def _moments(dots: Array, reference: Array, spread: float, own_square: float) -> Moments:
-    """Of pairs: the mean of ``dots``, ‖R‖² and their covariance, by each pair's influence on them."""
-    return Moments(float(dots.mean()), float(reference.mean()), _covariance(dots, reference, spread), own_square)
-
-
-def _covariance(dots: Array, reference: Array, spread: float) -> Array:
-    if len(dots) < FEWEST:
-        return np.full((2, 2), np.nan)
-    covariance: Array = np.cov(np.stack([dots, 2 * reference]), ddof=1) / len(dots)
-    covariance[1, 1] = spread
-    return covariance
-
-
-def fogzo_moments(tensors: Sequence[TensorBias]) -> tuple[Moments, Moments]:
-    """Return the moments of FOGZO's mean, and of one of its draws, over ``tensors`` together."""
-    draw = np.sum([tensor.draw for tensor in tensors], axis=0)
-    dot, square, size = draw.mean(1)
-    covariance: Array = np.sum([_covariance(t.along, t.reference, t.spread) for t in tensors], axis=0)
-    count = draw.shape[1]
-    if square > 2 * NORMAL * draw[1].std(ddof=1) / math.sqrt(count):
-        # a draw changes the mean's cosine by its part across the mean
-        covariance[0, 0] += (draw[0] - dot / square * (draw[1] - square)).var(ddof=1) / count
-    else:  # the mean drowns in its own draws
-        covariance = np.full((2, 2), np.nan)
-    reference = float(sum(tensor.reference.mean() for tensor in tensors))
-    mean, one = max(float(square), 0.0), float(size)
-    return Moments(float(dot), reference, covariance, mean), Moments(float(dot), reference, covariance, one)

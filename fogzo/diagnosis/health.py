@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fogzo.quantize import QuantizedWeight
-from fogzo.quantizers import Sign
+from fogzo.quantizers import Quantizer, Sign
 
 DEAD = 0.01  # of the surrogate's largest derivative: tanh's is never 0
 CELLS = 20  # of the histogram of distances, over 0 to 1 code units; the last holds what lies beyond
@@ -58,14 +58,19 @@ def surrogate_and_distance(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
     return torch.ones_like(x) if derivative is None else derivative, distance
 
 
+def dead_weights(quantizer: Quantizer, derivative: Tensor) -> Tensor:
+    """Return of which weights the surrogate's ``derivative`` lets no gradient through."""
+    peak = 2 * float(quantizer.smoothing.derivative(torch.zeros(1))) if isinstance(quantizer, Sign) else 1.0
+    return derivative < DEAD * peak
+
+
 @torch.no_grad()
 def tensor_health(weight: QuantizedWeight) -> TensorHealth:
     """Return what the codes of ``weight`` are like now."""
     quantizer, latent = weight.quantizer, weight.latent.detach()
     count = latent.numel()
     derivative, distance = surrogate_and_distance(weight)
-    peak = 2 * float(quantizer.smoothing.derivative(torch.zeros(1))) if isinstance(quantizer, Sign) else 1.0
-    dead = int((derivative < DEAD * peak).sum()) / count
+    dead = int(dead_weights(quantizer, derivative).sum()) / count
     del derivative  # a large tensor's parts are as large as it is
     median = float(distance.median())
     cells = torch.histc(distance.clamp_(max=1.0), bins=CELLS, min=0.0, max=1.0)
@@ -85,6 +90,36 @@ def tensor_health(weight: QuantizedWeight) -> TensorHealth:
         distance=median,
         distances=(cells / count).tolist(),
     )
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a network stood at one step: its share of dead weights, and each tensor's mean scale.
+
+    ``revived`` is the share of the weights that were dead at the point before and are no longer.
+    """
+
+    step: int
+    dead: float
+    revived: float
+    scales: list[float]
+
+
+class Course:
+    """The points of a training, in the order in which its weights are shown."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.dead: list[Tensor] = []
+
+    def add(self, step: int, weights: Sequence[QuantizedWeight]) -> None:
+        """Add where ``weights`` stand now."""
+        now = [dead_weights(weight.quantizer, surrogate_and_distance(weight)[0]) for weight in weights]
+        total = sum(dead.numel() for dead in now)
+        revived = sum(int((was & ~is_now).sum()) for was, is_now in zip(self.dead, now, strict=bool(self.dead)))
+        scales = [float(weight.quantizer.scale(weight.latent.detach()).mean()) for weight in weights]
+        self.points.append(Point(step, sum(int(dead.sum()) for dead in now) / total, revived / total, scales))
+        self.dead = now
 
 
 @dataclass(frozen=True)

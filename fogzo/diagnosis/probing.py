@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fogzo.diagnosis.bias import Sampled, TensorBias, tensor_bias
+from fogzo.diagnosis.bias import Measured, Sampled, measured
 from fogzo.diagnosis.health import surrogate_and_distance
 from fogzo.estimators.base import Closure, check_weights, first_order, loss_of
 from fogzo.estimators.perturb import Displacement, Noise
-from fogzo.estimators.replay import RandomState, World, same_world
+from fogzo.estimators.replay import RandomState, same_world
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers import Sign
 from fogzo.seeding import derive_seed
@@ -22,6 +24,7 @@ from fogzo.smoothing import Smoothing
 
 VISITS = 4  # to each batch, so that a measurement cut short has seen all of them
 Told = Callable[[int, int], None]
+Asked = Callable[[Callable[[Closure], Any]], Any]
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Slopes:
     Attributes:
         guide: g, the STE's gradient of the mean loss of the batches, in grid units, weight by weight.
         batch_squares: ‖g_b‖² of each batch.
-        of_tensor: slopes of the pairs that mirror one tensor's noise, tensor by tensor.
+        of_tensor: of each pair, which share their noise, the slopes that mirror one tensor's, tensor by tensor.
         of_fogzo: slopes along √β ĝ + √(1-β) z.
         interrupted: whether Ctrl-C came before all was measured.
     """
@@ -45,15 +48,15 @@ class Slopes:
     of_fogzo: list[float] = field(default_factory=list)
     interrupted: bool = False
 
-    def noise(self, place: int, number: int, beside: int | None = None) -> Tensor:
-        """Return z of the weight at ``place`` in its pair ``number``, or in that of the weight ``beside`` it."""
-        seed = derive_seed("diagnosis", self.seed, place, -1 if beside is None else beside)
+    def noise(self, place: int, number: int, of: str = "reference") -> Tensor:
+        """Return z of the weight at ``place`` in pair ``number``."""
+        seed = derive_seed("diagnosis", self.seed, place, of)
         (z,) = Noise([self.weights[place]], seed, number).draw(range(1))
         return z.squeeze(0)
 
     def fogzo_direction(self, place: int, number: int) -> Tensor:
         """Return u of FOGZO's pair ``number``."""
-        z = self.noise(place, number, beside=len(self.weights)).mul_(math.sqrt(1 - self.beta))
+        z = self.noise(place, number, "fogzo").mul_(math.sqrt(1 - self.beta))
         return z.add_(self.guide[place], alpha=math.sqrt(self.beta / self.guide_square))
 
     @functools.cached_property
@@ -61,10 +64,10 @@ class Slopes:
         """‖g‖²; a guide of zeros counts as 1, so that it stays one."""
         return sum(float(torch.linalg.vector_norm(g)) ** 2 for g in self.guide) or 1.0
 
-    def bias(self, place: int) -> TensorBias:
-        """Return the moments of one tensor."""
-        return tensor_bias(
-            Sampled(self.of_tensor[place], lambda k: self.noise(place, k).flatten()),
+    def measured(self, place: int) -> Measured:
+        """Return what is known of one tensor."""
+        return measured(
+            Sampled([pair[place] for pair in self.of_tensor], lambda k: self.noise(place, k).flatten()),
             self.guide[place].flatten(),
             lambda: matched(self.weights[place], self.guide[place]).flatten(),
             Sampled(self.of_fogzo, lambda k: self.fogzo_direction(place, k).flatten()),
@@ -83,83 +86,82 @@ def measure(
 ) -> Slopes:
     """Return slopes of ``probes`` pairs a batch for each weight, and as many of FOGZO's; the model is left as it was.
 
+    Ctrl-C ends the measurement, and what is known by then is returned.
+
     Args:
         closure_of: the loss of batch b, with torch's generators seeded for it, so that a batch's loss is a function.
-        told: hears of visits done, and of how many.
-
-    Raises:
-        KeyboardInterrupt: before there is a gradient; later the measurement ends there.
+        told: hears of pairs done, and of how many.
     """
     weights = check_weights(weights)
-    found = Slopes(weights, beta, seed, of_tensor=[[] for _ in weights])
-    model = weights[0].model
+    found = Slopes(weights, beta, seed)
     units = [weight.grid_unit() for weight in weights]
     found.guide = [torch.zeros_like(weight.latent) for weight in weights]
+    total = batches * probes
     try:
+        told(0, total)
         for b in range(batches):
-            with _world(closure_of, b, found) as (closure, world):
-                world.restore()
-                first_order(closure, weights)
-            square = 0.0
-            for weight, unit, mean in zip(weights, units, found.guide, strict=True):
-                if weight.latent.grad is not None:
-                    mean.add_(own := weight.latent.grad.mul_(unit), alpha=1 / batches)
-                    square += float(torch.linalg.vector_norm(own)) ** 2
-            found.batch_squares.append(square)
-            model.zero_grad(set_to_none=True)
-        visits = [(visit, b) for visit in range(VISITS) for b in range(batches)]
-        for done, (visit, b) in enumerate(visits):
-            told(done, len(visits))
-            with torch.no_grad(), _world(closure_of, b, found) as (closure, world):
-                for _ in range(len(range(visit, probes, VISITS))):
-                    _pairs(found, units, closure, world)
-        told(len(visits), len(visits))
+            with _batch(closure_of, b, weights) as batch:
+                _add_gradient(found, units, 1 / batches, batch)
+        done = 0
+        for visit in range(VISITS):
+            for b in range(batches):
+                with torch.no_grad(), _batch(closure_of, b, weights) as batch:
+                    for _ in range(visit, probes, VISITS):
+                        _pair(found, units, batch)
+                        told(done := done + 1, total)
     except KeyboardInterrupt:
-        if len(found.batch_squares) < batches:
-            raise
         found.interrupted = True
     return found
 
 
-class _world:
-    """Within: the closure of a batch, and the world that its passes share."""
+@contextmanager
+def _batch(closure_of: Callable[[int], Closure], b: int, weights: Sequence[QuantizedWeight]) -> Iterator[Asked]:
+    """Within: what is asked of batch b's loss, each time in the same world."""
+    closure = closure_of(b)
+    devices = {weight.latent.device for weight in weights}
+    with same_world(weights[0].model, RandomState(devices), first_pass_done=True) as world:
 
-    def __init__(self, closure_of: Callable[[int], Closure], b: int, found: Slopes) -> None:
-        self.closure = closure_of(b)
-        devices = {weight.latent.device for weight in found.weights}
-        self.same = same_world(found.weights[0].model, RandomState(devices), first_pass_done=True)
+        def asked(question: Callable[[Closure], Any]) -> Any:
+            world.restore()
+            return question(closure)
 
-    def __enter__(self) -> tuple[Closure, World]:
-        return self.closure, self.same.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.same.__exit__(*error)  # type: ignore[arg-type]
+        yield asked
 
 
-def _pairs(found: Slopes, units: Sequence[Tensor], closure: Closure, world: World) -> None:
-    """Measure one more pair of each weight's noise, and one of FOGZO's."""
-    places = range(len(found.weights))
+def _loss(closure: Closure) -> float:
+    return float(loss_of(closure, backward=False))
+
+
+def _add_gradient(found: Slopes, units: Sequence[Tensor], share: float, batch: Asked) -> None:
+    """Add one batch's gradient, of which the guide is the mean."""
+    square = 0.0
+    try:
+        batch(lambda closure: first_order(closure, found.weights))
+        for weight, unit, mean in zip(found.weights, units, found.guide, strict=True):
+            if weight.latent.grad is not None:
+                mean.add_(own := weight.latent.grad.mul_(unit), alpha=share)
+                square += float(torch.linalg.vector_norm(own)) ** 2
+        found.batch_squares.append(square)
+    finally:
+        found.weights[0].model.zero_grad(set_to_none=True)
+
+
+def _pair(found: Slopes, units: Sequence[Tensor], batch: Asked) -> None:
+    """Measure one more slope of each weight's noise, and one along FOGZO's direction."""
+    places, number = range(len(found.weights)), len(found.of_fogzo)
     latents = [weight.latent.detach() for weight in found.weights]
-
-    def loss() -> float:
-        world.restore()
-        return float(loss_of(closure, backward=False))
-
-    def noises(place: int) -> Iterator[Tensor]:
-        number = len(found.of_tensor[place])
-        return (found.noise(i, number, None if i == place else place) for i in places)
-
     with Displacement(latents) as displacement:
-        for place in places:
-            displacement.move(noises(place), units)
-            above = loss()
-            latents[place].neg_().add_(displacement.kept[place], alpha=2)  # as Displacement.reflect, this one alone
-            found.of_tensor[place].append((above - loss()) / 2)
-        number = len(found.of_fogzo)
+        displacement.move((found.noise(i, number) for i in places), units)
+        above, slopes = batch(_loss), []
+        for i in places:
+            latents[i].neg_().add_(displacement.kept[i], alpha=2)  # as Displacement.reflect, this one alone
+            slopes.append((above - batch(_loss)) / 2)
+            torch.addcmul(displacement.kept[i], found.noise(i, number), units[i], out=latents[i])
         displacement.move((found.fogzo_direction(i, number) for i in places), units)
-        above = loss()
+        above = batch(_loss)
         displacement.reflect()
-        found.of_fogzo.append((above - loss()) / 2)
+        found.of_tensor.append(slopes)
+        found.of_fogzo.append((above - batch(_loss)) / 2)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fogzo.checks import share, whole
-from fogzo.diagnosis.health import Flips, count_flips, tensor_health
+from fogzo.diagnosis.health import Course, Flips, Point, count_flips
 from fogzo.errors import UserError, explained
 from fogzo.estimators.base import Closure
 from fogzo.estimators.beta import beta_at
@@ -24,21 +24,28 @@ from fogzo.training.trainer import Trainer
 
 WAY_OUT = "name the folder of a run with its model.pt, or a checkpoint in it"
 HERE = ("device=auto", "compile=false", "parallel=data", "logger=none", "begin_from=null")
+ALONE = ("cell=null", "setting=null", "phase=confirm")  # an experiment's run is looked into without its experiment
 STEPS = 20  # of training that are replayed to see codes flip
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured: ``probes`` pairs a batch for each tensor; ``beta`` of FOGZO, ``None``: the run's own."""
+    """How much is measured.
+
+    Attributes:
+        probes: pairs a batch for each tensor; ``None``: as many as a few minutes hold.
+        beta: of FOGZO; ``None``: the run's own.
+    """
 
     batches: int = 8
-    probes: int = 32
+    probes: int | None = None
     beta: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         whole(self.batches, "batches", lowest=2, hint=": an interval needs two halves of the data")
-        whole(self.probes, "probes")
+        if self.probes is not None:
+            whole(self.probes, "probes")
         whole(self.seed, "seed", lowest=0)
         if self.beta is not None:
             share(self.beta, "beta")
@@ -64,32 +71,24 @@ class Subject:
         if not files:
             raise UserError(f"{place} holds no weights, and a record alone has none: {WAY_OUT}, or train it again")
         self.record = read_config(self.folder)
-        config = config_of(self.record, HERE)
+        config = config_of(self.record, (*HERE, *ALONE))
         if config.quantizer.name == "none":
             raise UserError(f"{self.folder} has quantizer=none: without codes there is nothing to diagnose, {WAY_OUT}")
-        state = self._read(files[0])
         self.trainer: Trainer = build(config)
-        self.open(files[0], state)
+        self.open(files[0])
 
-    def open(self, file: Path, state: dict[str, Any] | None = None) -> None:
-        """Go to the weights in ``file`` of the same run."""
-        self.file, self.state = file, state or self._read(file)
-        self.load(self.state)
-
-    def _read(self, file: Path) -> dict[str, Any]:
+    def open(self, file: Path) -> dict[str, Any]:
+        """Go to the weights in ``file`` of the same run, and return all that it holds."""
         if file.name.startswith("checkpoint"):
-            return checkpoint.load(file, WAY_OUT)
-        with explained(file, WAY_OUT, also=(RuntimeError, pickle.UnpicklingError)):
-            return {"model": torch.load(file, map_location="cpu", weights_only=True)}
-
-    def load(self, state: dict[str, Any]) -> None:
+            state = checkpoint.load(file, WAY_OUT)
+        else:
+            with explained(file, WAY_OUT, also=(RuntimeError, pickle.UnpicklingError)):
+                state = {"model": torch.load(file, map_location="cpu", weights_only=True)}
         if not isinstance(state["model"], dict):
-            raise UserError(f"{self.file} holds no weights: {WAY_OUT}")
-        checkpoint.restore_model(self.trainer.model, state["model"], self.file, WAY_OUT)
-
-    @property
-    def step(self) -> int:
-        return int(self.state.get("step", self.trainer.settings.steps))
+            raise UserError(f"{file} holds no weights: {WAY_OUT}")
+        checkpoint.restore_model(self.trainer.model, state["model"], file, WAY_OUT)
+        self.file, self.step = file, int(state.get("step", self.trainer.settings.steps))
+        return state
 
     def closure_of(self, b: int) -> Closure:
         """Return the loss of the ``b``-th batch that training would see from here on, with its random numbers."""
@@ -118,25 +117,21 @@ class Subject:
 
         The weights are those after these steps then.
         """
-        if "optimizer" not in self.state:
+        state = self.open(self.file)
+        if "optimizer" not in state:
             return None
         trainer, first = self.trainer, self.step
-        trainer.load_state_dict(self.state)
+        trainer.load_state_dict(state)
         return count_flips(trainer.codes.weights, lambda i: trainer.train_step(first + i), STEPS)
 
-    def path(self) -> list[dict[str, float]]:
-        """Return step, share of dead weights, scales and share of unused codes at each kept checkpoint."""
-        found = []
+    def path(self) -> list[Point]:
+        """Return where the network stood at each kept checkpoint."""
+        shown, course = self.file, Course()
         for file in self.kept:
-            state = self._read(file)
-            self.load(state)
-            healths = [tensor_health(weight) for weight in self.trainer.codes.weights]
-            total = sum(health.weights for health in healths)
-            dead = sum(health.dead * health.weights for health in healths) / total
-            scales = {f"scale of {health.name}": health.scale for health in healths}
-            found.append({"step": float(state["step"]), "dead": dead, **scales})
-        self.load(self.state)
-        return found
+            self.open(file)
+            course.add(self.step, self.trainer.codes.weights)
+        self.open(shown)
+        return course.points
 
     def logged(self) -> list[dict[str, float]]:
         """Return the rows of ``metrics.jsonl``, as far as they count flips."""

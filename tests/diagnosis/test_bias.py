@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fogzo
-from fogzo.diagnosis.bias import Sampled, fogzo_moments, tensor_bias
+from fogzo.diagnosis.bias import Sampled, measured
 from fogzo.diagnosis.probing import kernel, measure
 from fogzo.diagnosis.summary import rows_of
 from fogzo.estimators.vmap import losses_at
@@ -113,7 +113,7 @@ def check(model, closure_of, exact, probes):
 def test_the_cosine_is_that_of_the_gradient_by_all_corners(name):
     model = tiny(QUANTIZERS[name]())
     closure_of = closures(model)
-    check(model, closure_of, all_corners(model, closure_of), probes=120)
+    check(model, closure_of, all_corners(model, closure_of), probes=240)
 
 
 def test_the_cosine_of_quest_is_that_of_the_gradient_by_quadrature():
@@ -123,7 +123,7 @@ def test_the_cosine_of_quest_is_that_of_the_gradient_by_quadrature():
     z = torch.cartesian_prod(*[noise_grid(weight.quantizer, 20)] * 4)
     z = weight.quantizer.unrotate(z.view(-1, 2, 2)).flatten(1)  # drawn where codes are decided
     exact = losses_of(model, closure_of, z) @ z / len(z)
-    check(model, closure_of, exact, probes=120)
+    check(model, closure_of, exact, probes=240)
 
 
 def test_the_kernel_is_that_of_the_theory():
@@ -153,7 +153,7 @@ def test_the_interval_holds_the_truth_in_90_to_99_of_100_measurements(cosine, si
     draws = sampled(slope, 2, 10_000, d, 0.0)
     held = []
     for seed in range(100):
-        found = tensor_bias(sampled(slope, count, seed, d, sigma), guide, lambda: guide, draws).ste.cosine()
+        found = measured(sampled(slope, count, seed, d, sigma), guide, lambda: guide, draws).moments()[0].cosine()
         held.append(found.low <= cosine <= found.high)
     assert 90 <= sum(held) <= 99, sum(held)
 
@@ -163,10 +163,27 @@ def test_pure_noise_is_not_resolved(d):
     nothing, guide = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
     for seed in range(20):
         draws = sampled(nothing, 40, 500 + seed, d, 1.0)
-        found = tensor_bias(sampled(nothing, 60, seed, d, 1.0), guide, lambda: guide, draws)
-        mean, one = fogzo_moments([found])
-        assert [m.cosine().resolved for m in (found.ste, found.matched, mean, one)] == [False] * 4, seed
-        assert str(found.ste.cosine()).startswith("not resolved")
+        moments = measured(sampled(nothing, 60, seed, d, 1.0), guide, lambda: guide, draws).moments()
+        assert [m.cosine().resolved for m in moments] == [False] * 4, seed
+        assert str(moments[0].cosine()).startswith("not resolved")
+
+
+def test_as_many_probes_as_are_said_to_do_resolve_the_cosine():
+    d, cosine = 400, 0.6
+    slope, guide = torch.zeros(2, d, dtype=torch.float64)
+    slope[0], guide[0], guide[1] = 1.0, cosine, math.sqrt(1 - cosine**2)
+    draws = sampled(slope, 2, 10_000, d, 0.0)
+
+    def found(count, seed):
+        return measured(sampled(slope, count, seed, d, 1.0), guide, lambda: guide, draws).moments()[1]
+
+    few = [found(16, seed) for seed in range(20)]
+    assert not any(one.cosine().resolved for one in few)
+    factors = sorted(one.factor() or math.inf for one in few)
+    median = factors[10]
+    assert 16 <= median <= 64
+    assert found(round(16 * median), 99).cosine().resolved
+    assert found(round(16 * median / 16), 99).cosine().resolved is False
 
 
 def test_of_a_linear_loss_fogzos_mean_and_one_draw_are_as_the_theory_says():
@@ -179,9 +196,8 @@ def test_of_a_linear_loss_fogzos_mean_and_one_draw_are_as_the_theory_says():
         return math.sqrt(beta) * guide + math.sqrt(1 - beta) * noise(k)
 
     draws = Sampled([float(direction(k) @ slope) for k in range(1500)], direction)
-    mean, one = (
-        m.cosine() for m in fogzo_moments([tensor_bias(sampled(slope, 400, 5, d, 0.0), guide, lambda: guide, draws)])
-    )
+    moments = measured(sampled(slope, 400, 5, d, 0.0), guide, lambda: guide, draws).moments()
+    mean, one = (m.cosine() for m in moments[2:])
     expected = beta * cosine * guide + (1 - beta) * slope
     assert mean.low <= float(F.cosine_similarity(expected, slope, dim=0)) <= mean.high
     t = 1 - beta
