@@ -43,6 +43,8 @@ def resume(trainer: Trainer, folder: RunFolder | None = None) -> bool:
     if trainer.folder is not None:
         trainer.folder.truncate_metrics(state["metrics_bytes"])
         checkpoint.set_aside(damaged)
+        if path == folder.checkpoint_file:  # a kill may have come between this checkpoint and its copy
+            checkpoint.keep_last(path, trainer.step, trainer.settings.keep_checkpoints)
     if path != folder.checkpoint_file:
         unread = ", ".join(file.name for file in damaged)
         reason = f"{unread} cannot be read, kept as NAME.damaged" if damaged else "there is no checkpoint.pt"

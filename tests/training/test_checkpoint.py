@@ -98,6 +98,22 @@ def test_the_last_three_checkpoints_are_kept_and_a_run_goes_on_from_the_newest_o
     assert_same_end(once_more, whole)
 
 
+@pytest.mark.parametrize("killed", ["before its copy is made", "before the oldest one goes"])
+def test_a_kill_while_the_last_checkpoint_is_kept_leaves_the_same_ones_in_the_end(killed, open_run):
+    options = {"checkpoint_every": 1, "keep_checkpoints": 3, "steps": 6}
+    with pytest.raises(ZeroDivisionError):
+        make(folder=open_run(), reporters=[Tell(6, lambda: 1 / 0)], **options).fit()
+    newest, oldest = (open_run().path / f"checkpoint-{step:09d}.pt" for step in (5, 2))
+    if killed == "before its copy is made":
+        newest.unlink()
+    else:
+        oldest.hardlink_to(newest)
+    again = make(folder=open_run(), **options)
+    assert resume(again)
+    again.fit()
+    assert names_in(again.folder) == [f"checkpoint-{step:09d}.pt" for step in (3, 4, 5)] + ["checkpoint.pt"]
+
+
 def test_checkpoints_are_kept_on_file_systems_without_hard_links(open_run, monkeypatch):
     def refuse(self, target):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
