@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -232,7 +233,12 @@ def recipe_of(cfg: DictConfig) -> DictConfig | None:
     """Return the recipe that ``cfg`` began from, or ``None`` where Hydra is not at hand to compose it."""
     if not GlobalHydra.instance().is_initialized():
         return None
-    return compose("train", [f"scale={cfg.scale}", f"model={cfg.model.name}", f"estimator={cfg.estimator.name}"])
+    return _composed_recipe(cfg.scale, cfg.model.name, cfg.estimator.name)
+
+
+@cache  # of a sweep's runs, many have the same
+def _composed_recipe(scale: str, model: str, estimator: str) -> DictConfig:
+    return compose("train", [f"scale={scale}", f"model={model}", f"estimator={estimator}"])
 
 
 def departures(cfg: DictConfig) -> list[str]:

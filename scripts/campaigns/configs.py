@@ -1,6 +1,6 @@
 """Draw odd and wrong configs: each trains two steps or is refused in one sentence, in 15 s, and its plan says the same.
 
-python scripts/campaigns/configs.py [COUNT] [--seed N]
+python scripts/campaigns/configs.py [COUNT] [--seed N] [--only NUMBER]
 
 Each case is a process of its own, forked from one that has loaded the libraries, so that a hang, a crash or a gigabyte
 asked for is seen too.  Prints what fails, and counts; exits with 1 if anything does.
@@ -11,17 +11,17 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import CONFIGS, FAULT, ROOT, SAID, WHOLE, Outcome, asked, composed, forked, options, warm_up
+from campaign import CONFIGS, ROOT, Campaign, composed, options
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from processes import FAULT, SAID, WHOLE, Outcome, forked, warm_up
 
 from fogzo.errors import one_line
 from fogzo.training.launch import train
@@ -79,27 +79,31 @@ def carried_out(overrides: list[str]) -> Outcome:
     return WHOLE, ""
 
 
+def verdict(run: Outcome, plan: Outcome) -> str:
+    """Return what is wrong with what a run and its plan came to, or ``""``."""
+    if FAULT in (run[0], plan[0]):
+        return FAULT
+    if run[0] != plan[0]:
+        return "plan and run differ"
+    return "" if run[1].replace("plan=False", "plan=True") == plan[1] else "two sentences"
+
+
 def main() -> None:
-    given = asked(__doc__, 2000)
-    counts: Counter[str] = Counter()
+    campaign = Campaign("configs", __doc__, 2000)
     warm_up()
-    for number in range(given.count):
-        overrides = drawn(random.Random(f"{given.seed} {number}"))
+    for number in campaign.numbers():
+        overrides = drawn(random.Random(f"{campaign.seed} {number}"))
         with tempfile.TemporaryDirectory() as folder:
             place = [f"results_dir={folder}"]  # before what is drawn, which may name another
             (Path(folder) / "data").symlink_to(ROOT / "data")
             run = forked(partial(carried_out, place + overrides), Path(folder))
             plan = forked(partial(carried_out, [*place, *overrides, "plan=true"]), Path(folder))
-        word = FAULT if FAULT in (run[0], plan[0]) else run[0] if run[0] == plan[0] else "plan and run differ"
-        if word == SAID and len({run[1].replace("plan=True", "plan=False"), plan[1]}) > 1:
-            word = "two sentences"
-        counts[word] += 1
-        if word not in (SAID, WHOLE):
-            print(
-                f"{number} {word}: {' '.join(overrides)}\n  run:  {' '.join(run)}\n  plan: {' '.join(plan)}", flush=True
-            )
-    print(f"{given.count} configs, seed {given.seed}: {dict(counts)}")
-    sys.exit(counts.keys() > {SAID, WHOLE})
+        kind = {
+            "outcome": run[0],
+            **{part.split("=")[0]: part for part in overrides if part.partition("=")[0] in GROUPS},
+        }
+        campaign.note(verdict(run, plan), kind, overrides=" ".join(overrides), run=run[1], plan=plan[1])
+    sys.exit(campaign.summary())
 
 
 if __name__ == "__main__":

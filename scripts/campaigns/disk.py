@@ -1,6 +1,6 @@
 """Fill the disk under what writes, and start two processes at one place: a sentence, and afterwards the same end.
 
-python scripts/campaigns/disk.py [COUNT] [--seed N]       as root on Linux, for a tmpfs of a few kilobytes
+python scripts/campaigns/disk.py [COUNT] [--seed N] [--only NUMBER]    as root on Linux, for small tmpfs
 
 A run, the packing of records, or an export finds less room than it needs, says so or gets by, and with room again the
 same command ends as on a disk that was never full.  Then two of the same at once: one waits, or says who is at work.
@@ -13,14 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import FAULT, SAID, WHOLE, Outcome, asked, ended, forked, started, told, warm_up
-from killing import differing, end_of
+from campaign import Campaign
+from ends import differing
+from processes import FAULT, SAID, WHOLE, Outcome, ended, forked, started, told, warm_up
 from readers import trained
 
 import fogzo
@@ -51,13 +51,6 @@ def mounted(folder: Path, kilobytes: int, *more: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
 
 
-def same(whole: Path, folder: Path) -> str:
-    """Return in which files two folders of results differ."""
-    expected, found = end_of(whole / "results"), end_of(folder / "results")
-    files = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    return ", ".join(f"{name} {differing(expected.get(name), found.get(name))}" for name in files)
-
-
 def filled(name: str, whole: Path, before: Path, folder: Path, dice: random.Random) -> tuple[str, str]:
     """Carry out a case on a disk too small, then with room; return what it came to at first, and what is wrong."""
     needed, there = (sum(f.stat().st_size for f in place.rglob("*")) // 1024 for place in (whole, before))
@@ -70,7 +63,9 @@ def filled(name: str, whole: Path, before: Path, folder: Path, dice: random.Rand
             return word, text
         mounted(results, 65536, "remount")
         again, fault = forked(CASES[name], folder)
-        return word, same(whole, folder) if again == WHOLE else f"{text}; then {again}: {fault}"
+        return word, differing(
+            whole / "results", folder / "results"
+        ) if again == WHOLE else f"{text}; then {again}: {fault}"
     finally:
         subprocess.run(["umount", str(results)], check=True)
 
@@ -80,13 +75,14 @@ def together(name: str, whole: Path, before: Path, folder: Path) -> tuple[str, s
     shutil.copytree(before, folder)
     outcomes = [ended(*process) for process in [started(partial(told, CASES[name]), folder) for _ in range(2)]]
     odd = [text for word, text in outcomes if word != WHOLE and "another process is at work" not in text]
-    return " and ".join(sorted(word for word, _ in outcomes)), "; ".join(odd) or same(whole, folder)
+    return " and ".join(sorted(word for word, _ in outcomes)), "; ".join(odd) or differing(
+        whole / "results", folder / "results"
+    )
 
 
 def main() -> None:
-    given = asked(__doc__, 100)
+    campaign = Campaign("disk", __doc__, 100)
     warm_up()
-    counts, wrong = Counter[str](), 0
     with tempfile.TemporaryDirectory() as top:
         before, whole = ({name: Path(top) / place / name for name in CASES} for place in ("before", "whole"))
         for name, case in CASES.items():
@@ -94,22 +90,19 @@ def main() -> None:
             if name == "records":
                 shutil.copytree(whole["run"] / "results", before[name] / "results", dirs_exist_ok=True)
             shutil.copytree(before[name], whole[name])
-            print(name, *forked(case, whole[name]))
-        for number in range(given.count):
-            dice, name, folder = random.Random(f"{given.seed} {number}"), list(CASES)[number % 3], Path(top) / "case"
+            print(name, *forked(case, whole[name]), flush=True)
+        for number in campaign.numbers():
+            dice, name, folder = (
+                random.Random(f"{campaign.seed} {number}"),
+                list(CASES)[number % len(CASES)],
+                Path(top) / "case",
+            )
             both = dice.random() < 0.3
             place = (name, whole[name], before[name], folder)
-            word, fault = together(*place) if both else filled(*place, dice)
-            counts[f"{name}, {'two at once' if both else 'a full disk'}: {word}"] += 1
-            if fault:
-                wrong += 1
-                print(
-                    f"{number} WRONG: {name}, {'two at once' if both else 'a full disk'}: {word}, {fault}", flush=True
-                )
+            word, wrong = together(*place) if both else filled(*place, dice)
+            campaign.note(wrong, {"case": f"{name}, {'two at once' if both else 'a full disk'}: {word}"})
             shutil.rmtree(folder)
-    print("\n".join(f"  {count:4d} {what}" for what, count in sorted(counts.items())))
-    print(f"{given.count} cases, seed {given.seed}: {wrong} wrong")
-    sys.exit(wrong > 0)
+    sys.exit(campaign.summary())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Damage every kind of file that the program reads: it is read all the same, or refused in a sentence; nothing is lost.
 
-python scripts/campaigns/files.py [COUNT] [--seed N]
+python scripts/campaigns/files.py [COUNT] [--seed N] [--only NUMBER]
 
 A file is cut short, has bytes flipped, is emptied, replaced by a folder, or cannot be read.  What is refused leaves
-every file as it was.  Prints what fails, and for each kind of file how many cases were refused and how many were read.
+every file as it was.  Prints what fails, and of each kind of file how many cases were refused and how many were read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import FAULT, SAID, as_anybody, asked, forked, warm_up
+from campaign import Campaign
+from processes import FAULT, SAID, as_anybody, forked, warm_up
 from readers import make
 
 
@@ -47,31 +47,26 @@ def held(folder: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    given = asked(__doc__, 500)
+    campaign = Campaign("files", __doc__, 500)
     warm_up()
-    counts, wrong = Counter[str](), 0
     with tempfile.TemporaryDirectory() as top:
         kinds = make(Path(top))
-        for number in range(given.count):
-            dice = random.Random(f"{given.seed} {number}")
-            kind = dice.choice(list(kinds))
+        for number in campaign.numbers():
+            dice = random.Random(f"{campaign.seed} {number}")
+            kind = list(kinds)[number % len(kinds)]
             template, patterns, read = kinds[kind]
             folder = shutil.copytree(template, Path(top) / "case")
             file = dice.choice(sorted(path for pattern in patterns for path in folder.glob(pattern)))
             how = damage(file, dice)
             before = held(folder)
             word, text = forked(partial(as_anybody, read), folder)
-            lost = (
-                [name for name, content in before.items() if held(folder).get(name) != content] if word == SAID else []
-            )
-            counts[f"{kind}, {file.suffix or 'file'}, {how}: {word}"] += 1
-            if word == FAULT or lost:
-                wrong += 1
-                print(f"{number} {word}: {kind}, {file.relative_to(folder)} {how}: {text}; lost: {lost}", flush=True)
+            after = held(folder)
+            lost = [name for name in before if word == SAID and after.get(name) != before[name]]
+            wrong = "lost: " + ", ".join(lost) if lost else text if word == FAULT else ""
+            what = f"{kind}, {file.suffix or 'file'}, {how}: {word}"
+            campaign.note(wrong, {"kind": what}, file=str(file.relative_to(folder)), said=text)
             shutil.rmtree(folder)
-    print("\n".join(f"  {count:4d} {what}" for what, count in sorted(counts.items())))
-    print(f"{given.count} damaged files, seed {given.seed}: {wrong} wrong")
-    sys.exit(wrong > 0)
+    sys.exit(campaign.summary())
 
 
 if __name__ == "__main__":

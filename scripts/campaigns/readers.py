@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from campaign import ROOT, SAID, WHOLE, Outcome, composed, forked
+from campaign import ROOT, composed
 from PIL import Image
+from processes import SAID, WHOLE, Outcome, forked
 
 import fogzo
 from fogzo.data.imagenet.folder import folder_data
