@@ -77,14 +77,19 @@ class Split(ABC):
             yield self.batch(selection.indices)
 
 
+def check_part(examples: int, there: int) -> None:
+    """Refuse to train on ``examples`` where there are none, or more than are ``there``."""
+    if not 1 <= examples <= there:
+        raise UserError(
+            f"training_examples={examples} is not possible: give 1 to {there}, as many as the training set has"
+        )
+
+
 class Subset(Split):
     """``examples`` of a split, evenly spread over it, as if it held no others."""
 
     def __init__(self, split: Split, examples: int) -> None:
-        if not 1 <= examples <= len(split):
-            raise UserError(
-                f"training_examples={examples} is not possible: give 1 to {len(split)}, as many as the training set has"
-            )
+        check_part(examples, len(split))
         self.split, self.examples = split, examples
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fogzo.checks import whole
 from fogzo.data import known
+from fogzo.data.base import check_part
 from fogzo.errors import UserError
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers.inputs import unrounded
@@ -51,8 +52,13 @@ def known_shape(cfg: DictConfig) -> DataShape | None:
 
 def known_examples(cfg: DictConfig) -> int | None:
     """Return the images or windows of the training set; ``None`` where only reading it tells, as of embedded text."""
-    if cfg.get("training_examples") is not None:
-        return int(cfg.training_examples)
+    examples, part = _whole_set(cfg), cfg.get("training_examples")
+    if examples is not None and part is not None:
+        check_part(part, examples)
+    return examples if part is None else int(part)
+
+
+def _whole_set(cfg: DictConfig) -> int | None:
     if cfg.data.name == "synthetic":
         return int(whole(cfg.data.examples, "data.examples"))
     there = known(cfg.data)

@@ -298,6 +298,7 @@ def test_the_plan_refuses_what_the_processes_cannot_share(overrides, message, mo
         ),
         ("model=llama_mini data.sequence=0", "data.sequence=0 is not possible"),
         ("model=llama_mini data.vocabulary=4096", "pydocs has a vocabulary of 4096, more than the model's 2048"),
+        ("training_examples=4001", "training_examples=4001 is not possible: give 1 to 4000"),
         ("sustained_flops=0", "sustained_flops=0 is not possible: give a positive number"),
         ("sustained_flops=abc", "sustained_flops='abc' is not possible: give a positive number"),
     ],
