@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,10 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     record = plain_record(cfg)
     path = run_path(cfg, record)
     if (summary := RunFolder.finished(path, record)) is not None:
-        return finished_before(record, summary, path)
+        finished_before(record, summary, path)
+        with suppress(OSError):  # it stays where a run is killed just after its summary
+            (path / "checkpoint.pt").unlink()
+        return summary
     if (run := _packed(cfg, record)) is not None:
         return finished_before(record, dict(run.summary), path, run)
     alone = exclusive_gpu() if sweeping and cfg.device == "auto" and announced()[2] == 1 else nullcontext()

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo.errors import UserError, one_line
 from fogzo.models import deit_mini, llama, resnet_mini
+from fogzo.training import launch
 from fogzo.training.watch import Diverged
 
 WHOLE, SAID, FAULT = "done", "said in a sentence", "FAULT"
@@ -30,7 +31,7 @@ MEMORY = 8 << 30
 
 
 def warm_up() -> None:
-    """Load once for all cases what takes longer than a case itself: libraries, Hydra's plugins, configs, digits.
+    """Load once for all cases what takes longer than a case itself: libraries, configs, digits, versions.
 
     Threads and random numbers are left alone: a case has those of a fresh process.
     """
@@ -46,6 +47,8 @@ def warm_up() -> None:
         return copy.deepcopy(loaded[config_path])
 
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+    versions = launch.provenance()  # it asks git, whose answer may change meanwhile
+    launch.provenance = lambda: versions
     composed([])
     gc.freeze()  # a collection in a case would copy all that is here
 

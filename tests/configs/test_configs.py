@@ -191,6 +191,15 @@ def test_the_summary_appears_when_all_else_is_there(train, monkeypatch):
     assert there == [True]
 
 
+def test_a_checkpoint_that_a_kill_left_beside_a_summary_goes_when_the_run_is_asked_for_again(train, tmp_path):
+    train()
+    (summary,) = tmp_path.rglob("summary.json")
+    left = summary.with_name("checkpoint.pt")
+    left.write_bytes(b"")
+    assert train()["status"] == "finished"
+    assert not left.exists()
+
+
 def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(train, tmp_path, monkeypatch, capsys):
     records = []
 
