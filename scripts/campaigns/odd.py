@@ -40,7 +40,8 @@ def drawn(dice: random.Random) -> list[str]:
     parts = [f"{group}={dice.choice(options(group))}" for group in dice.sample(GROUPS[:5], dice.randint(1, 4))]
     try:
         cfg = composed([f"model={model}", *parts])
-        check_choices(cfg), recipe_of(cfg)  # so that no process has to compose what these do
+        check_choices(cfg)  # so that no process has to compose what these two do
+        recipe_of(cfg)
     except Exception:
         return [f"model={model}", *parts]
     keys = leaves(OmegaConf.to_container(cfg))
