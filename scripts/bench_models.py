@@ -15,7 +15,9 @@ from fogzo.training.trainer import Trainer
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe" / "mini"
 MINI_RECIPES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-MEMBERS = ("displaced_ste", "one_sided", "control_variate", "split", "intermittent", "exact", "guide_or_noise")
+MEMBERS = (
+    "displaced_ste", "ewgs", "one_sided", "control_variate", "split", "intermittent", "exact", "guide_or_noise"
+)  # fmt: skip
 STEPS = 20  # of each: intermittent probes in every 10th
 LARGE = 2e7  # parameters; above, where a step takes up to a minute, one is timed, and none before it
 

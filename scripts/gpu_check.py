@@ -1,4 +1,4 @@
-"""Prove the code on this machine's GPU, and time it:  python scripts/gpu_check.py [--out FOLDER] [--only PART]
+"""Prove the code on this machine's GPU, and time it:  python -m scripts.gpu_check [--out FOLDER] [--only PART]
 
 First what has to hold (needs torch alone), then what a step costs (all dependencies); at most 8 minutes together.
 Leaves gpu_check.json and gpu_check.md in FOLDER.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -19,9 +20,17 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
-from gpu_checks import CHECKS, settle
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # by python -m
+from gpu_checks import CHECKS
 
 LIMIT = 8 * 60.0  # seconds
+
+
+def settle(device: torch.device) -> None:
+    """Choose kernels that give the same bits each time, as runs do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def run_checks(device: torch.device) -> list[dict[str, str]]:
@@ -73,7 +82,8 @@ def main(words: list[str] | None = None) -> int:
         listed = [f"| {one['check']} | {one['outcome']} | {one['seen']} |" for one in found["checks"]]
         pages.append("\n".join(["# What holds here", "", "| check | outcome | seen |", "|---|---|---|", *listed, ""]))
     if arguments.only != "checks":
-        from bench_gpu import ESTIMATORS, NETWORKS, measure, page  # needs all dependencies
+        from bench_gpu import ESTIMATORS, NETWORKS, measure  # needs all dependencies
+        from gpu_page import page
 
         left = max(LIMIT - (time.monotonic() - begun), 60.0)
         rows = measure(

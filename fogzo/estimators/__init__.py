@@ -5,6 +5,7 @@ from fogzo.estimators.control_variate import ControlVariate
 from fogzo.estimators.controls import NoisyStraightThrough, RescaledStraightThrough
 from fogzo.estimators.directional import ExactDirectional, GuideOrNoise
 from fogzo.estimators.displaced import DisplacedStraightThrough
+from fogzo.estimators.ewgs import EWGS
 from fogzo.estimators.fogzo import FOGZO, NSPSA
 from fogzo.estimators.intermittent import IntermittentFOGZO
 from fogzo.estimators.one_sided import OneSidedFOGZO
@@ -14,6 +15,7 @@ from fogzo.estimators.split import SlicedClosure, Slices, SplitFOGZO
 from fogzo.estimators.straight_through import StraightThrough
 
 __all__ = [
+    "EWGS",
     "FOGZO",
     "NSPSA",
     "Closure",

@@ -1,10 +1,13 @@
 """What has to hold on a GPU, there and on the CPU; and the cost table at sizes for which any machine has the time."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
+from helpers.alone import run_alone
 from helpers.cli import ROOT
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
@@ -17,8 +20,9 @@ def scripts(monkeypatch):
     import bench_gpu
     import gpu_check
     import gpu_checks
+    import gpu_page
 
-    return gpu_checks, gpu_check, bench_gpu
+    return gpu_checks, gpu_check, bench_gpu, gpu_page
 
 
 def names():
@@ -44,7 +48,7 @@ TINY = {
 
 
 def test_the_cost_table_has_a_row_for_each_network_and_estimator(scripts):
-    _, check, bench = scripts
+    _, check, bench, pages = scripts
     small = ("batch_size=2", "micro_batches=1", "precision=fp32")
     rows = bench.measure(torch.device("cpu"), TINY, 0.0, *small, compiled=[False])
     assert [row.note for row in rows] == [""] * 8
@@ -52,14 +56,14 @@ def test_the_cost_table_has_a_row_for_each_network_and_estimator(scripts):
     limits = {row.estimator: row.flop_limit for row in rows}
     assert limits["ste"] == 1
     assert 1 < limits["one_sided"] < limits["fogzo"] < 1.75
-    assert abs(bench.PAPERS_RATIO - 1.58) < 0.005
-    text = bench.page(rows, check.machine(torch.device("cpu")))
+    assert abs(pages.PAPERS_RATIO - 1.58) < 0.005
+    text = pages.page(rows, check.machine(torch.device("cpu")))
     assert text.count("\n| DeiT | ") == text.count("\n| LLaMA | ") == 4
     assert json.loads(json.dumps([row._asdict() for row in rows]))[0]["network"] == "DeiT"
 
 
 def test_a_row_that_does_not_fit_says_so_and_the_others_stay(scripts, monkeypatch):
-    _, _, bench = scripts
+    _, _, bench, pages = scripts
 
     def full(*overrides):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
@@ -68,7 +72,26 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_stay(scripts, monkeypatc
     rows = bench.measure(torch.device("cpu"), TINY, 0.0)
     assert len(rows) == 2 * 2 * 4
     assert {row.note for row in rows} == {"CUDA out of memory."}
-    assert "not run: CUDA out of memory." in bench.page(rows, {"card": "none"})
+    assert "not run: CUDA out of memory." in pages.page(rows, {"card": "none"})
+
+
+ALONE = """
+import sys
+import torch
+from scripts import gpu_check
+names = ["trains fogzo, lsq", "trains fogzo batched, quest", "bf16 autocast", "kill and resume, fogzo", "two ranks"]
+gpu_check.CHECKS = {name: gpu_check.CHECKS[name] for name in names}
+outcomes = gpu_check.run_checks(torch.device("cpu"))
+sys.exit(any(one["outcome"] != "passed" for one in outcomes))
+"""
+
+
+def test_the_checks_need_torch_alone_and_no_make():
+    done = run_alone(ALONE)
+    assert (done.returncode, done.stdout.count("passed")) == (0, 5), done.stdout + done.stderr
+    plain = subprocess.run([sys.executable, "-m", "scripts.gpu_check"], cwd=ROOT, capture_output=True, text=True)
+    if not torch.cuda.is_available():
+        assert (plain.returncode, plain.stdout.count("no CUDA device is here")) == (1, 1), plain.stderr
 
 
 def test_without_a_gpu_the_command_says_so(scripts, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from torch import nn
 import fogzo
 from fogzo.data import ImageData, TensorSplit
 from fogzo.estimators import (
+    EWGS,
     ControlVariate,
     DisplacedStraightThrough,
     ExactDirectional,
@@ -67,7 +68,15 @@ CASES = {
     "split with lsq in micro-batches": Case("split", "lsq", micro_batches=2, ranks_are_slices=True),
     **{
         f"{estimator} with lsq in micro-batches": Case(estimator, "lsq", micro_batches=2)
-        for estimator in ("one_sided", "control_variate", "intermittent", "displaced", "exact", "guide_or_noise")
+        for estimator in (
+            "one_sided",
+            "control_variate",
+            "intermittent",
+            "displaced",
+            "exact",
+            "guide_or_noise",
+            "ewgs",
+        )
     },
     "other weights": Case("fogzo", rank_1_differs_in="weights"),
     "other noise": Case("fogzo", rank_1_differs_in="noise"),
@@ -93,6 +102,7 @@ ESTIMATORS = {
     "displaced": lambda weights, spread: DisplacedStraightThrough(weights),
     "exact": lambda weights, spread: ExactDirectional(weights, beta=0.99),
     "guide_or_noise": lambda weights, spread: GuideOrNoise(weights),
+    "ewgs": lambda weights, spread: EWGS(weights),
 }
 
 

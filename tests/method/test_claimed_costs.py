@@ -7,6 +7,7 @@ from torch import nn
 
 import fogzo
 from fogzo.estimators import (
+    EWGS,
     ControlVariate,
     DisplacedStraightThrough,
     ExactDirectional,
@@ -19,7 +20,6 @@ from fogzo.estimators import (
     evaluations_per_call,
 )
 from fogzo.estimators.beta import Ramp
-from fogzo.estimators.ewgs import EWGS
 from fogzo.training.costs import PeakTensorMemory
 
 STEPS = 5

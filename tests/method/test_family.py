@@ -10,6 +10,7 @@ from torch import nn
 
 import fogzo
 from fogzo.estimators import (
+    EWGS,
     ControlVariate,
     DisplacedStraightThrough,
     ExactDirectional,
@@ -19,7 +20,6 @@ from fogzo.estimators import (
     Slices,
     SplitFOGZO,
 )
-from fogzo.estimators.ewgs import EWGS
 from fogzo.estimators.perturb import Noise
 from fogzo.seeding import derive_seed
 

@@ -69,7 +69,7 @@ def waits(one, steps=2):
 MEMBERS = {
     "ste": [], "fogzo": [], "nspsa": ["estimator.samples=2"], "slope": [], "noisy_ste": [], "rescaled_ste": [],
     "exact": [], "guide_or_noise": [], "displaced_ste": [], "one_sided": [], "split": ["micro_batches=2"],
-    "control_variate": [], "intermittent": ["estimator.every=2"], "phased": ["estimator.ste_share=0.0"],
+    "control_variate": [], "ewgs": [], "intermittent": ["estimator.every=2"], "phased": ["estimator.ste_share=0.0"],
 }  # fmt: skip
 
 
