@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from fogzo.checks import flag
@@ -19,30 +17,8 @@ from fogzo.errors import ArgumentError, UserError
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
+from fogzo.quantizers.layers import Transposed, checked_patterns, is_layer, is_transposed, left_out, matching
 from fogzo.smoothing import Smoothing
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Multiply too, and stay in full precision
-LEFT_OUT = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, _ConvTransposeNd)
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Return whether ``quantize_model`` knows how to quantize ``module``'s weights."""
-    return isinstance(module, LAYERS) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Return whether it is GPT-2's linear layer, transformers' ``Conv1D``, whose weight has the shape (in, out)."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-
-
-class _Transposed(nn.Module):
-    """Behind the quantizer of a weight (in, out): the latent is (out, in), as all quantizers have it."""
-
-    def forward(self, w: Tensor) -> Tensor:
-        return w.t().contiguous()
-
-    right_inverse = forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,21 +101,21 @@ def quantize_model(
             tensor that has a parametrization or hook already or is shared between layers, and weights that no scale
             can be fitted to.  The model is left as it was.
     """
-    patterns = _checked_patterns(skip)
+    patterns = checked_patterns(skip)
     flag(biases, "biases")
-    skipped = set().union(*_matched(model, patterns, "skip pattern").values())
+    skipped = set().union(*matching(model, patterns, "skip pattern").values())
     prototypes = _prototypes(model, quantizer, skipped)
     found = _fitted(model, prototypes, biases=biases, inputs=activations is not None)
-    left_out = [f"{name} ({type(module).__name__})" for name, module in _left_out(model) if name not in skipped]
+    untouched = [f"{name} ({type(module).__name__})" for name, module in left_out(model) if name not in skipped]
     if not found:
-        also = f"; it has {', '.join(left_out)}, which stay in full precision" if left_out else ""
+        also = f"; it has {', '.join(untouched)}, which stay in full precision" if untouched else ""
         raise UserError(
             f"nothing to quantize: no linear or convolution layer is left in {type(model).__name__} "
             f"(skip={patterns}){also}"
         )
-    if left_out:
+    if untouched:
         warnings.warn(
-            f"{', '.join(left_out)} multiply, but stay in full precision: name them in skip= if that is meant",
+            f"{', '.join(untouched)} multiply, but stay in full precision: name them in skip= if that is meant",
             stacklevel=2,
         )
     if activations is not None:
@@ -148,7 +124,7 @@ def quantize_model(
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
         if tensor_name == "weight" and is_transposed(layer):
-            parametrize.register_parametrization(layer, tensor_name, _Transposed())
+            parametrize.register_parametrization(layer, tensor_name, Transposed())
             cast("dict[str, nn.ModuleList]", layer.parametrizations)[tensor_name].insert(0, copied)
         else:
             parametrize.register_parametrization(layer, tensor_name, copied)
@@ -225,18 +201,6 @@ def _check_prototype(quantizer: object, name: str) -> None:
         raise ArgumentError(name, quantizer, "is no quantizer: give an object such as fogzo.LSQ(bits=2)")
 
 
-def _checked_patterns(skip: Any) -> list[str]:
-    patterns = [skip] if isinstance(skip, str) else list(skip) if isinstance(skip, Iterable) else [skip]
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ArgumentError("skip", skip, 'is not possible: give a list of names or patterns, such as ["head"]')
-    return patterns
-
-
-def _left_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules that multiply, but are not quantized."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, LEFT_OUT)]
-
-
 def _prototypes(
     model: nn.Module, quantizer: Quantizer | Mapping[str, Quantizer], skipped: set[str]
 ) -> dict[str, Quantizer]:
@@ -245,26 +209,10 @@ def _prototypes(
         _check_prototype(quantizer, "quantizer")
         return dict.fromkeys((name for name, _ in model.named_modules() if name not in skipped), quantizer)
     chosen: dict[str, Quantizer] = {}
-    for pattern, layers in _matched(model, list(quantizer), "quantizer pattern", skipped).items():
+    for pattern, layers in matching(model, list(quantizer), "quantizer pattern", skipped).items():
         _check_prototype(quantizer[pattern], f"quantizer[{pattern!r}]")
         chosen = dict.fromkeys(layers, quantizer[pattern]) | chosen
     return chosen
-
-
-def _matched(model: nn.Module, patterns: list[str], what: str, without: Collection[str] = ()) -> dict[str, set[str]]:
-    """Return the layers that each pattern matches, or that are inside a module that it matches."""
-    layers = [name for name, layer in model.named_modules() if is_layer(layer)]
-    layers = [name for name in (*layers, *(name for name, _ in _left_out(model))) if name not in without]
-    matched: dict[str, set[str]] = {}
-    for pattern in patterns:
-        outer = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
-        matched[pattern] = {
-            layer for layer in layers for name in outer if layer == name or layer.startswith(name + ".")
-        }
-        if not matched[pattern]:
-            shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
-            raise UserError(f"{what} {pattern!r} matches no layer: the layers are {shown} (* stands for anything)")
-    return matched
 
 
 def _owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fogzo.errors import UserError, one_line
 from fogzo.interchange.canonical import CODES, INPUTS, KEY, SCALE, VERSION, digest, sha256_of
 from fogzo.interchange.coded import CodedTensor, needed, packed_size, unpack
-from fogzo.quantize import is_layer
 from fogzo.quantizers import Quantizer
 from fogzo.quantizers.grid import MAX_BITS
 from fogzo.quantizers.inputs import NAME, InputQuantizer, input_quantizer, put_in_front
+from fogzo.quantizers.layers import is_layer
 from fogzo.quantizers.quest import MAX_BLOCK
 
 LONGEST_HEADER = 2**24  # bytes; that of a network with ten thousand tensors is a fifth of it

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fogzo.errors import UserError, explained
-from fogzo.quantize import is_transposed
+from fogzo.quantizers.layers import is_transposed
 
 WAY_OUT = (
     "name a state dict that torch.save wrote, a .safetensors file or a run's folder, or init_from=null for new weights"
