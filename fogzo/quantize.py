@@ -18,6 +18,7 @@ from fogzo.quantizers import Quantizer
 from fogzo.quantizers.base import check_latent
 from fogzo.quantizers.inputs import check_inputs, quantize_inputs
 from fogzo.quantizers.layers import Transposed, checked_patterns, is_layer, is_transposed, left_out, matching
+from fogzo.quantizers.shared import LastInput
 from fogzo.smoothing import Smoothing
 
 
@@ -121,6 +122,7 @@ def quantize_model(
     if activations is not None:
         _check_prototype(activations, "activations")
         activations.for_inputs(channels=1)  # refuses what has no form for activations
+    seen = LastInput()
     # only now touch the model, so that a refusal above leaves it whole
     for layer, tensor_name, copied in found:
         if tensor_name == "weight" and is_transposed(layer):
@@ -129,7 +131,7 @@ def quantize_model(
         else:
             parametrize.register_parametrization(layer, tensor_name, copied)
         if activations is not None and tensor_name == "weight":
-            quantize_inputs(layer, activations)
+            quantize_inputs(layer, activations, seen)
     return model
 
 

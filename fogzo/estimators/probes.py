@@ -125,7 +125,7 @@ class Probes:
                 done = 2 * (part.start - own.start)
                 evaluations = (done + 2 * len(part)) * n // len(own) - done * n // len(own)
                 with _evaluations(evaluations):
-                    both = losses_at(partial(self._loss, shared), self.weights, displaced).view(-1, 2)
+                    both = self._stacked(shared, displaced).view(-1, 2)
                 losses.append(both)
                 if at_hand and sums is not None:
                     add_weighted(sums, us, slopes_of(both))
@@ -134,6 +134,15 @@ class Probes:
             for part in chunks(0, n, chunk):
                 add_weighted(sums, directions(part), slopes_of(together[part.start : part.stop]))
         return together
+
+    def _stacked(self, shared: World, stacks: Sequence[Tensor]) -> Tensor:
+        """Return the loss at each of the stacked weights: by the closure's own way, or under ``vmap``."""
+        own_way = getattr(self.closure, "stacked_losses", None)
+        if own_way is None:
+            return losses_at(partial(self._loss, shared), self.weights, stacks)
+        shared.restore()
+        losses: Tensor = own_way(self.weights, stacks).detach()
+        return losses
 
     def _own(self, n: int) -> range:
         """Return the samples that this rank evaluates: all of them, or its share."""

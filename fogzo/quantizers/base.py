@@ -45,7 +45,7 @@ class Quantizer(nn.Module, ABC):
     """
 
     bits: int
-    follows_inputs = False  # as a quantizer of inputs: True if α comes from each row, False if it is fitted
+    follows_inputs = False  # as a quantizer of inputs: True if α comes from each row, a constant to backward passes
     smoothing: Smoothing  # its std is ε̄ and its sampler the noise of the zeroth-order probes
 
     @abstractmethod
@@ -103,6 +103,10 @@ class Quantizer(nn.Module, ABC):
         It is given rows of ``channels`` entries, shape (N, channels), if ``follows_inputs``, else whole inputs.
         """
         raise UserError(f"{type(self).__name__} does not quantize activations: use fogzo.LSQ or fogzo.QuEST")
+
+    def same_for_inputs(self) -> tuple[Any, ...]:
+        """Return what two quantizers that follow their inputs have in common if they round every input alike."""
+        return (self,)
 
     def rotate(self, w: Tensor) -> Tensor:
         """Turn into the basis in which codes are decided: orthogonal, within each channel of α."""

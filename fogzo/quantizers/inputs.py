@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fogzo.errors import UserError
 from fogzo.quantizers.base import Quantizer
+from fogzo.quantizers.shared import LastInput, may_share
 
 NAME = "input_quantizer"  # of the submodule that a quantized layer gets
 
@@ -24,12 +25,13 @@ class InputQuantizer(nn.Module):
     :func:`fit_activations` has seen real inputs; the state dict says whether it has, so a resumed run never fits again.
     """
 
-    def __init__(self, prototype: Quantizer, channels: int, channel_dim: int) -> None:
+    def __init__(self, prototype: Quantizer, channels: int, channel_dim: int, seen: LastInput | None = None) -> None:
         super().__init__()
         self.quantizer = prototype.for_inputs(channels)
         self.channel_dim = channel_dim
         self.fitted = self.quantizer.follows_inputs
         self.observed: list[Tensor] | None = None  # mean |x| of each input, while fitting
+        self.seen = seen or LastInput()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observed is not None:
@@ -39,12 +41,14 @@ class InputQuantizer(nn.Module):
             raise RuntimeError(
                 "activation quantizers have no step yet: call fogzo.fit_activations(model, forward) first"
             )
-        x = x if x.dtype == torch.float64 else x.float()  # codes are decided in fp32, whatever autocast says
+        # codes are decided in fp32, whatever autocast says
+        whole = x if x.dtype == torch.float64 else x.float()
         if not self.quantizer.follows_inputs:
-            quantized: Tensor = self.quantizer(x)
+            quantized: Tensor = self.quantizer(whole)
             return quantized
-        rows = x.movedim(self.channel_dim, -1)
-        quantized = self.quantizer(rows.reshape(-1, rows.shape[-1]))
+        rows = whole.movedim(self.channel_dim, -1)
+        flat = rows.reshape(-1, rows.shape[-1])
+        quantized = self.seen.quantized(x, flat, self.quantizer) if may_share(x) else self.quantizer(flat)
         return quantized.view(rows.shape).movedim(-1, self.channel_dim)
 
     def fit(self) -> None:
@@ -70,17 +74,20 @@ class InputQuantizer(nn.Module):
         self.fitted = bool(state)
 
 
-def quantize_inputs(layer: nn.Module, prototype: Quantizer) -> None:
+def quantize_inputs(layer: nn.Module, prototype: Quantizer, seen: LastInput | None = None) -> None:
     """Put an :class:`InputQuantizer` in front of ``layer``, an ``nn.Linear`` or convolution."""
-    put_in_front(layer, input_quantizer(layer, prototype))
+    put_in_front(layer, input_quantizer(layer, prototype, seen))
 
 
-def input_quantizer(layer: nn.Module, prototype: Quantizer) -> InputQuantizer:
-    """Return a quantizer that fits the inputs of ``layer``, on its device and in its dtype."""
+def input_quantizer(layer: nn.Module, prototype: Quantizer, seen: LastInput | None = None) -> InputQuantizer:
+    """Return a quantizer that fits the inputs of ``layer``, on its device and in its dtype.
+
+    ``seen``: what the quantizers of one model share, so that layers with one input round it once.
+    """
     linear = getattr(layer, "in_features", getattr(layer, "nx", None))  # nx: of transformers' Conv1D
     channels, dim = (layer.in_channels, 1) if linear is None else (linear, -1)
     weight = next(layer.parameters())
-    quantizer = InputQuantizer(prototype, int(channels), dim)  # type: ignore[arg-type]
+    quantizer = InputQuantizer(prototype, int(channels), dim, seen)  # type: ignore[arg-type]
     return quantizer.to(device=weight.device, dtype=weight.dtype)
 
 

@@ -84,12 +84,18 @@ class QuEST(Quantizer):
         self.bits = check_bits(bits)
         self.grid = Grid.symmetric(bits)
         self.smoothing = Uniform(0.5)
+        self._floor: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # as it was read last
 
     def for_inputs(self, channels: int) -> QuEST:
         inputs = copy.deepcopy(self)
         inputs.fit(torch.full((1, channels), 1e-5))  # leaves a floor of 1e-8 under the RMS of a token
         inputs.follows_inputs = True
         return inputs
+
+    def same_for_inputs(self) -> tuple[Any, ...]:
+        if self._floor[0] is not self.floor or self._floor[1] != self.floor._version:  # else no device is waited for
+            self._floor = (self.floor, self.floor._version, float(self.floor))
+        return type(self), self.bits, len(self.block), self._floor[2]
 
     def fit(self, latent: Tensor) -> None:
         width = latent.numel() if latent.dim() == 1 else latent[0].numel()

@@ -17,7 +17,7 @@ from fogzo.data import Data, DataOrder, Subset, TextData
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers import fit_activations
 from fogzo.ranks import world
-from fogzo.training.compilation import compiled
+from fogzo.training.compilation import Compiled
 from fogzo.training.config import Settings, check_keys
 from fogzo.training.devices import choose_device, settle, use_threads
 from fogzo.training.draft import build_estimator, build_optimizer, draft, settings_of, total_steps
@@ -53,6 +53,7 @@ def build(cfg: DictConfig) -> Trainer:
     fit_activations(model, partial(first_passes, model, task, settings))  # before the optimizer takes the parameters
     optimizer = build_optimizer(cfg, model)
     parts = settings.micro_batches * (ranks if settings.parallel == "data" else 1)  # that a batch comes in
+    compiled = Compiled(model, task.loss, cfg.compile) if cfg.compile else None
     trainer = Trainer(
         model=model,
         task=task,
@@ -63,8 +64,8 @@ def build(cfg: DictConfig) -> Trainer:
         settings=settings,
         weights=weights,
         pull=GridPull(weights, steps=settings.steps, **cfg.pull) if cfg.pull.strength else None,
-        compiled=compiled(model) if cfg.compile else None,
-        reduced=average_gradients(model, cfg) if ranks > 1 and settings.parallel == "data" else None,
+        compiled=compiled,
+        reduced=average_gradients(model, compiled) if ranks > 1 and settings.parallel == "data" else None,
         repeats=getattr(data, "repeats", 1),
     )
     trainer.notes += notes
@@ -80,7 +81,7 @@ def read_data(cfg: DictConfig, device: torch.device) -> Data:
     return data
 
 
-def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.DistributedDataParallel:
+def average_gradients(model: nn.Module, compiled: Compiled | None) -> nn.parallel.DistributedDataParallel:
     """Return ``model`` for backward passes of several ranks; batch-norm statistics are the same everywhere already."""
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
@@ -89,7 +90,7 @@ def average_gradients(model: nn.Module, cfg: DictConfig) -> nn.parallel.Distribu
         reduced = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     # its kernels may lay a gradient out in another order than its bucket, at the cost of a copy
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    whole: nn.parallel.DistributedDataParallel = torch.compile(reduced) if cfg.compile else reduced  # type: ignore[assignment]
+    whole: nn.parallel.DistributedDataParallel = compiled.through(reduced) if compiled else reduced  # type: ignore[assignment]
     return whole
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fogzo.errors import UserError
 from fogzo.estimators import FOGZO, evaluations_per_call
 from fogzo.estimators.perturb import copies
 from fogzo.estimators.replay import tracking_norms
+from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import as_rank_0, largest
 from fogzo.seeding import seed_step
 from fogzo.training.ledger import autocast
@@ -36,6 +37,7 @@ class BatchClosure:
     def __init__(self, trainer: Trainer, batch: Batch) -> None:
         self.trainer, self.batch = trainer, batch
         self.slices = trainer.settings.micro_batches
+        self.stacked_losses = self._stacked if trainer.compiled is not None else None
 
     def __call__(self, *, backward: bool) -> Tensor:
         """Return the mean loss of the batch; with ``backward`` fill ``.grad``.
@@ -58,11 +60,17 @@ class BatchClosure:
             as_rank_0(p.grad for p in trainer.model.parameters() if backward)
             as_rank_0(buffer for norm in tracking_norms(trainer.model) for buffer in norm.buffers())  # in probes: none
         self._charge(forwards=evaluations_per_call(), backwards=int(backward))
-        if len(losses) == 1:
-            return losses[0]
-        # a probe's difference is of the last bits of fp32: they are not rounded once more (MPS has no fp64)
-        exact = torch.float32 if losses[0].device.type == "mps" else torch.float64
-        return torch.stack(losses).sum(dtype=exact)
+        return _total(losses)
+
+    def _stacked(self, weights: Sequence[QuantizedWeight], stacks: Sequence[Tensor]) -> Tensor:
+        """Return the loss at each of the stacked weights, by one compiled function: shape (K,)."""
+        assert self.trainer.compiled is not None
+        losses = []
+        for part in self._parts():
+            with autocast(self.trainer.settings.precision, self.trainer.device):
+                losses.append(self.trainer.compiled.losses(weights, stacks, part) / self.slices)
+        self._charge(forwards=evaluations_per_call())
+        return _total(losses)
 
     def slice_loss(self, k: int) -> Tensor:
         """Return the mean loss of micro-batch ``k``; the last one of a round charges the ledger for a whole batch."""
@@ -89,6 +97,15 @@ class BatchClosure:
         else:
             with nullcontext() if last else reduced.no_sync():
                 yield reduced
+
+
+def _total(losses: Sequence[Tensor]) -> Tensor:
+    """Return the sum over micro-batches."""
+    if len(losses) == 1:
+        return losses[0]
+    # a probe's difference is of the last bits of fp32: they are not rounded once more (MPS has no fp64)
+    exact = torch.float32 if losses[0].device.type == "mps" else torch.float64
+    return torch.stack(list(losses)).sum(0, dtype=exact)
 
 
 def choose_probes(trainer: Trainer) -> None:

@@ -3,38 +3,92 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fogzo.data import Batch
 from fogzo.errors import UserError, one_line
+from fogzo.quantize import QuantizedWeight
+
+# reduce-overhead is torch's mode that records passes as CUDA graphs, and replays them while shapes stand still
+How = bool | Literal["reduce-overhead"]
+Loss = Callable[[Callable[..., Any], Batch], Tensor]
 
 
-def compiled(network: nn.Module) -> Callable[..., Any]:
-    """Return ``network`` through ``torch.compile``, with nothing left of the runs that this process had before.
+def check_compile(how: How, device: torch.device) -> None:
+    """Refuse CUDA graphs where there is no CUDA, with the way out."""
+    if how == "reduce-overhead" and device.type != "cuda":
+        raise UserError(
+            f"compile={how} replays CUDA graphs, which device={device.type} does not have: choose compile=true"
+        )
+
+
+class Compiled:
+    """A network through ``torch.compile``, with nothing left of the runs that this process had before.
 
     torch counts how often it compiles a piece of code, in all networks of a process, and then runs it uncompiled.
+
+    Args:
+        network: what is compiled; calling this object calls it.
+        loss: of the network and a batch, for :meth:`losses`.
+        how: ``compile`` of the config.
     """
-    from torch._dynamo.utils import counters  # a part of start-up that others are spared
-    from torch._inductor.exc import InductorError
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is none
-    torch.compiler.reset()
-    counters.clear()
-    inner = torch.compile(network)
+    def __init__(self, network: nn.Module, loss: Loss | None = None, how: How = True) -> None:
+        from torch._dynamo.utils import counters  # a part of start-up that others are spared
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is none
+        torch.compiler.reset()
+        counters.clear()
+        self.network, self.loss, self.how = network, loss, how
+        self.forward, self.stacked = self.through(network), self.through(self._stacked)
+
+    def through(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``function`` through ``torch.compile``, as the network."""
+        inner: Callable[..., Any] = torch.compile(function, mode=None if self.how is True else str(self.how))
+        return inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self.forward, *args, **kwargs)
+
+    def losses(self, weights: Sequence[QuantizedWeight], stacks: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the loss of ``batch`` at each of the stacked weights: stacks of shape (K, *weight.shape) give (K,).
+
+        What ``torch.func.vmap`` makes of the network is compiled as one; batch norms are to leave their statistics
+        alone meanwhile.
+        """
+        names = (weight.parameter_name for weight in weights)
+        losses: Tensor = self._run(self.stacked, dict(zip(names, stacks, strict=True)), batch)
+        return losses
+
+    def begin_step(self) -> None:
+        """Say that what CUDA graphs have returned is used up; within a step gradients outlive its other passes."""
+        if self.how == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def _stacked(self, stacks: dict[str, Tensor], batch: Batch) -> Tensor:
+        assert self.loss is not None
+        network, loss = self.network, self.loss
+
+        def at(parameters: dict[str, Tensor]) -> Tensor:
+            return loss(lambda *args, **kwargs: torch.func.functional_call(network, parameters, args, kwargs), batch)
+
+        losses: Tensor = torch.func.vmap(at, randomness="same")(stacks)
+        return losses
+
+    def _run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        from torch._inductor.exc import InductorError
+
         try:
-            return inner(*args, **kwargs)
+            return function(*args, **kwargs)
         except InductorError as error:
             raise UserError(
                 f"compile=true: torch cannot compile this network here ({one_line(error)}): choose compile=false, or "
                 "(on the CPU) install a C++ compiler such as g++"
             ) from error
-
-    return run
 
 
 def outcome() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fogzo.checks import check_arguments, choice, did_you_mean, number, positive, whole
 from fogzo.errors import ArgumentError, UserError
+from fogzo.training.compilation import How
 from fogzo.training.devices import MOST_THREADS
 
 
@@ -94,7 +95,7 @@ class Surroundings:
     steps_factor: float = held(positive)
     device: str = held(filled)
     deterministic: bool
-    compile: bool
+    compile: How
     threads: int = held(whole, lowest=0, highest=MOST_THREADS)
     evaluation_tokens: int = held(whole)
     evaluation_examples: int | None = held(whole)

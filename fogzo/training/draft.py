@@ -25,6 +25,7 @@ from fogzo.quantizers import Quantizer
 from fogzo.ranks import world
 from fogzo.runs.identity import differences
 from fogzo.seeding import derive_seed
+from fogzo.training.compilation import check_compile
 from fogzo.training.config import Settings, check_keys
 from fogzo.training.devices import choose_device
 from fogzo.training.distributed import synchronise_norms
@@ -61,6 +62,7 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
     follow_data(cfg)
     check_length(cfg)
     device = choose_device(cfg.device)
+    check_compile(cfg.compile, device)
     arguments(cfg.data, "data")  # before anything looks into data.root
     examples = known_examples(cfg)
     steps = total_steps(cfg, examples) if cfg.steps is not None or examples else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fogzo.quantizers.shared import each_by_itself
 from fogzo.runs.schema import COSTS
 
 PROC = Path("/proc/self")  # Linux: writing 5 to clear_refs makes the present memory the largest so far (VmHWM)
@@ -124,9 +125,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def measure_flops(loss: Callable[[], Tensor]) -> tuple[float, float]:
-    """Return the FLOPs of one forward and one backward pass of ``loss``, by torch's flop counter.  Fills ``.grad``."""
+    """Return the FLOPs of one forward and one backward pass of ``loss``, by torch's flop counter.  Fills ``.grad``.
+
+    Each layer counts what rounding its inputs takes, also where that is done once for several.
+    """
     # the counter has no formula for the CPU's fused attention, and sees plain products in its place
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), each_by_itself():
         with FlopCounterMode(display=False) as forward, torch.enable_grad():
             value = loss()
         with FlopCounterMode(display=False) as backward:

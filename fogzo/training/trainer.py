@@ -23,6 +23,7 @@ from fogzo.runs.schema import keys_of_kind
 from fogzo.seeding import seed_step
 from fogzo.training import checkpoint
 from fogzo.training.closure import BatchClosure
+from fogzo.training.compilation import Compiled
 from fogzo.training.config import Settings
 from fogzo.training.ledger import PEAK, ComputeLedger, autocast
 from fogzo.training.reporters import Reporter
@@ -62,12 +63,13 @@ class Trainer:
         pull: GridPull | None = None,
         folder: RunFolder | None = None,
         reporters: Sequence[Reporter] = (),
-        compiled: Callable[..., Any] | None = None,
+        compiled: Compiled | None = None,
         reduced: nn.parallel.DistributedDataParallel | None = None,
         repeats: int = 1,
     ) -> None:
         self.model, self.task, self.estimator, self.optimizer = model, task, estimator, optimizer
-        self.forward, self.reduced = model if compiled is None else compiled, reduced
+        self.compiled, self.reduced = compiled, reduced
+        self.forward: Callable[..., Any] = model if compiled is None else compiled
         self.schedule, self.ledger, self.settings = schedule, ledger, settings
         self.folder, self.reporters = folder, reporters
         self.device = next(model.parameters()).device
@@ -186,6 +188,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * self.schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.compiled is not None:
+            self.compiled.begin_step()
         measured = self.estimator.state_dict()
         estimate = self.estimator.estimate(BatchClosure(self, batch), step=step)
         if self.settings.clip_norm:

@@ -4,13 +4,16 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.utils
+from helpers.configs import composed
 from torch import nn
 from torch._inductor.exc import InductorError
 
 import fogzo
 from fogzo.errors import UserError
 from fogzo.models import llama
-from fogzo.training.compilation import compiled, outcome
+from fogzo.training.build import build
+from fogzo.training.compilation import Compiled, check_compile, outcome
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_every_run_of_a_process_compiles_its_network(quick):
         network = fogzo.quantize_model(nn.Sequential(nn.Linear(4, 4)), fogzo.FixedScale(2))
         expected = steps(network)
         torch.manual_seed(0)
-        through = compiled(network)
+        through = Compiled(network)
         assert outcome()["compiled"] is False  # so far
         assert steps(through).shape == expected.shape
         assert outcome() == {"compiled": True}
@@ -47,14 +50,53 @@ def test_a_network_that_is_not_compiled_whole_says_why(quick):
             return x * 2
 
     with torch.no_grad():
-        compiled(nn.Sequential(nn.Linear(4, 4), Broken()))(torch.randn(3, 4))
+        Compiled(nn.Sequential(nn.Linear(4, 4), Broken()))(torch.randn(3, 4))
     said = outcome()
     assert said["compiled"] is False
     assert any("graph_break" in reason for reason in said["eager_because"])
 
 
+SMALL = {
+    "mlp": [],
+    "deit_mini": [],
+    "llama_mini": ["data=synthetic", "data.sequence=16", "data.vocabulary=64", "model.vocabulary=64"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # the CPU's fused attention takes its turn K times
+@pytest.mark.parametrize("model", SMALL)
+def test_batched_probes_are_compiled_and_after_the_first_steps_nothing_is_again(quick, model):
+    sizes = ["batch_size=4", f"micro_batches={1 + (model == 'mlp')}", "estimator.samples=3", "estimator.probe_batch=2"]
+    keys = [f"model={model}", "quantizer=lsq", "estimator=fogzo", "device=cpu", "steps=4", *sizes, *SMALL[model]]
+    plain = build(composed(*keys))
+    one = build(composed(*keys, "compile=true"))
+    losses = [[] for _ in range(2)]
+    for step in range(4):
+        if step == 2:
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for trainer, seen in zip((plain, one), losses, strict=True):
+            seen.append(float(trainer.train_step(step).loss))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs >= 3
+    assert outcome() == {"compiled": True}
+    assert one.ledger.forwards == plain.ledger.forwards == 3 + 3 * 7  # β is 1 in the first step
+
+
+def test_cuda_graphs_are_asked_of_torch_and_refused_elsewhere(monkeypatch):
+    asked, begun = [], []
+    monkeypatch.setattr(torch, "compile", lambda function, mode: asked.append(mode) or function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(0))
+    for how in (True, "reduce-overhead"):
+        Compiled(nn.Linear(4, 4), how=how).begin_step()
+    assert asked == [None, None, "reduce-overhead", "reduce-overhead"]
+    assert len(begun) == 1
+    check_compile("reduce-overhead", torch.device("cuda"))
+    with pytest.raises(UserError, match="compile=reduce-overhead replays CUDA graphs, which device=cpu does not have"):
+        build(composed("compile=reduce-overhead", "device=cpu"))
+
+
 def test_a_machine_without_a_compiler_is_told_so_in_a_sentence(monkeypatch):
-    def no_compiler(network):
+    def no_compiler(network, mode):
         def run(*args):
             raise InductorError(RuntimeError("No working C++ compiler found"), None)
 
@@ -62,7 +104,7 @@ def test_a_machine_without_a_compiler_is_told_so_in_a_sentence(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(UserError, match=r"compile=true: .*No working C\+\+ compiler found.*: choose compile=false"):
-        compiled(nn.Linear(4, 4))(torch.randn(1, 4))
+        Compiled(nn.Linear(4, 4))(torch.randn(1, 4))
 
 
 def test_a_compiled_llama_keeps_the_fast_path_of_causal_attention():
