@@ -1,4 +1,4 @@
-"""Speed and memory, each figure beside its limit:  python scripts/bench.py [--quick] [--only PART]
+"""Speed and memory, each figure beside its limit:  python scripts/bench.py [--quick] [--only PART] [--against COMMIT]
 
 Steps that are compared run in one process, alternating, and medians are quoted: this is about ratios, not about the
 machine.  The FLOP limit is what torch's flop counter says the ratio would be if time were FLOPs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from bench_against import against
 from bench_data import data
 from bench_method import method
 from bench_models import models
@@ -20,12 +21,17 @@ from fogzo.data import mnist5k
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repetitions: checks that it runs, not how fast")
-    parser.add_argument("--only", choices=("method", "models", "data", "processes"), help="one part of the figures")
+    parser.add_argument(
+        "--only", choices=("steps", "method", "models", "data", "processes"), help="one part of the figures"
+    )
+    parser.add_argument("--against", metavar="COMMIT", help="measure the steps of that commit too, in alternation")
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else 40
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads unless said otherwise, {rounds} rounds or more\n"
     )
+    if arguments.only in (None, "steps"):
+        against(arguments.against, rounds)
     if arguments.only in (None, "method"):
         method(mnist5k(), rounds)
     if arguments.only in (None, "models"):

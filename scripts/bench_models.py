@@ -23,19 +23,13 @@ LARGE = 2e7  # parameters; above, where a step takes up to a minute, one is time
 
 
 def models(rounds: int) -> None:
-    """Figures of the mini recipes: FOGZO, compiled and W2A2 steps, their memory, and what data loading takes."""
+    """Figures of the mini recipes: memory, compiled and W2A2 steps, and what data loading takes."""
     members(rounds)
     for name in MINI_RECIPES:
         loading_share(name, rounds)
     for name in ("deit_tiny", "resnet18", "llama_mini"):
         ste, own = (of_recipe(f"model={name}", f"estimator={estimator}") for estimator in ("ste", "fogzo"))
-        ratio, (before, after) = step_times(ste, own, rounds)
-        forward, backward = ste.ledger.forward_flops, ste.ledger.backward_flops
-        print(
-            f"FOGZO n=1 / STE step, {name}, mini recipe: {ratio:.2f}x ({after:.0f} / {before:.0f} ms)   "
-            f"limit 1.70x, FLOP limit {(3 * forward + backward) / (forward + backward):.2f}x"
-        )
-        print(f"  peak tensor memory: {extra_memory(ste, own)}")
+        print(f"peak tensor memory, {name}, mini recipe: {extra_memory(ste, own)}")
     for estimator in ("ste", "fogzo"):
         eager, compiled = (
             of_recipe("model=llama_mini", f"estimator={estimator}", f"compile={on}") for on in (False, True)

@@ -44,7 +44,7 @@ class EWGS(Estimator):
             quantizer, grad = weight.quantizer, weight.latent.grad
             assert grad is not None
             x = quantizer.rotate(weight.latent) / quantizer.scale(weight.latent)
-            lowest, highest = quantizer.encode(x.new_tensor([[-1e6], [1e6]])).flatten()
+            lowest, highest = (quantizer.encode(x.new_full((1, 1), end)).squeeze() for end in (-1e6, 1e6))
             error = quantizer.encode(x).neg_().add_(x.clamp_(lowest, highest))
             # |g| = sign(g)·g; the rotation is linear, so that g itself stays where it is
             grad.add_(quantizer.unrotate(error.mul_(quantizer.rotate(grad).abs())), alpha=delta)

@@ -67,7 +67,7 @@ class Compiled:
     def begin_step(self) -> None:
         """Say that what CUDA graphs have returned is used up; within a step gradients outlive its other passes."""
         if self.how == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _stacked(self, stacks: dict[str, Tensor], batch: Batch) -> Tensor:
         assert self.loss is not None

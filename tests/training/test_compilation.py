@@ -58,8 +58,8 @@ def test_a_network_that_is_not_compiled_whole_says_why(quick):
 
 SMALL = {
     "mlp": [],
-    "deit_mini": [],
-    "llama_mini": ["data=synthetic", "data.sequence=16", "data.vocabulary=64", "model.vocabulary=64"],
+    "deit_mini": ["model.blocks=1"],
+    "llama_mini": ["model.layers=1", "data=synthetic", "data.sequence=16", "data.vocabulary=64", "model.vocabulary=64"],
 }
 
 
