@@ -48,7 +48,7 @@ def text(found: Diagnosis) -> str:
 def page(every: Sequence[Diagnosis]) -> str:
     """Return the page: a column for each run, with its own figures."""
     here = Path(__file__).parent
-    loader = FileSystemLoader([here, here.parent / "evidence"])  # whose style the page has
+    loader = FileSystemLoader([here, here.parent / "evidence" / "templates"])  # whose style the page has
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     runs = [
         {

@@ -16,24 +16,14 @@ from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.equal_loss import Ratio, cost_pairs, ratio_of
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import Evidence, ForestRow
+from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import at_published_steps, published_direction
 from fogzo.evidence.typed import CHECKED, checked
-from fogzo.evidence.verdicts import Case, case_of, pairs_of, rerun, word_of
+from fogzo.evidence.verdicts import Case, pairs_of, rerun, word_of
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 
 CLAIMS = Path("results/paper/claims.yaml")
-RULE = (
-    "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
-    "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
-    "disagree; for these two a setting counts if it stands after Holm's correction for all settings of the claim. "
-    "The abstract's claims are held against all settings of their networks; for the other claims, settings whose "
-    "published direction is not known are shown and not counted. A ratio of compute is confirmed where the published "
-    "one lies in the range of ours; where the second method does not get to the loss on some seeds, in part if the "
-    "others' range holds it, and mixed if they lie above it. Twins are far smaller than the paper's networks: they can "
-    "speak for or against a direction, not a size."
-)
 
 
 @dataclass(frozen=True)
@@ -121,6 +111,16 @@ class Claim:
         """Return the ratios of which there are runs at this scale."""
         return [ratio for ratio in self.ratios if ratio.evidence.scale == scale and ratio.ratio is not None]
 
+    def check_commands(self) -> list[str]:
+        """Return commands that make one run of each method anew, beside the records, and what they print."""
+        for case in self.cases:
+            if case.difference is not None:
+                return [rerun(case.evidence, cell) for cell in (case.other, case.cell)]
+        for ratio in self.ratios:
+            if ratio.ratio is not None:
+                return [rerun(ratio.evidence, cell) for cell in (ratio.first, ratio.second)]
+        return []
+
 
 def claims_of(every: Sequence[Evidence]) -> list[Claim]:
     """Return the claims in their file's order; none if there is no such file.
@@ -151,38 +151,12 @@ def _cases(evidence: Evidence, said: Said) -> Iterator[Case]:
     for cell, baseline in pairs_of(evidence, said.method, evidence.experiment.baseline):
         if not said.models or cell.setting.model in said.models:
             of_all = said.of_all_settings and at_published_steps(evidence, cell, baseline)
-            direction = 1 if of_all else published_direction(evidence, cell)
-            yield case_of(evidence, cell, baseline, direction=direction)
+            yield Case(evidence, cell, baseline, 1 if of_all else published_direction(evidence, cell))
 
 
 def _ratio(evidence: Evidence, said: SaidRatio) -> RatioCase:
-    for cell in (said.of, said.to):
-        choice(cell, f"{CLAIMS}: cell of {evidence.name}", evidence.cells)
-    first, second = evidence.cells[said.of], evidence.cells[said.to]
+    first, second = (
+        evidence.cells[choice(cell, f"{CLAIMS}: cell of {evidence.name}", evidence.cells)]
+        for cell in (said.of, said.to)
+    )
     return RatioCase(evidence, first, second, said.published, ratio_of(cost_pairs(evidence, first, second)))
-
-
-def forest_of(claim: Claim) -> dict[str, list[ForestRow]]:
-    """Return the claim's settings by the metric they are compared by, for a forest plot, under experiments' titles."""
-    by_metric: dict[str, list[ForestRow]] = {}
-    for case in claim.cases:
-        if case.difference is not None:
-            rows = by_metric.setdefault(case.metric, [])
-            if (case.evidence.title, None) not in rows:
-                rows.append((case.evidence.title, None))
-            label = case.cell.setting.label if case.cell.setting.name else case.cell.label
-            rows.append((label, (case.evidence, case.cell, case.difference)))
-    return by_metric
-
-
-def check_commands(claim: Claim) -> list[str]:
-    """Return commands that make one run of each method anew, beside the records, and what they print."""
-    run = next((case for case in claim.cases if case.difference is not None), None)
-    ratio = next((ratio for ratio in claim.ratios if ratio.ratio is not None), None)
-    if run is not None:
-        evidence, cells = run.evidence, [run.other, run.cell]
-    elif ratio is not None:
-        evidence, cells = ratio.evidence, [ratio.first, ratio.second]
-    else:
-        return []
-    return [rerun(evidence, cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""What a few seeds can say: paired differences, how sure they are, and the words for it.
+"""What a few seeds can say: paired differences, how sure they are, and the words for it: ``templates/rules.md``.
 
 Seeds pair runs: the same seed gives two methods the same initial weights and the same order of the data, so that their
 difference is less noisy than either.  With 3 to 5 pairs every number here is rough, and the words are chosen to say so.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from fogzo.evidence.words import Word
 
@@ -22,19 +23,6 @@ FEWEST_PAIRS = 3
 BOOTSTRAPPED = 6  # from so many pairs on flips can decide (2/2**6 < LEVEL), and the bootstrap's interval is shown
 ENUMERATED = 6  # up to so many pairs all n**n resamples are taken (46,656), beyond them RESAMPLES random ones
 RESAMPLES = 10_000
-
-METHOD = (
-    "Differences are paired by seed (same initial weights, same order of the data); positive is better than the "
-    "baseline. In brackets a 95 % interval of the mean difference. With 6 pairs or more it is the "
-    "percentile-bootstrap interval (with 6 of all resamples, else of 10,000 with a fixed seed); with fewer it is "
-    "that of the paired t-test, as the bootstrap's would be far too narrow: with 3 pairs it is just the least and "
-    "the greatest of them, which hold the true mean between them in 75 % of cases (with 6 pairs of normal numbers "
-    "in 87 %, with 8 in 89 %: it is still narrow, and a word needs p as well). p is the exact two-sided sign-flip "
-    "p-value, whose least possible value with n pairs is 2/2ⁿ (1/4 with 3, 1/16 with 5). Two methods are told apart "
-    "only if the interval excludes 0 and p is below 0.05 or, with fewer than 6 pairs, where it cannot be, at its "
-    "least value. What diverged on a seed that the other finished is never called better. Nothing is corrected for "
-    "the number of comparisons: of twenty between equal methods, about one is told apart by chance."
-)
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,6 @@ class Difference:
         low, high: 95 % bootstrap interval of the mean (the mean itself with one pair).
         t_low, t_high: 95 % interval of the mean by the paired t-test (from -inf to inf with one pair).
         p: exact two-sided sign-flip p-value.
-        least_p: the smallest value that ``p`` can have with so many pairs.
         p_t: two-sided p-value of the paired t-test; 1 with one pair.
         lost, spared: further seeds, on which the method, or the baseline, diverged and the other did not.
     """
@@ -59,10 +46,14 @@ class Difference:
     t_low: float
     t_high: float
     p: float
-    least_p: float
     p_t: float
     lost: int = 0
     spared: int = 0
+
+    @property
+    def least_p(self) -> float:
+        """The smallest value that ``p`` can have with so many pairs."""
+        return min(1.0, 2.0 ** (1 - self.pairs))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -71,7 +62,7 @@ class Difference:
 
     @property
     def outcome(self) -> Word:
-        """Better, worse, not to be told apart, or too few pairs: the rule of ``METHOD``."""
+        """Better, worse, not to be told apart, or too few pairs: the rule of ``templates/rules.md``."""
         if self.pairs < FEWEST_PAIRS:
             return Word.TOO_FEW
         # one seed that is far out inflates the t-test though all agree: it counts only where flips cannot decide
@@ -107,19 +98,8 @@ def paired_difference(
 
 @lru_cache(maxsize=4096)  # table, figure and verdict ask for the same
 def _of(differences: tuple[float, ...]) -> Difference:
-    low, high = bootstrap_interval(differences)
-    p_t, t_low, t_high = t_test(differences)
-    return Difference(
-        pairs=len(differences),
-        mean=statistics.fmean(differences),
-        low=low,
-        high=high,
-        t_low=t_low,
-        t_high=t_high,
-        p=sign_flip_p(differences),
-        least_p=min(1.0, 2.0 ** (1 - len(differences))),
-        p_t=p_t,
-    )
+    ends, (p_t, *t_ends) = bootstrap_interval(differences), t_test(differences)
+    return Difference(len(differences), statistics.fmean(differences), *ends, *t_ends, sign_flip_p(differences), p_t)
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -148,18 +128,9 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     >>> sign_flip_p([1.0, 2.0, 3.0, 4.0, 5.0])
     0.0625
     """
-    from scipy.stats import permutation_test
-
-    if len(differences) == 1:
-        return 1.0
-    result = permutation_test(
-        (np.asarray(differences),),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=2 ** len(differences),
-    )
-    return float(result.pvalue)
+    signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))
+    means = np.abs(np.mean(signs * np.asarray(differences), axis=1))
+    return float(np.mean(means >= means[0] * (1 - 1e-14)))  # the first has the signs that were seen
 
 
 def t_test(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
@@ -170,16 +141,14 @@ def t_test(values: Sequence[float], level: float = 0.95) -> tuple[float, float, 
     >>> [round(number, 2) for number in t_test([1.0, 2.0, 6.0])]
     [0.19, -3.57, 9.57]
     """
-    from scipy.stats import t
-
     count, mean = len(values), statistics.fmean(values)
     if count < 2:
         return 1.0, -math.inf, math.inf
     error = statistics.stdev(values) / math.sqrt(count)
     if error == 0:
         return float(mean == 0), mean, mean
-    low, high = t.interval(level, count - 1, mean, error)
-    return float(2 * t.sf(abs(mean) / error, count - 1)), float(low), float(high)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * error
+    return float(2 * stdtr(count - 1, -abs(mean) / error)), mean - half, mean + half
 
 
 def one_more_run(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
@@ -190,14 +159,12 @@ def one_more_run(values: Sequence[float], level: float = 0.95) -> tuple[float, f
     >>> one_more_run([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    from scipy.stats import t
-
     count = len(values)
     if count < 2:
         return None
     mean = statistics.fmean(values)
-    half = t.ppf(0.5 + level / 2, count - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
-    return float(mean - half), float(mean + half)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
+    return mean - half, mean + half
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:

@@ -1,48 +1,33 @@
 """What README.md and docs/*.md, which people write, have of the records: tables, and numbers inside sentences.
 
-A table stands between ``<!-- make tables: WHAT -->`` and ``<!-- end -->``: ``claims``, ``members``, or ``table``,
-``verdict``, ``parts``, ``controls`` or ``equal loss`` with an experiment's name.  A number stands in
-``<!--= WHAT -->…<!--/-->``:
-
-    value EXPERIMENT CELL [KEY]                mean over seeds, of the metric or of another column
-    difference EXPERIMENT CELL [AGAINST]       paired difference to the baseline, or to another method, in words
-    range EXPERIMENTS METHOD AGAINST PATTERN   smallest to greatest difference of the settings that fit (fnmatch)
-    reach EXPERIMENTS METHOD AGAINST PATTERN   up to how much better the intervals reach
-    count EXPERIMENTS METHOD AGAINST OUTCOME   in how many settings the outcome is better, worse or open
-    settings EXPERIMENTS METHOD AGAINST        in how many settings both were run
-    ratio EXPERIMENT CELL CELL                 times the second cell's compute that the first needs, at equal loss
-    seeds EXPERIMENTS / runs EXPERIMENTS       numbers of seeds, or of runs
-
-EXPERIMENTS are names with commas between them.
+Each stands in ``<!--= WHAT -->…<!--/-->``, where WHAT is an expression of Jinja2's.  It knows the experiments by name,
+and the functions of ``KINDS``, such as ``difference(lsq_mini, "llama.fogzo")``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
+
+from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.numbers import directed_range, directed_text, mean_std
-from fogzo.evidence.pages import equal_loss_section, verdict_list
-from fogzo.evidence.render import markdown
-from fogzo.evidence.tables import Table
-from fogzo.evidence.tables.comparison import comparison_table, control_table, parts_table
-from fogzo.evidence.tables.overview import claims_table, members_table
-from fogzo.evidence.verdicts import Case, case_of, effects_of, pairs_of, run_of
-from fogzo.evidence.words import Word
+from fogzo.evidence.numbers import Effect
+from fogzo.evidence.pages import rendered
+from fogzo.evidence.render import LAYOUTS, markdown
+from fogzo.evidence.tables.overview import claims_table
+from fogzo.evidence.verdicts import Case, effects_of, pairs_of, run_of
+from fogzo.evidence.words import OUTCOMES
 from fogzo.runs.files import atomic_write
 from fogzo.runs.schema import METRICS
 
-MARKED = re.compile(r"(<!-- make tables: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\]\([./]*results/figures/(\w+)\.svg\)")
 FILL = re.compile(r"(<!--= (.+?) -->).*?(<!--/-->)", re.DOTALL)
-OUTCOMES = {"better": Word.BETTER, "worse": Word.WORSE, "open": Word.UNDECIDED}
 
 
 def pages() -> list[Path]:
@@ -63,140 +48,93 @@ def fill_pages(every: Sequence[Evidence]) -> None:
     """
     for page in pages():
         old = page.read_text(encoding="utf-8")
-        new = MARKED.sub(lambda mark: f"{mark[1]}{_table(mark[2], every, page)}{mark[3]}", old)  # noqa: B023
-        new = fill(new, every, str(page))
-        if new != old:
+        if (new := fill(old, every, str(page))) != old:
             atomic_write(page, new.encode())
 
 
-def _table(what: str, every: Sequence[Evidence], page: Path) -> str:
-    if what == "claims":
-        return markdown(claims_table(claims_of(every)).directed())
-    if what == "members":
-        return markdown(members_table(every).directed())
-    kind, _, name = what.rpartition(" ")
-    evidence = next((evidence for evidence in every if evidence.name == name), None)
-    if evidence is None or kind not in TABLES:
-        raise UserError(
-            f"{page} asks for `{what}`: choose claims or members, or {', '.join(TABLES)} and the name of an experiment"
-        )
-    return TABLES[kind](evidence)
-
-
-def _without_notes(table: Table | None) -> str:
-    """Return a table whose notes stand on the experiment's own page."""
-    return markdown(replace(table, notes=[])) if table else "No controls.\n"
-
-
-TABLES: dict[str, Callable[[Evidence], str]] = {
-    "table": lambda evidence: _without_notes(comparison_table(evidence)),
-    "verdict": verdict_list,
-    "parts": lambda evidence: markdown(parts_table(evidence)),
-    "controls": lambda evidence: _without_notes(control_table(evidence)),
-    "equal loss": lambda evidence: equal_loss_section(evidence, level=3),  # it stands inside a section of the page
-}
-
-
 def fill(text: str, every: Sequence[Evidence], source: str) -> str:
-    """Return ``text`` with every number filled in anew.
+    """Return ``text`` with all that it asks for filled in anew.
 
     Raises:
         UserError: naming ``source``, for something that is not known.
     """
-    known = {evidence.name: evidence for evidence in every}
-    return FILL.sub(lambda mark: f"{mark[1]}{_filled(mark[2], known, source)}{mark[3]}", text)
+    known = {evidence.name: evidence for evidence in every} | KINDS | {"all": every}
+
+    def filled(mark: re.Match[str]) -> str:
+        try:
+            return f"{mark[1]}{LAYOUTS.compile_expression(mark[2], undefined_to_none=False)(known)}{mark[3]}"
+        except (TemplateError, LookupError, TypeError, ValueError) as error:
+            reason = f"{error} is not known" if isinstance(error, KeyError) else error
+            raise UserError(
+                f"{source} asks for `{mark[2]}` ({reason}): see fogzo/evidence/fills.py for what there is"
+            ) from None
+
+    return FILL.sub(filled, text)
 
 
-def _filled(what: str, known: Mapping[str, Evidence], source: str) -> str:
-    kind, *words = what.split()
-    try:
-        make = KINDS[kind]
-        return make([known[name] for name in words[0].split(",")], *words[1:])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        reason = f"{error} is not known" if isinstance(error, KeyError) else error
-        raise UserError(
-            f"{source} asks for `{what}` ({reason}): see fogzo/evidence/fills.py for what there is"
-        ) from None
+def claims(every: Sequence[Evidence]) -> str:
+    """Return the table of claims, and its rule."""
+    return f"\n{markdown(claims_table(claims_of(every)))}\n{rendered('claims_rule.md')}"
 
 
-def _value(of: Sequence[Evidence], cell: str, key: str = "") -> str:
-    evidence, place = of[0], of[0].cells[cell]
-    metric = METRICS[key or place.metric]
-    mean, _ = mean_std(list(evidence.values(place, key or None).values()))
+def value(evidence: Evidence, cell: str, key: str = "") -> str:
+    """Return the mean over seeds, of the metric or of another column."""
+    place = evidence.cells[cell]
+    metric, mean = METRICS[key or place.metric], evidence.mean(place, key or place.metric)
     if mean is None:
         raise UserError(f"{cell} has no values")
     return f"{mean:,.{metric.digits}f}{metric.sign}"
 
 
-def _difference(of: Sequence[Evidence], cell: str, against: str = "") -> str:
-    evidence, place = of[0], of[0].cells[cell]
-    other = evidence.sibling(place, against or evidence.experiment.baseline)
-    difference = evidence.difference(place, other)
-    if difference is None:
+def difference(evidence: Evidence, cell: str, against: str = "") -> str:
+    """Return the paired difference to the baseline, or to another method, in words."""
+    place = evidence.cells[cell]
+    found = evidence.difference(place, evidence.sibling(place, against or evidence.experiment.baseline))
+    if found is None:
         raise UserError(f"{cell} has nothing to compare with")
-    metric = METRICS[place.metric]
-    return directed_text(difference.mean, metric.digits, metric.unit)
+    return Effect([found.mean], METRICS[place.metric]).directed()
 
 
-def cases_of(of: Sequence[Evidence], method: str, against: str, pattern: str = "*") -> list[Case]:
-    """Return the comparisons of two methods in every setting that was run and whose name fits ``pattern``."""
-    cases = [
-        case_of(evidence, cell, other)
-        for evidence in of
-        for cell, other in pairs_of(evidence, method, against)
-        if fnmatchcase(cell.setting.name, pattern)
-    ]
-    if not (run := run_of(cases)):
-        raise UserError(f"no setting that {pattern} fits has {method} and {against}")
+def cases(of: Sequence[Evidence], method: str, against: str, model: str = "") -> list[Case]:
+    """Return the comparisons of two methods in every setting that was run, or in those of a model."""
+    pairs = [(evidence, *pair) for evidence in of for pair in pairs_of(evidence, method, against)]
+    run = run_of([Case(*pair) for pair in pairs if model in ("", pair[1].setting.model)])
+    if not run:
+        raise UserError(f"no setting {f'with model={model} ' if model else ''}has {method} and {against}")
     return run
 
 
-def _range(of: Sequence[Evidence], method: str, against: str, pattern: str = "*") -> str:
-    texts = []
-    for effect in effects_of(cases_of(of, method, against, pattern)):
-        texts.append(directed_range(min(effect.means), max(effect.means), effect.metric.digits, effect.metric.unit))
-    return " and ".join(texts)
-
-
-def _reach(of: Sequence[Evidence], method: str, against: str, pattern: str = "*") -> str:
-    (effect,) = effects_of(cases_of(of, method, against, pattern), intervals=True)
+def reach(of: Sequence[Evidence], method: str, against: str, model: str = "") -> str:
+    """Return up to how much better the intervals reach."""
+    (effect,) = effects_of(cases(of, method, against, model), intervals=True)
     assert effect.interval is not None
-    return directed_text(effect.interval[1], effect.metric.digits, effect.metric.unit)
+    return Effect([effect.interval[1]], effect.metric).directed()
 
 
-def _count(of: Sequence[Evidence], method: str, against: str, outcome: str) -> str:
-    return str(sum(case.outcome is OUTCOMES[outcome] for case in cases_of(of, method, against)))
+def count(of: Sequence[Evidence], method: str, against: str, outcome: str) -> int:
+    """Return in how many settings the outcome is better, worse or open."""
+    word = {one.short: one for one in OUTCOMES}[choice(outcome, "outcome", [one.short for one in OUTCOMES])]
+    return sum(case.outcome is word for case in cases(of, method, against))
 
 
-def _settings(of: Sequence[Evidence], method: str, against: str) -> str:
-    return str(len(cases_of(of, method, against)))
-
-
-def _ratio(of: Sequence[Evidence], first: str, second: str) -> str:
-    evidence = of[0]
-    ratio = ratio_of(cost_pairs(evidence, evidence.cells[first], evidence.cells[second]))
-    if ratio is None:
+def ratio(evidence: Evidence, first: str, second: str) -> str:
+    """Return how many times the second cell's compute the first needs, at equal loss."""
+    found = ratio_of(cost_pairs(evidence, evidence.cells[first], evidence.cells[second]))
+    if found is None:
         raise UserError(f"{first} and {second} have no common seed")
-    return ratio.median_text
+    return found.median_text
 
 
-def _seeds(of: Sequence[Evidence]) -> str:
-    counts = sorted({len(evidence.experiment.seeds) for evidence in of})
-    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-
-
-def _runs(of: Sequence[Evidence]) -> str:
-    return f"{sum(len(evidence.all_runs()) for evidence in of):,}"
-
-
-KINDS: dict[str, Callable[..., str]] = {
-    "value": _value,
-    "difference": _difference,
-    "range": _range,
-    "reach": _reach,
-    "count": _count,
-    "settings": _settings,
-    "ratio": _ratio,
-    "seeds": _seeds,
-    "runs": _runs,
+KINDS = {
+    "claims": claims,
+    "value": value,
+    "difference": difference,
+    # the smallest to the greatest difference of the settings
+    "range": lambda *asked, **only: " and ".join(effect.directed() for effect in effects_of(cases(*asked, **only))),
+    "reach": reach,
+    "count": count,
+    "settings": lambda *asked: len(cases(*asked)),
+    "ratio": ratio,
+    "seeds": lambda of: " to ".join(map(str, sorted({f([len(e.experiment.seeds) for e in of]) for f in (min, max)}))),
+    "runs": lambda of: f"{sum(len(evidence.all_runs()) for evidence in of):,}",
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fogzo.errors import UserError
 from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
@@ -19,11 +19,6 @@ from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 from fogzo.runs.packed import Run
 from fogzo.runs.schema import METRICS
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-OF_ROW = ("cell", "setting", "method", "seed", "status")
 
 
 @dataclass(frozen=True)
@@ -63,19 +58,6 @@ class Evidence:
     def runs(self) -> Mapping[str, Mapping[int, Run]]:
         """The usable records by cell and seed; some may have diverged."""
         return self.records.runs
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The usable records, a row a run: ``OF_ROW``, and every finite number of its summary."""
-        import pandas as pd  # half a second that no table needs
-
-        rows = []
-        for cell in self.cells.values():
-            for seed, run in sorted(self.runs[cell.name].items()):
-                numbers = {key: float(value) for key, value in run.summary.items() if is_finite(value)}
-                about = (cell.name, cell.setting.name, cell.method.name, seed, run.summary["status"])
-                rows.append(numbers | dict(zip(OF_ROW, about, strict=True)))
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(OF_ROW))
 
     def metrics(self) -> list[str]:
         """Return every metric that cells are compared by, in order."""
@@ -127,14 +109,14 @@ class Evidence:
         pairs = paired_difference(self.values(cell, key), self.values(other, key), higher_is_better=better)
         return replace(pairs, lost=self._lost(cell, other), spared=self._lost(other, cell)) if pairs else None
 
-    def outcome(self, cell: Cell, other: Cell | None, key: str | None = None) -> Word | None:
+    def outcome(self, cell: Cell, other: Cell, key: str | None = None) -> Word:
         """Return what ``cell`` against ``other`` came to, also where one of them diverged on every seed."""
         difference = self.difference(cell, other, key)
-        if difference is not None or other is None:
-            return difference.outcome if difference else None
+        if difference is not None:
+            return difference.outcome
         lost, spared = self._lost(cell, other), self._lost(other, cell)
         if max(lost, spared) < FEWEST_PAIRS:
-            return Word.TOO_FEW if lost or spared else None
+            return Word.TOO_FEW if lost or spared else Word.NOT_RUN
         return Word.WORSE if lost else Word.BETTER
 
     def _lost(self, cell: Cell, other: Cell) -> int:
@@ -181,10 +163,6 @@ class Evidence:
                         value = run.summary.get(key)
                         sentences.append(f"{run.where}: {key} is {value}, no finite number: it is in no mean")
         return sentences
-
-
-# a row of a forest plot: its label, and whose difference it shows; a title has none
-ForestRow = tuple[str, tuple[Evidence, Cell, Difference] | None]
 
 
 def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from fogzo.evidence.compare import Difference
+from fogzo.runs.schema import Metric
 
 DASH = "–"
 
@@ -29,9 +31,7 @@ def short(value: float) -> str:
     """
     if value >= 1e7:
         return f"{value:.2e}"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def signed(value: float, digits: int) -> str:
@@ -44,29 +44,46 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if not any(digit in text for digit in "123456789") else text.replace("-", "−")
 
 
-def directed_text(value: float, digits: int, unit: str = "") -> str:
-    """Return a difference in words that carry its direction.
+@dataclass(frozen=True)
+class Effect:
+    """Paired differences of two methods: one, or the smallest to the greatest of several; positive is better.
 
-    >>> directed_text(-92.818, 1, "ppl"), directed_text(0.5, 2, "points"), directed_text(0.004, 2, "points")
-    ('92.8 ppl worse', '0.50 points better', '0.00 points apart')
+    Attributes:
+        interval: of the mean, or how far all intervals reach.
     """
-    size = " ".join(part for part in (f"{abs(value):,.{digits}f}", unit) if part)
-    same = not any(digit in size for digit in "123456789")
-    return f"{size} {'apart' if same else 'better' if value > 0 else 'worse'}"
 
+    means: Sequence[float]
+    metric: Metric
+    interval: tuple[float, float] | None = None
 
-def directed_range(low: float, high: float, digits: int, unit: str = "") -> str:
-    """Return the ends of a range of differences in words, the direction once where they share it.
+    def signed(self, unit: str = "") -> str:
+        """Return it with signs, as in "+0.50 points [−0.20, +1.20]"."""
+        ends = (signed(value, self.metric.digits) for value in (min(self.means), max(self.means)))
+        interval = ", ".join(signed(end, self.metric.digits) for end in self.interval or ())
+        return " to ".join(dict.fromkeys(ends)) + (f" {unit}" if unit else "") + (f" [{interval}]" if interval else "")
 
-    >>> directed_range(-107.5, -5.64, 1), directed_range(-0.2, 0.6, 1, "points"), directed_range(2, 2, 1, "ppl")
-    ('5.6 to 107.5 worse', '0.2 points worse to 0.6 points better', '2.0 ppl better')
-    """
-    if low == high:
-        return directed_text(low, digits, unit)
-    if low * high <= 0:
-        return f"{directed_text(low, digits, unit)} to {directed_text(high, digits, unit)}"
-    nearer, further = sorted((low, high), key=abs)
-    return f"{abs(nearer):,.{digits}f} to {directed_text(further, digits, unit)}"
+    def directed(self) -> str:
+        """Return it with the direction in words, once where all share it.
+
+        >>> from fogzo.runs.schema import METRICS
+        >>> Effect([-92.818], METRICS["perplexity"], (-107.5, -5.64)).directed()
+        '92.82 ppl worse [5.64 to 107.50 worse]'
+        >>> Effect([-0.2, 0.6], METRICS["accuracy"]).directed(), Effect([0.004], METRICS["accuracy"]).directed()
+        ('0.20 points worse to 0.60 points better', '0.00 points apart')
+        """
+        text = self._range(min(self.means), max(self.means), f" {self.metric.unit}")
+        return text + (f" [{self._range(*self.interval)}]" if self.interval else "")
+
+    def _range(self, low: float, high: float, unit: str = "") -> str:
+        if low != high and low * high <= 0:
+            return f"{self._one(low, unit)} to {self._one(high, unit)}"
+        nearer, further = sorted((low, high), key=abs)
+        return (f"{abs(nearer):,.{self.metric.digits}f} to " if low != high else "") + self._one(further, unit)
+
+    def _one(self, value: float, unit: str) -> str:
+        size = f"{abs(value):,.{self.metric.digits}f}"
+        same = not any(digit in size for digit in "123456789")
+        return f"{size}{unit} {'apart' if same else 'better' if value > 0 else 'worse'}"
 
 
 def p_text(difference: Difference) -> str:
@@ -74,19 +91,13 @@ def p_text(difference: Difference) -> str:
 
     In three decimals: in two, 0.0469 and 0.0547 were both 0.05, one of them told apart and one not.
 
-    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.4, 1.6, 0.0625, 0.0625, 0.01))
+    >>> p_text(Difference(5, 1.0, 0.5, 1.5, 0.4, 1.6, 0.0625, 0.01))
     'p = 0.062 (least of 5 pairs)'
-    >>> p_text(Difference(8, 1.0, -0.5, 1.5, -0.6, 1.6, 0.0546875, 0.0078125, 0.06))
+    >>> p_text(Difference(8, 1.0, -0.5, 1.5, -0.6, 1.6, 0.0546875, 0.06))
     'p = 0.055'
     """
     least = f" (least of {difference.pairs} pairs)" if difference.p <= difference.least_p * (1 + 1e-9) else ""
     return f"p = {difference.p:.3f}{least}" if difference.p >= 0.001 else f"p = {difference.p:.2g}{least}"
-
-
-def interval_text(difference: Difference, digits: int) -> str:
-    """Return ``mean [interval]``."""
-    mean, low, high = (signed(value, digits) for value in (difference.mean, *difference.interval))
-    return f"{mean} [{low}, {high}]"
 
 
 def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -96,15 +107,3 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     ((2.0, 1.4142135623730951), (1.0, None), (None, None))
     """
     return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Return ``mean ± std`` of finite values, or a dash.
-
-    >>> spread([0.5, 0.7], 2), spread([1.0], 2), spread([], 2)
-    ('0.60 ± 0.14', '1.00', '–')
-    """
-    mean, std = mean_std(values)
-    if mean is None:
-        return DASH
-    return f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")

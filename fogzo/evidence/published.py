@@ -16,13 +16,6 @@ from fogzo.runs.schema import METRICS
 TWIN = "scaled-down twin"
 DIRECTIONS = {"better": 1, "worse": -1}
 
-STATUS_RULE = (
-    "A published cell is *reproduced* if 3 or more runs at `scale=paper` gave values among which the published number "
-    "could be one more (95 % prediction interval) and the other numbers of its row could not; if these could be one "
-    "too, the runs tell nothing apart; if its own could not, it *deviates*. A *scaled-down twin* is a smaller network "
-    "on smaller data, of which only the direction of the difference to the STE can be compared."
-)
-
 
 def paper_row(evidence: Evidence, cell: Cell) -> Mapping[str, Any]:
     """Return the published row that a cell belongs to, the first of its setting's; empty if there is none."""
@@ -39,17 +32,14 @@ def is_published(evidence: Evidence, cell: Cell) -> bool:
 
 def published_text(evidence: Evidence, cell: Cell) -> str:
     """Return the published value as it is known."""
-    return value_text(paper_row(evidence, cell)[cell.method.name]) if is_published(evidence, cell) else DASH
+    return _text(paper_row(evidence, cell)[cell.method.name]) if is_published(evidence, cell) else DASH
 
 
-def value_text(value: Any) -> str:
-    """Return a published value as it is known: a number, words, or several of both by name."""
-    if value is None:
-        return "unknown"
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         shown = {key: part for key, part in value.items() if key != "direction"}
-        return ", ".join(f"{key} {value_text(part)}".replace("_", " ") for key, part in shown.items())
-    return str(value)
+        return ", ".join(f"{key} {_text(part)}".replace("_", " ") for key, part in shown.items())
+    return "unknown" if value is None else str(value)
 
 
 def published_number(evidence: Evidence, cell: Cell) -> float | None:
@@ -103,10 +93,13 @@ def status(evidence: Evidence, cell: Cell) -> Entry:
         return verdict(before=DASH)
     if not evidence.values(cell):
         return verdict(Word.DIVERGED if evidence.diverged(cell) else Word.NOT_RUN)
-    baseline = evidence.baseline(cell)
+    baseline, number = evidence.baseline(cell), published_number(evidence, cell)
+    if evidence.scale == "paper" and number is not None:
+        return _reproduced(evidence, cell, number)
     word, after = _direction(evidence.difference(cell, baseline), published_direction(evidence, cell))
     if evidence.scale == "paper":
-        return _status_at_paper_scale(evidence, cell, word, after)
+        decided = {Word.SAME_DIRECTION: Word.REPRODUCED, Word.OPPOSITE_DIRECTION: Word.DEVIATES}
+        return verdict(decided.get(word, word), after=after)
     if baseline is None:
         return verdict(before=TWIN)
     if not at_published_steps(evidence, cell, baseline):
@@ -114,11 +107,7 @@ def status(evidence: Evidence, cell: Cell) -> Entry:
     return verdict(word, before=f"{TWIN}: ", after=after)
 
 
-def _status_at_paper_scale(evidence: Evidence, cell: Cell, word: Word, after: str) -> Entry:
-    number = published_number(evidence, cell)
-    if number is None:
-        decided = {Word.SAME_DIRECTION: Word.REPRODUCED, Word.OPPOSITE_DIRECTION: Word.DEVIATES}
-        return verdict(decided.get(word, word), after=after)
+def _reproduced(evidence: Evidence, cell: Cell, number: float) -> Entry:
     row = paper_row(evidence, cell)
     values = evidence.values(cell, row.get("metric", cell.metric))
     interval = one_more_run(list(values.values()))

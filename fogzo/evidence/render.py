@@ -1,20 +1,21 @@
-"""Tables as Markdown, LaTeX, CSV and HTML, and prose in Markdown as HTML."""
+"""Tables as Markdown, LaTeX, CSV and HTML, and prose in Markdown as HTML; ``templates/`` has the layouts."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from markupsafe import Markup
 
 from fogzo.evidence.tables import Span, Table
-from fogzo.evidence.words import Word
 
 TEX = {  # what is longest first: ε̄ is two characters
     "ε̄": r"$\bar\varepsilon$",
@@ -24,12 +25,13 @@ TEX = {  # what is longest first: ε̄ is two characters
     "≥": r"$\ge$", "ⁿ": r"$^n$", "<": r"\textless{}", ">": r"\textgreater{}", "’": "'", "·": r"$\cdot$",
     "|": r"\textbar{}",
 }  # fmt: skip
-TEX_NEEDS = (
-    r"% needs \usepackage{booktabs}; a table that is wider than the page fits with \usepackage{graphicx} and",
-    r"% \resizebox{\linewidth}{!}{\input{THIS FILE}}, on a landscape page if the letters get too small",
-)
-LONGEST = 30  # rows of a table in HTML that is shown at once; a longer one is folded
+SITE = Path("site")  # where the report lies, and its figures
 Image = Callable[[Path, str], str]  # a figure's path and its description, as HTML
+
+
+def rendered(template: str, **what: Any) -> str:
+    """Return a text of ``templates/``, filled in."""
+    return LAYOUTS.get_template(template).render(**what)
 
 
 def markdown(table: Table) -> str:
@@ -41,8 +43,7 @@ def markdown(table: Table) -> str:
 
 
 def _markdown(span: Span) -> str:
-    forms = {"strong": f"**{span.text}**", "code": f"`{span.text}`", "link": f"[{span.text}]({span.target})"}
-    return forms.get(span.kind, span.text)
+    return {"code": f"`{span.text}`", "link": f"[{span.text}]({span.target})"}.get(span.kind, span.text)
 
 
 def to_csv(table: Table) -> str:
@@ -58,17 +59,7 @@ def to_csv(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """Return a ``tabular`` with booktabs' rules; the notes are comments, for whoever writes the caption."""
-    lines = [*TEX_NEEDS, rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule"]
-    lines += [_tex_row(table.header), r"\midrule"]
-    for number, row in enumerate(table.texts()):
-        lines += [r"\midrule"] if number and number in table.blocks else []
-        lines.append(_tex_row(row))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *("% " + " ".join(note.split()) for note in table.notes)]) + "\n"
-
-
-def _tex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(tex, cells)) + r" \\"
+    return rendered("table.tex.j2", table=table)
 
 
 def tex(text: str) -> str:
@@ -82,72 +73,41 @@ def tex(text: str) -> str:
     return re.sub("|".join(map(re.escape, TEX)), lambda found: TEX[found[0]], text)
 
 
-def to_html(table: Table) -> str:
+def to_html(table: Table) -> Markup:
     """Return a table, if it has rows, in a box that scrolls by itself, and its notes as paragraphs."""
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in table.header)
-    body = "".join(
-        f"<tr{' class=block' if number in table.blocks else ''}>"
-        + "".join(f"<td>{''.join(map(_html, spans))}</td>" for spans in row)
-        + "</tr>\n"
-        for number, row in enumerate(table.shown())
-    )
-    inner = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-    box = _box(inner, len(table.header), len(table.rows)) if table.rows else ""
-    return box + "".join(map(prose, table.notes))
+    return Markup(rendered("table.html.j2", table=table))
 
 
-def _box(table: str, columns: int, rows: int) -> str:
-    wide = " wide" if columns > 6 else ""
-    box = f'<div class="scroll{wide}" tabindex="0">{table}</div>'
-    return f"<details><summary>Table of {rows} rows</summary>{box}</details>" if rows > LONGEST else box
-
-
-def _html(span: Span) -> str:
-    text = html.escape(span.text, quote=False)
-    if span.word is not None:
-        return badge(span.text, span.word)
-    forms = {"strong": f"<strong>{text}</strong>", "code": f"<code>{text}</code>"}
-    forms["link"] = f'<a href="{html.escape(span.target)}">{text}</a>'
-    return forms.get(span.kind, text)
-
-
-def badge(text: str, word: Word) -> str:
-    """Return a text in the colour of its word, which says nothing that the words don't."""
-    return f'<span class="badge {word.tone}{" part" if word.in_part else ""}">{html.escape(text)}</span>'
-
-
-def prose(
-    text: str, folder: Path = Path(), root: Path = Path(), image: Image | None = None, *, raise_headings: int = 0
-) -> str:
-    """Return a Markdown text that lies in ``folder`` as HTML.
+def prose(text: str, folder: Path = SITE, image: Image | None = None) -> Markup:
+    """Return a Markdown text that lies in ``folder`` as HTML for the report, headings a level lower.
 
     Args:
-        root: the folder from which the HTML file's links start.
         image: makes an image that stands alone in a paragraph.
-        raise_headings: added to the level of headings.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.add_render_rule("table_open", lambda *_: '<div class="scroll" tabindex="0"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    shown: list[Token] = []
-    for token in tokens:
+    for at, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + raise_headings)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
         for child in token.children or []:
             if child.type == "link_open" and not re.match(r"https?:|#", str(child.attrs["href"])):
-                child.attrs["href"] = Path(os.path.relpath(folder / str(child.attrs["href"]), root)).as_posix()
-        shown.append(token)
-        if token.type == "paragraph_close" and image and _is_image(shown[-2]):
-            (picture,) = shown[-2].children or []
+                child.attrs["href"] = Path(os.path.relpath(folder / str(child.attrs["href"]), SITE)).as_posix()
+        if image and [child.type for child in token.children or []] == ["image"]:
+            (picture,) = token.children or []
             drawn = image(Path(os.path.normpath(folder / str(picture.attrs["src"]))), picture.content)
-            shown[-3:] = [Token("html_block", "", 0, content=drawn + "\n")]
-        if token.type == "table_close":
-            start = max(at for at, one in enumerate(shown) if one.type == "table_open")
-            inside = [one.type for one in shown[start:]]
-            drawn = parser.renderer.render(shown[start:], parser.options, {})
-            box = _box(drawn, inside.count("th_open"), inside.count("tr_open") - 1)
-            shown[start:] = [Token("html_block", "", 0, content=box + "\n")]
-    return str(parser.renderer.render(shown, parser.options, {}))
+            tokens[at - 1].hidden = tokens[at + 1].hidden = True  # a figure stands in no paragraph
+            tokens[at] = Token("html_block", "", 0, content=drawn + "\n")
+    return Markup(parser.renderer.render(tokens, parser.options, {}))
 
 
-def _is_image(token: Token) -> bool:
-    return [child.type for child in token.children or []] == ["image"]
+LAYOUTS = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=select_autoescape(["html.j2"], default=False),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+LAYOUTS.filters["tex"] = tex
+LAYOUTS.globals.update(markdown=markdown, to_html=to_html, prose=prose)

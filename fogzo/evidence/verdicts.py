@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fogzo.evidence.compare import Difference, holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
+from fogzo.evidence.numbers import Effect
 from fogzo.evidence.published import is_published, published_direction
-from fogzo.evidence.tables import Effect
 from fogzo.evidence.words import OUTCOMES, PARTS, Word
 from fogzo.runs.schema import METRICS
 
@@ -20,24 +21,30 @@ class Case:
     """Two methods compared in one setting of one experiment.
 
     Attributes:
-        metric: what they are compared by.
-        outcome: also where there is no ``difference`` because one of them diverged on every seed.
         direction: of the paper's difference: 1 for better, -1 for worse, 0 where it is not known.
+        by: the metric, if not the one that the cell is compared by.
     """
 
     evidence: Evidence
     cell: Cell
     other: Cell
-    metric: str
-    outcome: Word
-    difference: Difference | None
     direction: int = 0
+    by: str = ""
 
+    @property
+    def metric(self) -> str:
+        """What they are compared by."""
+        return self.by or self.cell.metric
 
-def case_of(evidence: Evidence, cell: Cell, other: Cell, *, metric: str | None = None, direction: int = 0) -> Case:
-    """Return the comparison of two cells, by their own metric if no other is given."""
-    outcome, difference = evidence.outcome(cell, other, metric), evidence.difference(cell, other, metric)
-    return Case(evidence, cell, other, metric or cell.metric, outcome or Word.NOT_RUN, difference, direction)
+    @cached_property
+    def difference(self) -> Difference | None:
+        """``None`` if one of them diverged on every seed, or was not run."""
+        return self.evidence.difference(self.cell, self.other, self.metric)
+
+    @cached_property
+    def outcome(self) -> Word:
+        """What it came to, also where one of them diverged on every seed."""
+        return self.evidence.outcome(self.cell, self.other, self.metric)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,8 @@ class Verdict:
             directed: say the direction of differences in words.
         """
         said = [self.counts if self.counts != self.word else "", _effects(self.cases, directed)]
-        if run_of(self.aside):
-            label = METRICS[self.aside[0].metric].name
-            said.append(f"by {label} {_outcomes(self.aside)}, {_effects(run_of(self.aside), directed)}")
+        if aside := run_of(self.aside):
+            said.append(f"by {METRICS[aside[0].metric].name} {_outcomes(self.aside)}, {_effects(aside, directed)}")
         numbers = "; ".join(part for part in said if part)
         return f"{self.method.label} against {self.against.label}" + (f": {numbers}" if numbers else "") + "."
 
@@ -117,7 +123,8 @@ def _outcomes(cases: Sequence[Case]) -> str:
 
 
 def _effects(cases: Sequence[Case], directed: bool) -> str:
-    return ", ".join(effect.text(directed=directed) for effect in effects_of(cases))
+    effects = effects_of(cases)
+    return ", ".join(effect.directed() if directed else effect.signed(effect.metric.unit) for effect in effects)
 
 
 def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect]:
@@ -141,17 +148,16 @@ def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
     """Return those of every method against the baseline, then against its controls."""
-    first = {cell.method.name: cell for cell in reversed(list(evidence.cells.values()))}
     also = next((key for key in evidence.experiment.also if METRICS[key].higher_is_better is not None), None)
     every_verdict = []
     for method, against in comparisons(evidence):
         pairs = pairs_of(evidence, method, against)
         claimed = against == evidence.experiment.baseline
         every = [
-            case_of(evidence, cell, other, direction=published_direction(evidence, cell) if claimed else 0)
-            for cell, other in pairs
+            Case(evidence, cell, other, published_direction(evidence, cell) if claimed else 0) for cell, other in pairs
         ]
-        aside = [case_of(evidence, cell, other, metric=also) for cell, other in pairs] if also else []
+        aside = [Case(evidence, cell, other, by=also) for cell, other in pairs] if also else []
+        first = {cell.method.name: cell for cell in reversed(evidence.cells.values())}
         every_verdict.append(Verdict(first[method], first[against], every, aside))
     return every_verdict
 

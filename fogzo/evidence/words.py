@@ -6,23 +6,31 @@ from enum import StrEnum
 
 
 class Word(StrEnum):
-    """What a comparison, a claim or a published cell came to."""
+    """What a comparison, a claim or a published cell came to; ``tone``: how it is coloured."""
 
-    BETTER = "better"
-    WORSE = "worse"
+    tone: str
+
+    def __new__(cls, text: str, tone: str = "open") -> Word:
+        """Return a word that is its own text."""
+        word = str.__new__(cls, text)
+        word._value_, word.tone = text, tone
+        return word
+
+    BETTER = "better", "good"
+    WORSE = "worse", "bad"
     UNDECIDED = "not to be told apart"
     TOO_FEW = "too few pairs"
     NOT_RUN = "not run"
-    DIVERGED = "diverged"
+    DIVERGED = "diverged", "bad"
 
     # several settings together
-    BETTER_IN_PART = "better in part"
-    WORSE_IN_PART = "worse in part"
+    BETTER_IN_PART = "better in part", "good part"
+    WORSE_IN_PART = "worse in part", "bad part"
     MIXED = "mixed"
-    CONFIRMED = "confirmed"
-    CONFIRMED_IN_PART = "confirmed in part"
-    OPPOSITE = "opposite"
-    OPPOSITE_IN_PART = "opposite in part"
+    CONFIRMED = "confirmed", "good"
+    CONFIRMED_IN_PART = "confirmed in part", "good part"
+    OPPOSITE = "opposite", "bad"
+    OPPOSITE_IN_PART = "opposite in part", "bad part"
 
     # a ratio of compute
     LARGER_HERE = "larger here"
@@ -30,25 +38,16 @@ class Word(StrEnum):
     NOT_REACHED_HERE = "not reached here"
 
     # a published cell
-    REPRODUCED = "reproduced"
-    DEVIATES = "deviates"
-    SAME_DIRECTION = "same direction"
-    OPPOSITE_DIRECTION = "opposite direction"
+    REPRODUCED = "reproduced", "good"
+    DEVIATES = "deviates", "bad"
+    SAME_DIRECTION = "same direction", "good"
+    OPPOSITE_DIRECTION = "opposite direction", "bad"
     NOTHING_TO_COMPARE = "nothing to compare with"
 
     @property
     def short(self) -> str:
         """The word where there is little room."""
         return "open" if self is Word.UNDECIDED else str(self)
-
-    @property
-    def in_part(self) -> bool:
-        return self in PARTS.values()
-
-    @property
-    def tone(self) -> str:
-        """How it is coloured: good, bad or open."""
-        return "good" if self in GOOD else "bad" if self in BAD else "open"
 
 
 OUTCOMES = (Word.BETTER, Word.WORSE, Word.UNDECIDED, Word.TOO_FEW)  # of one comparison
@@ -58,10 +57,3 @@ PARTS = {
     Word.CONFIRMED: Word.CONFIRMED_IN_PART,
     Word.OPPOSITE: Word.OPPOSITE_IN_PART,
 }
-GOOD = {
-    Word.BETTER, Word.BETTER_IN_PART, Word.CONFIRMED, Word.CONFIRMED_IN_PART, Word.REPRODUCED, Word.SAME_DIRECTION,
-}  # fmt: skip
-BAD = {
-    Word.WORSE, Word.WORSE_IN_PART, Word.OPPOSITE, Word.OPPOSITE_IN_PART, Word.DEVIATES, Word.OPPOSITE_DIRECTION,
-    Word.DIVERGED,
-}  # fmt: skip

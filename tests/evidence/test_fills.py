@@ -61,16 +61,17 @@ def test_the_page_is_short():
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("value lsq_mini llama.ste", r"[\d,.]+ ppl"),
-        ("value mlp_factors base.fogzo mean_agreement", r"[\d.]+"),
-        ("difference lsq_mini llama.fogzo", r"[\d.]+ ppl worse"),
-        ("difference lsq_mini llama.fogzo ste_longer", r"[\d.]+ ppl worse"),
-        ("range lsq_mini,w2a2_mini fogzo ste llama*", r"[\d.]+ ppl worse"),
-        ("reach lsq_mini fogzo ste deit*", r"[\d.]+ points better"),
-        ("count mlp_factors fogzo ste open", r"\d+"),
-        ("ratio mlp_compute nspsa_796 fogzo_1", r"[\d,]+"),
-        ("seeds lsq_mini,mlp_factors", "5 to 8"),
-        ("runs lsq_mini", r"\d+"),
+        ('value(lsq_mini, "llama.ste")', r"[\d,.]+ ppl"),
+        ('value(mlp_factors, "base.fogzo", "mean_agreement")', r"[\d.]+"),
+        ('difference(lsq_mini, "llama.fogzo")', r"[\d.]+ ppl worse"),
+        ('difference(lsq_mini, "llama.fogzo", "ste_longer")', r"[\d.]+ ppl worse"),
+        ('range([lsq_mini, w2a2_mini], "fogzo", "ste", model="llama_mini")', r"[\d.]+ to [\d.]+ ppl worse"),
+        ('reach([lsq_mini], "fogzo", "ste", model="deit_mini")', r"[\d.]+ points better"),
+        ('count([mlp_factors], "fogzo", "ste", "open")', r"\d+"),
+        ('settings([mlp_factors], "fogzo", "ste")', r"\d+"),
+        ('ratio(mlp_compute, "nspsa_796", "fogzo_1")', r"[\d,]+"),
+        ("seeds([lsq_mini, mlp_factors])", "5 to 8"),
+        ("runs([lsq_mini])", r"\d+"),
     ],
 )
 def test_each_kind_gives_its_number_or_words(every, asked, says):
@@ -81,11 +82,13 @@ def test_each_kind_gives_its_number_or_words(every, asked, says):
 @pytest.mark.parametrize(
     "asked",
     [
-        "mean lsq_mini llama.ste",
-        "value lsq llama.ste",
-        "value lsq_mini llama.sgd",
-        "difference lsq_mini",
-        "count lsq_mini fogzo ste bad",
+        'mean(lsq_mini, "llama.ste")',
+        'value(lsq_minni, "llama.ste")',
+        'value(lsq_mini, "llama.sgd")',
+        'value(lsq_mini, "llama.ste"',
+        "difference(lsq_mini)",
+        'count([lsq_mini], "fogzo", "ste", "bad")',
+        'range([lsq_mini], "fogzo", "ste", model="vgg")',
     ],
 )
 def test_what_is_not_known_is_named_with_its_page(every, asked):

@@ -46,19 +46,6 @@ def test_a_metric_that_is_no_number_is_named_and_is_in_no_mean(value, made, tmp_
     assert re.search(r"twin\.jsonl, line \d+: accuracy is .*, no finite number: it is in no mean", found.problems[0])
 
 
-def test_the_frame_has_a_row_a_run_with_its_cell_and_all_its_numbers(made, tmp_path):
-    write(tmp_path, made)
-    found = gathered(made)
-    assert len(found.frame) == len(found.all_runs()) == 30
-    row = found.frame.set_index(["cell", "seed"]).loc["deit.fogzo", 12]
-    run = found.runs["deit.fogzo"][12]
-    assert (row["setting"], row["method"], row["status"]) == ("deit", "fogzo", "finished")
-    assert (row["accuracy"], row["flops"]) == (run.summary["accuracy"], run.summary["flops"])
-    means = found.frame.groupby("cell")["accuracy"].mean()
-    assert means["deit.fogzo"] == pytest.approx(found.mean(found.cells["deit.fogzo"], "accuracy"))
-    assert gathered(made | {"name": "unrun", "table": None}).frame.empty
-
-
 def test_a_diverged_run_is_over_and_in_no_mean(made, tmp_path):
     records = write(tmp_path, made)
     change(records["deit.fogzo", 11], 20, loss=None, accuracy=GONE)

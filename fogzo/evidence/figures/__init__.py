@@ -7,10 +7,10 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from fogzo.evidence.claims import claims_of, forest_of
+from fogzo.evidence.claims import claims_of
 from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
-from fogzo.evidence.figures.forest import differences, forest
+from fogzo.evidence.figures.forest import differences, forest, forest_of
 from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.tables.overview import member_rows

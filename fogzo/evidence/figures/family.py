@@ -35,13 +35,13 @@ def members(every: Sequence[Evidence]) -> Figure:
                 axis.text(-0.48, y, line, va="center", fontweight="bold")
                 continue
             for x, key in enumerate(labels):
-                if key in line.differences:
-                    difference, metric = line.differences[key]
+                case = line.cases.get(key)
+                if case is not None and case.difference is not None:
+                    difference, metric = case.difference, METRICS[case.metric]
                     tint = TINTS.get(difference.outcome, OPEN)
                     axis.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, color=tint, lw=0))
-                    digits, unit = METRICS[metric].digits, METRICS[metric].unit
-                    text = f"{signed(difference.mean, digits)} {unit}"
-                    ends = ", ".join(signed(end, digits) for end in difference.interval)
+                    text = f"{signed(difference.mean, metric.digits)} {metric.unit}"
+                    ends = ", ".join(signed(end, metric.digits) for end in difference.interval)
                     axis.text(x, y - 0.2, text, ha="center", va="center", fontsize=8)
                     size = 6.5 if len(ends) < 18 else 5.6
                     axis.text(x, y + 0.22, f"[{ends}]", ha="center", va="center", fontsize=size, color="#444444")

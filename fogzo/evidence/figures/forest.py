@@ -9,13 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from fogzo.evidence.claims import Claim
 from fogzo.evidence.compare import Difference
-from fogzo.evidence.experiment import Cell
 from fogzo.evidence.figures.style import RC, colour, mark
-from fogzo.evidence.frame import Evidence, ForestRow
-from fogzo.evidence.numbers import interval_text, signed
+from fogzo.evidence.frame import Evidence
+from fogzo.evidence.numbers import Effect
+from fogzo.evidence.verdicts import Case
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS, Metric
+
+Row = tuple[str, Case | None]  # its label, and the comparison that it shows; a title has none
 
 
 def differences(evidence: Evidence) -> Figure:
@@ -23,10 +26,10 @@ def differences(evidence: Evidence) -> Figure:
 
     Settings that are compared by different metrics stand in different panels.
     """
-    return forest({key: _entries(evidence, key) for key in evidence.metrics()})
+    return forest({key: _rows(evidence, key) for key in evidence.metrics()})
 
 
-def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
+def forest(asked: Mapping[str, Sequence[Row]]) -> Figure:
     """Return a forest plot: differences with their intervals and seeds, a panel a metric."""
     panels = [(METRICS[key], entries) for key, entries in asked.items() if entries]
     heights = [len(entries) + 1.5 for _, entries in panels] or [1.0]
@@ -40,28 +43,40 @@ def forest(asked: Mapping[str, Sequence[ForestRow]]) -> Figure:
         return figure
 
 
-def _entries(evidence: Evidence, key: str) -> list[ForestRow]:
-    entries: list[ForestRow] = []
+def _rows(evidence: Evidence, key: str) -> list[Row]:
+    rows: list[Row] = []
     for setting, cells in evidence.settings().items():
-        pairs = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
-        shown = [(cell, difference) for cell, difference in pairs if difference and cell.metric == key]
-        if shown and setting:
-            entries.append((evidence.experiment.settings[setting].label, None))
-        entries += [(cell.method.full_label, (evidence, cell, difference)) for cell, difference in shown]
-    return entries
+        pairs = [(cell, evidence.baseline(cell)) for cell in cells if cell.metric == key]
+        cases = [case for cell, other in pairs if other and (case := Case(evidence, cell, other)).difference]
+        if cases and setting:
+            rows.append((evidence.experiment.settings[setting].label, None))
+        rows += [(case.cell.method.full_label, case) for case in cases]
+    return rows
 
 
-def _forest(axis: Any, metric: Metric, entries: Sequence[ForestRow]) -> None:
-    limit = _limit([shown[2] for _, shown in entries if shown is not None])
+def forest_of(claim: Claim) -> dict[str, list[Row]]:
+    """Return the claim's settings by the metric they are compared by, under their experiments' titles."""
+    by_metric: dict[str, list[Row]] = {}
+    for case in claim.cases:
+        if case.difference is not None:
+            rows = by_metric.setdefault(case.metric, [])
+            if (case.evidence.title, None) not in rows:
+                rows.append((case.evidence.title, None))
+            rows.append((case.cell.setting.label if case.cell.setting.name else case.cell.label, case))
+    return by_metric
+
+
+def _forest(axis: Any, metric: Metric, entries: Sequence[Row]) -> None:
+    limit = _limit([case.difference for _, case in entries if case is not None and case.difference is not None])
     axis.axvline(0, color="#555555", lw=1)
-    for row, (text, shown) in enumerate(entries):
-        if shown is None:
+    for row, (text, case) in enumerate(entries):
+        if case is None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             axis.text(0, row, text, transform=axis.get_yaxis_transform(), va="center", fontweight="bold", bbox=box)
         else:
-            _forest_row(axis, row, *shown, limit)
+            _forest_row(axis, row, case, limit)
     axis.set(xlim=(-limit * 1.06, limit * 1.06), ylim=(len(entries) - 0.4, -0.6))
-    axis.set_yticks(range(len(entries)), [text if shown else "" for text, shown in entries])
+    axis.set_yticks(range(len(entries)), [text if case else "" for text, case in entries])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25, lw=0.5)
     axis.set_xlabel(f"paired difference to the baseline, {metric.label}:  ← worse   better →")
@@ -75,23 +90,22 @@ def _limit(every: Sequence[Difference]) -> float:
     return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
 
 
-def _forest_row(axis: Any, row: int, evidence: Evidence, cell: Cell, difference: Difference, limit: float) -> None:
-    metric = METRICS[cell.metric]
-    digits = metric.digits
-    shade, apart = colour(cell.method), difference.outcome in (Word.BETTER, Word.WORSE)
-    base = evidence.baseline(cell)
-    values, others = evidence.values(cell), evidence.values(base) if base else {}
+def _forest_row(axis: Any, row: int, case: Case, limit: float) -> None:
+    metric, difference, shade = METRICS[case.metric], case.difference, colour(case.cell.method)
+    assert difference is not None
+    values, others = (case.evidence.values(cell) for cell in (case.cell, case.other))
     sign = 1 if metric.higher_is_better else -1
     seeds = np.array([sign * (values[seed] - others[seed]) for seed in sorted(values.keys() & others.keys())])
     inside = seeds[np.abs(seeds) <= limit]
     axis.plot(inside, [row + 0.24] * len(inside), "|", color=shade, ms=5, alpha=0.7)
-    low, high = np.clip(difference.interval if difference.pairs > 1 else [difference.mean] * 2, -limit, limit)
+    alone = difference.pairs == 1
+    low, high = np.clip([difference.mean] * 2 if alone else difference.interval, -limit, limit)
     axis.plot([low, high], [row, row], color=shade, lw=2, solid_capstyle="butt")
-    off = abs(difference.mean) > limit
-    shape = ("<" if difference.mean < 0 else ">") if off else mark(cell.method)
+    off, apart = abs(difference.mean) > limit, difference.outcome in (Word.BETTER, Word.WORSE)
+    shape = ("<" if difference.mean < 0 else ">") if off else mark(case.cell.method)
     at = float(np.clip(difference.mean, -limit, limit))
     axis.plot(at, row, shape, color=shade, mfc=shade if apart else "white", ms=6.5, mew=1.5, clip_on=False)
-    text = interval_text(difference, digits) if difference.pairs > 1 else signed(difference.mean, digits)
+    text = Effect([difference.mean], metric, None if alone else difference.interval).signed()
     axis.text(
         1.01, row, f"{text}  n = {difference.pairs}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fogzo.evidence.compare import Difference
-from fogzo.evidence.numbers import DASH, directed_range, mean_std, p_text, short, signed, spread
+from fogzo.evidence.numbers import DASH, Effect, mean_std, p_text, short
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import Metric
 
@@ -25,7 +25,7 @@ class Span:
     """A piece of text on a page; ``target`` is where a link leads, ``word`` what gives a word its colour."""
 
     text: str
-    kind: Literal["plain", "strong", "code", "link", "word"] = "plain"
+    kind: Literal["plain", "code", "link", "word"] = "plain"
     target: str = ""
     word: Word | None = None
 
@@ -42,7 +42,7 @@ class Entry:
 
     spans: Sequence[Span]
     values: Mapping[str, Value] = field(default_factory=dict)
-    directed: Sequence[Span] | None = None
+    directed: str = ""
 
     @property
     def text(self) -> str:
@@ -56,51 +56,10 @@ def shown(value: Value, label: str) -> Entry:
 
 def quantity(seeds: Collection[float], digits: int, sign: str = "", *, counted: bool = False) -> Entry:
     """Return a value for each seed, shown as ``mean ± std``, with their number where they are ``counted``."""
-    (mean, std), count = mean_std(list(seeds)), f" ({len(seeds)})" if counted else ""
-    text = spread(list(seeds), digits) + (sign + count if seeds else "")
+    mean, std = mean_std(list(seeds))
+    text = DASH if mean is None else f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")
+    text += (sign + (f" ({len(seeds)})" if counted else "")) if seeds else ""
     return Entry([Span(text)], {"mean": mean, "std": std, "n": len(seeds)})
-
-
-def cost(mean: float | None, times: float | None = None) -> Entry:
-    """Return a mean cost, and how many times the baseline's it is."""
-    text = DASH if mean is None else short(mean) + (f" ({short(times)}×)" if times is not None else "")
-    return Entry([Span(text)], {"": mean})
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Paired differences of two methods: one, or the smallest to the greatest of several; positive is better.
-
-    Attributes:
-        interval: of the mean, or how far all intervals reach.
-    """
-
-    means: Sequence[float]
-    metric: Metric
-    interval: tuple[float, float] | None = None
-
-    def text(self, *, unit: bool = True, directed: bool = False) -> str:
-        """Return it with its unit; ``directed``: with the direction in words, as in "92.82 ppl worse"."""
-        low, high, digits = min(self.means), max(self.means), self.metric.digits
-        if directed:
-            text = directed_range(low, high, digits, self.metric.unit)
-            interval = directed_range(*self.interval, digits) if self.interval else ""
-        else:
-            text = " to ".join(dict.fromkeys([signed(low, digits), signed(high, digits)]))
-            text += f" {self.metric.unit}" if unit else ""
-            interval = ", ".join(signed(end, digits) for end in self.interval or ())
-        return text + (f" [{interval}]" if interval else "")
-
-
-def effect_entry(effect: Effect, outcome: Word | None = None, *, unit: bool = True, strong: bool = False) -> Entry:
-    """Return an effect, and its ``outcome`` where the direction in words does not say it; ``strong``: in bold."""
-    kind: Literal["plain", "strong"] = "strong" if strong else "plain"
-    said = f", {outcome.short}" if outcome else ""
-    directed = "" if outcome in (Word.BETTER, Word.WORSE) else said
-    return Entry(
-        [Span(effect.text(unit=unit) + said, kind)],
-        directed=[Span(effect.text(directed=True) + directed, kind)],
-    )
 
 
 def whole_effect(difference: Difference | None, metric: Metric) -> Entry:
@@ -111,25 +70,21 @@ def whole_effect(difference: Difference | None, metric: Metric) -> Entry:
     alone = d.pairs == 1
     effect, after = Effect([d.mean], metric, None if alone else d.interval), " (1 pair)" if alone else f"; {p_text(d)}"
     numbers = (d.mean, d.low, d.high, d.t_low, d.t_high, d.pairs, d.p, d.least_p, d.p_t, str(d.outcome))
-    return Entry(
-        [Span(effect.text(unit=False) + after)],
-        dict(zip(DIFFERENCE, numbers, strict=True)),
-        [Span(effect.text(directed=True) + after)],
-    )
+    values = dict(zip(DIFFERENCE, numbers, strict=True))
+    return Entry([Span(effect.signed() + after)], values, effect.directed() + after)
+
+
+def cost(mean: float | None, times: float | None = None) -> Entry:
+    """Return a mean cost, and how many times the baseline's it is."""
+    text = DASH if mean is None else short(mean) + (f" ({short(times)}×)" if times is not None else "")
+    return shown(mean, text)
 
 
 def verdict(*words: Word, before: str = "", after: str = "") -> Entry:
     """Return words, with what stands before each and after all of them."""
-    spans = _joined([[Span(f"{before}{word}", "word", word=word)] for word in words] or [[Span(before)]], "; ")
+    spans = _joined([Span(f"{before}{word}", "word", word=word) for word in words] or [Span(before)], "; ")
     spans += [Span(after)] if after else []
     return Entry(spans, {"": Entry(spans).text})
-
-
-def several(entries: Sequence[Entry | Value], between: str = ", ") -> Entry:
-    """Return several entries in one cell."""
-    texts = ([spans_of(entry, directed=way) for entry in entries] for way in (False, True))
-    plain, directed = (_joined(text, between) or [Span(DASH)] for text in texts)
-    return Entry(plain, directed=directed)
 
 
 def link(label: str, target: str) -> Entry:
@@ -139,12 +94,12 @@ def link(label: str, target: str) -> Entry:
 
 def commands(every: Sequence[str]) -> Entry:
     """Return commands that are run one after the other."""
-    spans = _joined([[Span(command, "code")] for command in every], ", then ")
+    spans = _joined([Span(command, "code") for command in every], ", then ")
     return Entry(spans or [Span(DASH)], {"": " && ".join(every)})
 
 
-def _joined(parts: Sequence[Sequence[Span]], between: str) -> list[Span]:
-    return [span for part in parts for span in (Span(between), *part)][1:]
+def _joined(spans: Sequence[Span], between: str) -> list[Span]:
+    return [one for span in spans for one in (Span(between), span)][1:]
 
 
 @dataclass(frozen=True)
@@ -178,7 +133,7 @@ class Table:
 
     def shown(self) -> list[list[Sequence[Span]]]:
         """Return the spans of every entry that stands on pages, row by row."""
-        return [[spans_of(entry) for column, entry in row if column.header is not None] for row in self.rows]
+        return [[_spans_of(entry) for column, entry in row if column.header is not None] for row in self.rows]
 
     def texts(self) -> list[list[str]]:
         """Return the plain text of every entry that stands on pages, row by row."""
@@ -200,16 +155,17 @@ class Table:
         """Return the table with the direction of every difference in words."""
         return replace(self, rows=[[(column, _directed(entry)) for column, entry in row] for row in self.rows])
 
+    def without(self, header: str) -> Table:
+        """Return the table without a column."""
+        return replace(self, rows=[[one for one in row if one[0].header != header] for row in self.rows])
+
 
 def _directed(entry: Entry | Value) -> Entry | Value:
-    return replace(entry, spans=entry.directed) if isinstance(entry, Entry) and entry.directed else entry
+    return replace(entry, spans=[Span(entry.directed)]) if isinstance(entry, Entry) and entry.directed else entry
 
 
-def spans_of(entry: Entry | Value, *, directed: bool = False) -> Sequence[Span]:
-    """Return the text of an entry, or of a plain value, for a page."""
-    if isinstance(entry, Entry):
-        return entry.directed or entry.spans if directed else entry.spans
-    return [Span(DASH if entry is None else str(entry))]
+def _spans_of(entry: Entry | Value) -> Sequence[Span]:
+    return entry.spans if isinstance(entry, Entry) else [Span(DASH if entry is None else str(entry))]
 
 
 def on_page(headers: Sequence[str], entries: Sequence[Entry | Value]) -> Row:

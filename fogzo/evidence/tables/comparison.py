@@ -1,4 +1,4 @@
-"""The tables of one experiment: every cell beside the published number, controls, parts, and what tuning chose."""
+"""The tables of one experiment: every cell beside the published number, controls, what tuning chose, and the runs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from fogzo.evidence.chosen import Choice, whole_commands
-from fogzo.evidence.compare import holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import signed
 from fogzo.evidence.published import published_difference, published_text, status
 from fogzo.evidence.tables import (
     Column,
-    Effect,
     Entry,
     Row,
     Table,
     commands,
     cost,
-    effect_entry,
     on_page,
     quantity,
     shown,
     verdict,
     whole_effect,
-)
+)  # fmt: skip
 from fogzo.evidence.verdicts import Case, verdicts
-from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
 RATE = "optimizer.lr"
-PARTS_NOTE = (
-    "Difference to the baseline, and the outcome by the rule of the tables; in bold where it stands also after Holm's "
-    "correction of paired t-tests for all settings of its column."
-)
 
 
 def comparison_table(evidence: Evidence) -> Table:
@@ -120,7 +112,7 @@ def _code(every: Sequence[str]) -> str:
 
 
 def control_table(evidence: Evidence) -> Table | None:
-    """Return FOGZO against every control, setting by setting; ``None`` if the experiment has no controls."""
+    """Return methods against their controls, setting by setting; ``None`` if the experiment has no controls."""
     rows: list[Row] = []
     blocks = []
     for one in verdicts(evidence):
@@ -142,53 +134,17 @@ def _control_row(case: Case) -> Row:
     ]
 
 
-def parts_table(evidence: Evidence) -> Table:
-    """Return a row a setting, a column a method: its difference to the baseline, and in a word what that is worth."""
-    labels = {cell.method.name: cell.method.full_label for cell in evidence.cells.values()}
-    del labels[evidence.experiment.baseline]
-    effects = [_part_column(evidence, method) for method in labels]
-    rows = [
-        [
-            _setting(evidence, cells[0]),
-            *on_page(list(labels.values()), [by_setting.get(setting) for by_setting in effects]),
-        ]
-        for setting, cells in evidence.settings().items()
-        if any(map(evidence.finished, cells))
-    ]
-    return Table(rows, [PARTS_NOTE])
-
-
-def _part_column(evidence: Evidence, method: str) -> dict[str, Entry]:
-    """Return the difference of one method to the baseline, by setting."""
-    cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
-    differences = [(cell, evidence.difference(cell, evidence.baseline(cell))) for cell in cells]
-    judged = [(cell, difference) for cell, difference in differences if difference is not None]
-    effects: dict[str, Entry] = {cell.setting.name: verdict(Word.DIVERGED) for cell in cells if evidence.diverged(cell)}
-    for (cell, difference), stands in zip(judged, holm([d.p_t for _, d in judged]), strict=True):
-        outcome, unit = difference.outcome, len(evidence.metrics()) > 1
-        strong = stands and len(judged) > 1 and outcome in (Word.BETTER, Word.WORSE)  # of one row nothing is corrected
-        effect = Effect([difference.mean], METRICS[cell.metric])
-        effects[cell.setting.name] = effect_entry(effect, outcome, unit=unit, strong=strong)
-    return effects
-
-
 def tuned_table(evidence: Evidence) -> Table | None:
     """Return what tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
+    metric = evidence.experiment.tuning.metric
+    headers = ["method", "chosen", "trials", f"lowest {METRICS[metric].name} at each rate"]
     rows: list[Row] = []
     for cell in evidence.cells.values():
         if chosen := evidence.tuned.get(cell.name):
             edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
-            values = [f"{key} = {_plain(value)}{edges.get(key, '')}" for key, value in chosen.values.items()]
-            names = [
-                "method",
-                "chosen",
-                "trials",
-                f"lowest {METRICS[evidence.experiment.tuning.metric].name} at each rate",
-            ]
-            sensitivity = _by_rate(chosen, evidence.experiment.tuning.metric)
-            rows.append(
-                [_setting(evidence, cell), *on_page(names, [cell.label, ", ".join(values), chosen.trials, sensitivity])]
-            )
+            values = ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items())
+            entries = [cell.label, values, chosen.trials, _by_rate(chosen, metric)]
+            rows.append([_setting(evidence, cell), *on_page(headers, entries)])
     return Table(rows) if rows else None
 
 
@@ -205,3 +161,14 @@ def _by_rate(chosen: Choice, metric: str) -> str | None:
 
 def _plain(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def runs_table(evidence: Evidence) -> Table:
+    """Return every run with its number and where its record stands."""
+    rows = []
+    for cell in evidence.cells.values():
+        metric, values = METRICS[cell.metric], evidence.values(cell)
+        for seed, run in sorted(evidence.runs[cell.name].items()):
+            text = f"{values[seed]:.{metric.digits}f}{metric.sign}" if seed in values else str(run.summary["status"])
+            rows.append(on_page(["cell", "seed", "result", "record"], [cell.name, seed, text, run.where]))
+    return Table(rows)

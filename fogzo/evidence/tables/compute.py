@@ -7,20 +7,20 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from fogzo.evidence.equal_loss import COST, Ratio, Reached, cost_pairs, ratio_of, reached
-from fogzo.evidence.experiment import CostRatio
+from fogzo.evidence.experiment import EqualLoss
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import published_text
 from fogzo.evidence.tables import Column, Entry, Row, Table, Value, on_page, quantity
 
 
-def ratio_table(evidence: Evidence, ratios: Sequence[CostRatio]) -> Table:
+def ratio_table(evidence: Evidence) -> Table:
     """Return how many times the compute of the second method the first one needs for the same training loss."""
     headers = [
         "more compute of", "than of", "paper", "ratio: median over seeds", "range of all seeds", "seeds that reach it",
         "cost of the first", "cost of the second",
     ]  # fmt: skip
     rows = []
-    for asked in ratios:
+    for asked in _asked(evidence).ratios:
         first, second = evidence.cells[asked.of], evidence.cells[asked.to]
         pairs = cost_pairs(evidence, first, second)
         costs = [quantity([at.at for at, _ in pairs], 0), _costs([at for _, at in pairs])]
@@ -41,11 +41,11 @@ def _costs(every: Sequence[Reached]) -> Entry | str | None:
     return quantity(costs, 0)
 
 
-def equal_loss_table(evidence: Evidence, targets: Sequence[str]) -> Table:
-    """Return the forward equivalents until the training loss is what each of the ``targets`` ends with on average."""
+def equal_loss_table(evidence: Evidence) -> Table:
+    """Return the forward equivalents until the training loss is what each of the targets ends with on average."""
     headers = ["training loss of", "value", *(cell.label for cell in evidence.cells.values())]
     rows = []
-    for target, loss in _mean_losses(evidence, targets):
+    for target, loss in _mean_losses(evidence):
         costs: list[Entry | Value] = []
         for cell in evidence.cells.values():
             runs = evidence.finished(cell)
@@ -57,8 +57,12 @@ def equal_loss_table(evidence: Evidence, targets: Sequence[str]) -> Table:
     return Table(rows)
 
 
-def _mean_losses(evidence: Evidence, targets: Sequence[str]) -> Iterator[tuple[str, float]]:
-    for target in targets:
+def _asked(evidence: Evidence) -> EqualLoss:
+    return evidence.experiment.equal_loss or EqualLoss((), ())
+
+
+def _mean_losses(evidence: Evidence) -> Iterator[tuple[str, float]]:
+    for target in _asked(evidence).targets:
         if ends := evidence.values(evidence.cells[target], "train_loss"):
             yield target, statistics.fmean(ends.values())
 
@@ -85,12 +89,11 @@ def reached_table(evidence: Evidence) -> Table:
     ``loss_of_seed`` is the seed whose final loss is to be reached by the run of that seed, as ratios pair them, or
     ``mean`` for the mean of all seeds; the cost is empty where the run never logged a loss as low.
     """
-    asked = evidence.experiment.equal_loss
     rows: list[Row] = []
-    for target, loss in _mean_losses(evidence, asked.targets if asked else ()):
+    for target, loss in _mean_losses(evidence):
         for cell in evidence.cells:
             rows += _reached_rows(evidence, target, "mean", loss, cell)
-    pairs = [(ratio.of, cell) for ratio in (asked.ratios if asked else ()) for cell in (ratio.of, ratio.to)]
+    pairs = [(ratio.of, cell) for ratio in _asked(evidence).ratios for cell in (ratio.of, ratio.to)]
     for target, cell in dict.fromkeys(pairs):
         for seed, loss in evidence.values(evidence.cells[target], "train_loss").items():
             rows += _reached_rows(evidence, target, seed, loss, cell)

@@ -5,35 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fogzo.evidence.claims import RULE, Claim, RatioCase
-from fogzo.evidence.compare import Difference
+from fogzo.evidence.claims import Claim, RatioCase
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.numbers import short
+from fogzo.evidence.numbers import Effect, short
 from fogzo.evidence.published import published_difference, published_direction
-from fogzo.evidence.tables import (
-    Effect,
-    Entry,
-    Row,
-    Table,
-    Value,
-    effect_entry,
-    link,
-    on_page,
-    quantity,
-    several,
-    verdict,
-    whole_effect,
-)
+from fogzo.evidence.tables import Entry, Row, Table, Value, link, on_page, quantity, verdict, whole_effect
 from fogzo.evidence.tables.compute import ratio_texts
 from fogzo.evidence.verdicts import Case, effects_of, run_of
+from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
-MEMBERS_NOTE = (
-    "Difference to the STE of the same setting whose forward equivalents are the same within 2 %: the STE itself for "
-    "what costs no forward pass, else that with more steps; positive is better. Nothing is corrected for the number of "
-    "comparisons. Methods and settings without such an STE are left out."
-)
 SAME = 0.02  # costs that differ by less than this share are the same
 
 
@@ -46,21 +28,17 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     rows = []
     for claim in claims:
         twins = [verdict(*claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
-        rows.append(
-            on_page(
-                headers,
-                [claim.said.claim, *twins, verdict(*claim.words("paper")), f"{claim.said.trust}: {claim.said.source}"],
-            )
-        )
-    return Table(rows, [RULE])
+        paper = [verdict(*claim.words("paper")), f"{claim.said.trust}: {claim.said.source}"]
+        rows.append(on_page(headers, [claim.said.claim, *twins, *paper]))
+    return Table(rows)
 
 
-def claim_effect(claim: Claim, scale: str) -> Entry:
+def claim_effect(claim: Claim, scale: str) -> str | None:
     """Return how large the differences that count are, and how far their intervals reach; or the ratios."""
     if not claim.ratios:
-        return several(list(map(effect_entry, effects_of(claim.judged(scale), intervals=True))))
+        return ", ".join(effect.directed() for effect in effects_of(claim.judged(scale), intervals=True)) or None
     ratios = [case.ratio for case in claim.judged_ratios(scale) if case.ratio is not None]
-    return several([f"{r.median_text}{'×' if r.median else ''} ({r.range_text})" for r in ratios], " or ")
+    return " or ".join(f"{r.median_text}{'×' if r.median else ''} ({r.range_text})" for r in ratios) or None
 
 
 def _seeds(claim: Claim, scale: str) -> str | None:
@@ -96,10 +74,10 @@ def _case_row(case: Case) -> Row:
     return on_page(headers, entries)
 
 
-def _published_difference(case: Case) -> Entry | str:
+def _published_difference(case: Case) -> str:
     difference = published_difference(case.evidence, case.cell)
     if difference is not None:
-        return effect_entry(Effect([difference], METRICS[case.metric]))
+        return Effect([difference], METRICS[case.metric]).directed()
     if case.direction and not published_direction(case.evidence, case.cell):  # the paper says it of all settings alone
         return "not known; the claim says better"
     return {1: "better", -1: "worse", 0: "not known"}[case.direction]
@@ -118,11 +96,18 @@ MemberKey = tuple[str, int]  # a method's family and its samples: experiments ca
 
 @dataclass(frozen=True)
 class MemberRow:
-    """One setting: the differences of the members that were run in it, each with its metric."""
+    """One setting: the comparisons of the members that were run in it."""
 
     experiment: str
     setting: str
-    differences: Mapping[MemberKey, tuple[Difference, str]]
+    cases: Mapping[MemberKey, Case]
+
+    def text(self, member: MemberKey) -> str | None:
+        """Return a member's difference, and its outcome where the direction in words does not say it."""
+        if member not in self.cases:
+            return None
+        (effect,), outcome = effects_of([self.cases[member]]), self.cases[member].outcome
+        return effect.directed() + ("" if outcome in (Word.BETTER, Word.WORSE) else f", {outcome.short}")
 
 
 def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[MemberRow]]:
@@ -131,17 +116,18 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
     rows = []
     for evidence in every:
         for cells in evidence.settings().values():
-            differences = {}
+            of_setting = {}
             for cell in cells:
-                difference = evidence.difference(cell, equal_baseline(evidence, cell))
-                if difference is not None:
+                other = equal_baseline(evidence, cell)
+                case = Case(evidence, cell, other) if other else None
+                if case is not None and case.difference is not None:
                     key = (cell.method.family, cell.method.samples)
                     labels.setdefault(key, cell.method.label)
-                    differences[key] = (difference, cell.metric)
-            if differences:
+                    of_setting[key] = case
+            if of_setting:
                 label = cells[0].setting.label if cells[0].setting.name else ""  # all cells share the title's
-                rows.append(MemberRow(evidence.title, label, differences))
-    settings = {key: sum(key in row.differences for row in rows) for key in labels}
+                rows.append(MemberRow(evidence.title, label, of_setting))
+    settings = {key: sum(key in row.cases for row in rows) for key in labels}
     return {key: labels[key] for key in sorted(labels, key=lambda key: -settings[key])}, rows
 
 
@@ -171,10 +157,6 @@ def members_table(every: Sequence[Evidence]) -> Table:
     for number, row in enumerate(settings):
         new = number == 0 or row.experiment != settings[number - 1].experiment
         blocks += [number] if new else []
-        effects = {
-            key: effect_entry(Effect([difference.mean], METRICS[metric]), difference.outcome)
-            for key, (difference, metric) in row.differences.items()
-        }
         headers = ["experiment", "setting", *labels.values()]
-        rows.append(on_page(headers, [row.experiment if new else "", row.setting, *map(effects.get, labels)]))
-    return Table(rows, [MEMBERS_NOTE], blocks)
+        rows.append(on_page(headers, [row.experiment if new else "", row.setting, *map(row.text, labels)]))
+    return Table(rows, blocks=blocks)
