@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from fogzo.evidence.figures import drawings
-from fogzo.evidence.figures.curves import save
+from fogzo.evidence.figures.style import save
 from fogzo.evidence.frame import gather
 from fogzo.evidence.pages import footer
 from fogzo.evidence.parse import confirmed_experiments

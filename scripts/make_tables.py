@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from fogzo.evidence.figures import drawings
-from fogzo.evidence.figures.curves import save
+from fogzo.evidence.figures.style import save
 from fogzo.evidence.fills import fill_pages, linked_figures
 from fogzo.evidence.frame import Evidence, gather
 from fogzo.evidence.pages import page

@@ -84,8 +84,7 @@ def draw(rows: Any) -> None:
     """Draw flips, dead weights and cosine along training: means over seeds, and between which values they lie."""
     import matplotlib.pyplot as plt
 
-    from fogzo.evidence.figures.curves import save
-    from fogzo.evidence.figures.style import RC
+    from fogzo.evidence.figures.style import RC, save
 
     rows.loc[rows.high - rows.low > 1, "cosine"] = float("nan")  # nothing is known
     with plt.rc_context(RC):

@@ -41,7 +41,7 @@ def report(evidence: Evidence) -> bool:
     cells = evidence.cells.values()
     have, wanted = len(evidence.all_runs()), len(cells) * len(evidence.experiment.seeds)
     print(f"{evidence.name}: {have} of {wanted} runs")
-    faults = [(f"{fault.where}: {fault.reason}", fault.command) for fault in evidence.records.faults]
+    faults = [(f"{fault.where}: {fault.reason}", fault.command) for fault in evidence.faults]
     gaps = [gap for cell in cells for gap in evidence.gaps(cell)]
     if not have and not faults:
         gaps = [("nothing was run yet", " && ".join(whole_commands(evidence.experiment)))]

@@ -104,12 +104,12 @@ class Claim:
 
     def judged(self, scale: str) -> list[Case]:
         """Return the cases that count: run at this scale, and of a direction that the paper gives."""
-        cases = [case for case in self.cases if case.evidence.scale == scale and case.direction]
+        cases = [case for case in self.cases if case.evidence.experiment.scale == scale and case.direction]
         return [case for case in cases if case.outcome is not Word.NOT_RUN]
 
     def judged_ratios(self, scale: str) -> list[RatioCase]:
         """Return the ratios of which there are runs at this scale."""
-        return [ratio for ratio in self.ratios if ratio.evidence.scale == scale and ratio.ratio is not None]
+        return [ratio for ratio in self.ratios if ratio.evidence.experiment.scale == scale and ratio.ratio is not None]
 
     def check_commands(self) -> list[str]:
         """Return commands that make one run of each method anew, beside the records, and what they print."""

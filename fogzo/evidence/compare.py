@@ -98,8 +98,9 @@ def paired_difference(
 
 @lru_cache(maxsize=4096)  # table, figure and verdict ask for the same
 def _of(differences: tuple[float, ...]) -> Difference:
-    ends, (p_t, *t_ends) = bootstrap_interval(differences), t_test(differences)
-    return Difference(len(differences), statistics.fmean(differences), *ends, *t_ends, sign_flip_p(differences), p_t)
+    (low, high), (p_t, t_low, t_high) = bootstrap_interval(differences), t_test(differences)
+    mean, p = statistics.fmean(differences), sign_flip_p(differences)
+    return Difference(len(differences), mean, low, high, t_low, t_high, p, p_t)
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

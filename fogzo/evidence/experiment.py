@@ -226,12 +226,12 @@ class Experiment:
             key: values for key, values in {**self.tuning.search, **method.search}.items() if values is not None
         }
         return Cell(
-            name=_name(setting, method.name),
+            name=cell_name(setting, method.name),
             setting=setting,
             method=method,
             overrides=last_of_each([f"scale={self.scale}", *self.overrides, *setting.overrides, *method.overrides]),
             search={key: setting.search.get(key, values) for key, values in searched.items()},
-            tuned_as=_name(setting, method.tuned_as) if method.tuned_as else None,
+            tuned_as=cell_name(setting, method.tuned_as) if method.tuned_as else None,
         )
 
     @property
@@ -257,7 +257,8 @@ class Experiment:
         return [one for one in self.cells.values() if cell in (None, one.name) and setting in (None, one.setting.name)]
 
 
-def _name(setting: Setting, method: str) -> str:
+def cell_name(setting: Setting, method: str) -> str:
+    """Return the name of a method's cell in a setting."""
     return f"{setting.name}.{method}" if setting.name else method
 
 

@@ -18,8 +18,7 @@ from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect
-from fogzo.evidence.pages import rendered
-from fogzo.evidence.render import LAYOUTS, markdown
+from fogzo.evidence.render import LAYOUTS, markdown, rendered
 from fogzo.evidence.tables.overview import claims_table
 from fogzo.evidence.verdicts import Case, effects_of, pairs_of, run_of
 from fogzo.evidence.words import OUTCOMES

@@ -1,4 +1,4 @@
-"""All that stands behind one experiment's table: its cells, the usable records as one frame, the published numbers."""
+"""All that stands behind one experiment's table: cells, the usable records, what tuning chose, published numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from fogzo.errors import UserError
 from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
 from fogzo.evidence.compare import FEWEST_PAIRS, Difference, paired_difference
-from fogzo.evidence.experiment import Cell, Experiment
+from fogzo.evidence.experiment import Cell, Experiment, cell_name
 from fogzo.evidence.numbers import is_finite
-from fogzo.evidence.usable import Records, records_of
+from fogzo.evidence.usable import Runs, usable_runs
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 from fogzo.runs.packed import Run
+from fogzo.runs.records import Fault
 from fogzo.runs.schema import METRICS
 
 
@@ -27,13 +28,15 @@ class Evidence:
 
     Attributes:
         experiment: what its file says.
-        records: the usable ones, and what is wrong with the others.
+        runs: the usable records by cell and seed, in order; some may have diverged.
+        faults: what is wrong with the other records.
         tuned: what tuning chose, by cell.
         paper: the published table that this experiment is, or is a twin of; empty if there is none.
     """
 
     experiment: Experiment
-    records: Records
+    runs: Runs
+    faults: Sequence[Fault] = ()
     tuned: Mapping[str, Choice] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,18 +49,9 @@ class Evidence:
         return self.experiment.title
 
     @property
-    def scale(self) -> str:
-        return self.experiment.scale
-
-    @property
     def cells(self) -> Mapping[str, Cell]:
         """The cells by name, in the order of the table."""
         return self.experiment.cells
-
-    @property
-    def runs(self) -> Mapping[str, Mapping[int, Run]]:
-        """The usable records by cell and seed; some may have diverged."""
-        return self.records.runs
 
     def metrics(self) -> list[str]:
         """Return every metric that cells are compared by, in order."""
@@ -72,7 +66,7 @@ class Evidence:
 
     def sibling(self, cell: Cell, method: str) -> Cell | None:
         """Return the cell of another method in the same setting."""
-        return next((other for other in self.settings()[cell.setting.name] if other.method.name == method), None)
+        return self.cells.get(cell_name(cell.setting, method))
 
     def baseline(self, cell: Cell) -> Cell | None:
         """Return what ``cell`` is compared with; ``None`` for the baseline itself."""
@@ -81,15 +75,15 @@ class Evidence:
 
     def all_runs(self) -> list[Run]:
         """Return the usable records in the order of the table."""
-        return [run for cell in self.cells for _, run in sorted(self.runs[cell].items())]
+        return [run for runs in self.runs.values() for run in runs.values()]
 
     def finished(self, cell: Cell) -> list[Run]:
         """Return the runs of ``cell`` that did not diverge, by seed."""
-        return [run for _, run in sorted(self.runs[cell.name].items()) if run.summary["status"] == "finished"]
+        return [run for run in self.runs[cell.name].values() if run.summary["status"] == "finished"]
 
     def diverged(self, cell: Cell) -> list[int]:
         """Return the seeds on which ``cell`` diverged."""
-        return sorted(seed for seed, run in self.runs[cell.name].items() if run.summary["status"] == "diverged")
+        return [seed for seed, run in self.runs[cell.name].items() if run.summary["status"] == "diverged"]
 
     def values(self, cell: Cell, key: str | None = None) -> Mapping[int, float]:
         """Return the metric (or another number) of every finished run that has it, by seed."""
@@ -123,24 +117,24 @@ class Evidence:
         """Return on how many seeds ``cell`` diverged and ``other`` did not."""
         return len(set(self.diverged(cell)) & {run.summary["seed"] for run in self.finished(other)})
 
-    def missing(self, cell: Cell) -> list[int]:
-        """Return the seeds that were not run.  A diverged run is over: to run it again would end the same."""
-        return [seed for seed in self.experiment.seeds if seed not in self.runs[cell.name]]
-
     def gaps(self, cell: Cell) -> list[tuple[str, str]]:
-        """Return what a cell lacks, each with the command for it: tuning first, without which its runs are refused."""
+        """Return what a cell lacks, each with the command for it: tuning first, without which its runs are refused.
+
+        A diverged run is over: to run it again would end the same.
+        """
         gaps = []
         if faults := tuning_faults(self.experiment, cell):
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             gaps.append((said, tune_command(self.name, cell)))
-        if missing := ",".join(map(str, self.missing(cell))):
-            command = f"python train.py -m experiment={self.name} cell={cell.name} seed={missing}"
-            gaps.append((f"{cell.name}: seed {missing} missing", command))
+        if missing := [str(seed) for seed in self.experiment.seeds if seed not in self.runs[cell.name]]:
+            command = f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(missing)}"
+            gaps.append((f"{cell.name}: seed {','.join(missing)} missing", command))
         return gaps
 
     def commands(self, cell: Cell) -> list[str]:
         """Return what fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
-        return [command for _, command in self.gaps(cell)] if self.missing(cell) else []
+        complete = self.runs[cell.name].keys() >= set(self.experiment.seeds)
+        return [] if complete else [command for _, command in self.gaps(cell)]
 
     def tuning_faults(self) -> list[str]:
         """Return a sentence for every cell whose values are not as the experiment asks, though runs rest on them."""
@@ -154,15 +148,15 @@ class Evidence:
     @cached_property
     def problems(self) -> Sequence[str]:
         """A sentence for every record that is not used, and for every number that a finished run should have."""
-        sentences = list(map(str, self.records.faults))
         also = [key for key in self.experiment.also if METRICS[key].higher_is_better is not None]
-        for cell in self.cells.values():
-            for run in self.finished(cell):
-                for key in dict.fromkeys([cell.metric, *also]):
-                    if not is_finite(run.summary.get(key)):
-                        value = run.summary.get(key)
-                        sentences.append(f"{run.where}: {key} is {value}, no finite number: it is in no mean")
-        return sentences
+        lacking = [
+            f"{run.where}: {key} is {run.summary.get(key)}, no finite number: it is in no mean"
+            for cell in self.cells.values()
+            for run in self.finished(cell)
+            for key in dict.fromkeys([cell.metric, *also])
+            if not is_finite(run.summary.get(key))
+        ]
+        return [*map(str, self.faults), *lacking]
 
 
 def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
@@ -174,8 +168,8 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
     Raises:
         UserError: if the experiment names a published table or row that there is not, or a file cannot be read.
     """
-    records = records_of(experiment, results)
-    return Evidence(experiment, records, read_chosen(experiment), _published(experiment, results / "paper"))
+    runs, faults = usable_runs(experiment, results)
+    return Evidence(experiment, runs, faults, read_chosen(experiment), _published(experiment, results / "paper"))
 
 
 def _published(experiment: Experiment, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.render import LAYOUTS, rendered
+from fogzo.evidence.render import rendered
 from fogzo.evidence.tables.comparison import comparison_table, control_table, runs_table, tuned_table
 from fogzo.evidence.tables.compute import compute_table, equal_loss_table, ratio_table
 from fogzo.evidence.tables.overview import cases_table, claims_table, members_table
@@ -28,7 +28,7 @@ def page(evidence: Evidence, figures: Collection[str] = ()) -> str:
     """
     drawn = [(f"{evidence.name}{end}", what) for end, what in FIGURES.items() if f"{evidence.name}{end}" in figures]
     cells = [cell for cell in evidence.cells.values() if not cell.method.is_control and evidence.values(cell)]
-    return rendered("page.md.j2", e=evidence, figures=drawn, cells=cells)
+    return rendered("page.md.j2", **TABLES, e=evidence, figures=drawn, cells=cells)
 
 
 def footer(evidence: Evidence) -> str:
@@ -44,7 +44,7 @@ def footer(evidence: Evidence) -> str:
         f"{package} {_list(str(versions.get(package, 'not recorded')) for versions in installed)}" for package in named
     ]
     return (
-        f"{len(runs)} runs in results/records/{evidence.name}.jsonl, scale {evidence.scale}, "
+        f"{len(runs)} runs in results/records/{evidence.name}.jsonl, scale {evidence.experiment.scale}, "
         f"data {_list(str((run.summary.get('data') or {}).get('name')) for run in runs)}, "
         f"seeds {_list(run.summary['seed'] for run in runs)}, commit {_list(commits)}{changed}, "
         f"{', '.join(versions)}, {_list(str(run.summary.get('device')) for run in runs)}. "
@@ -62,8 +62,10 @@ def sentences(paper: Mapping[str, Any], *keys: str) -> str:
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in said)
 
 
-for known in (
-    comparison_table, control_table, tuned_table, runs_table, ratio_table, equal_loss_table, compute_table,
-    claims_table, cases_table, members_table, verdicts, rerun, footer, sentences,
-):  # fmt: skip
-    LAYOUTS.globals[known.__name__] = known
+TABLES = {  # and sentences, that the layouts know by name
+    known.__name__: known
+    for known in (
+        comparison_table, control_table, tuned_table, runs_table, ratio_table, equal_loss_table, compute_table,
+        claims_table, cases_table, members_table, verdicts, rerun, footer, sentences,
+    )
+}  # fmt: skip

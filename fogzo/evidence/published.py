@@ -94,10 +94,10 @@ def status(evidence: Evidence, cell: Cell) -> Entry:
     if not evidence.values(cell):
         return verdict(Word.DIVERGED if evidence.diverged(cell) else Word.NOT_RUN)
     baseline, number = evidence.baseline(cell), published_number(evidence, cell)
-    if evidence.scale == "paper" and number is not None:
+    if evidence.experiment.scale == "paper" and number is not None:
         return _reproduced(evidence, cell, number)
     word, after = _direction(evidence.difference(cell, baseline), published_direction(evidence, cell))
-    if evidence.scale == "paper":
+    if evidence.experiment.scale == "paper":
         decided = {Word.SAME_DIRECTION: Word.REPRODUCED, Word.OPPOSITE_DIRECTION: Word.DEVIATES}
         return verdict(decided.get(word, word), after=after)
     if baseline is None:

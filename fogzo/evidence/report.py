@@ -14,8 +14,8 @@ from fogzo.evidence.chosen import whole_commands
 from fogzo.evidence.claims import claims_of
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.pages import rendered
-from fogzo.evidence.render import SITE, prose
+from fogzo.evidence.pages import TABLES
+from fogzo.evidence.render import SITE, prose, rendered
 from fogzo.evidence.tables.overview import equal_baseline
 from fogzo.evidence.verdicts import Case, run_of
 from fogzo.evidence.words import Word
@@ -27,6 +27,7 @@ def report(every: Sequence[Evidence]) -> str:
     drawn = partial(figure, place="answers-")
     return rendered(
         "report.html.j2",
+        **TABLES,
         run=run,
         at_equal_steps=_score(run, Evidence.baseline),
         at_equal_compute=_score(run, equal_baseline),
@@ -39,8 +40,8 @@ def report(every: Sequence[Evidence]) -> str:
 
 def _score(run: Sequence[Evidence], against: Callable[[Evidence, Cell], Cell | None]) -> tuple[int, int, int]:
     """Return in how many settings the paper's method is better, in how many worse, and in how many it was run."""
-    pairs = [(evidence, cell, against(evidence, cell)) for evidence in run for cell in evidence.cells.values()]
-    cases = run_of([Case(*pair, other) for *pair, other in pairs if other and pair[1].method.role == "subject"])
+    subjects = [(one, cell) for one in run for cell in one.cells.values() if cell.method.role == "subject"]
+    cases = run_of([Case(one, cell, other) for one, cell in subjects if (other := against(one, cell))])
     return sum(one.outcome is Word.BETTER for one in cases), sum(one.outcome is Word.WORSE for one in cases), len(cases)
 
 
@@ -51,7 +52,7 @@ def _unrun(every: Sequence[Evidence]) -> Iterator[tuple[str, str]]:
             said = f"{evidence.title}: missing runs"
             commands = [command for cell in evidence.cells.values() for command in evidence.commands(cell)]
         else:
-            said = f"{evidence.title} ({evidence.scale} scale)"
+            said = f"{evidence.title} ({evidence.experiment.scale} scale)"
             commands = whole_commands(evidence.experiment) + [f"# not used: {one}" for one in evidence.problems]
         if commands:
             yield said, "\n".join(commands)

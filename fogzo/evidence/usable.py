@@ -7,8 +7,7 @@ finds those that are damaged or were changed by hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,58 +21,42 @@ from fogzo.runs.identity import differences, identity
 from fogzo.runs.packed import Run
 from fogzo.runs.records import Fault, drop_command, read_records
 
-
-@dataclass(frozen=True)
-class Records:
-    """The records of one experiment.
-
-    Attributes:
-        runs: what fills each cell, by seed; finished or diverged.
-        faults: what is wrong with the records that are not to be used.
-    """
-
-    runs: Mapping[str, Mapping[int, Run]]
-    faults: Sequence[Fault]
+Runs = Mapping[str, Mapping[int, Run]]  # what fills each cell, by seed
 
 
-def records_of(experiment: Experiment, results: Path) -> Records:
-    """Return every record of an experiment, from ``results/records``."""
+def usable_runs(experiment: Experiment, results: Path) -> tuple[Runs, list[Fault]]:
+    """Return the records of an experiment that fill its cells, and what is wrong with the others."""
     packed = read_records(results / "records" / f"{experiment.name}.jsonl")
-    faults = list(packed.faults)
     tuned = {name: _values_of(experiment, cell) for name, cell in experiment.cells.items()}
-    claims: dict[str, dict[int, list[Run]]] = {name: {} for name in experiment.cells}
+    places: dict[tuple[str, int], list[Run]] = {}
+    faulty: list[tuple[Run, str]] = []
     for run in packed.runs.values():
-        cell, seed = str(run.config.get("cell")), run.config["seed"]
-        if (reason := _staleness(run, experiment, tuned.get(cell))) is not None:
-            faults.append(_fault(run, reason))
+        cell = str(run.config.get("cell"))
+        if reason := _staleness(run, experiment, tuned.get(cell)):
+            faulty.append((run, reason))
         else:
-            claims[cell].setdefault(seed, []).append(run)
-    runs = {cell: _runs_of_cell(cell, by_seed, faults) for cell, by_seed in claims.items()}
-    return Records(runs, faults)
-
-
-def _runs_of_cell(cell: str, by_seed: Mapping[int, Sequence[Run]], faults: list[Fault]) -> dict[int, Run]:
-    """Return the one run of each seed; where there are several, or a config that the others have not: to ``faults``."""
-    runs = {seed: same[0] for seed, same in by_seed.items() if len(same) == 1}
-    for seed, same in by_seed.items():
-        if len(same) > 1:
-            reason = f"lines {', '.join(str(run.line) for run in same)} all claim cell {cell}, seed {seed}"
-            faults += [_fault(run, reason) for run in same]
-    for seed, reason in _odd_configs(runs).items():
-        faults.append(_fault(runs.pop(seed), reason))
-    return runs
-
-
-def _fault(run: Run, reason: str) -> Fault:
-    return Fault(run.place, run.line, reason, drop_command(run))
+            places.setdefault((cell, run.config["seed"]), []).append(run)
+    runs: dict[str, dict[int, Run]] = {name: {} for name in experiment.cells}
+    for (cell, seed), same in places.items():
+        if len(same) == 1:
+            runs[cell][seed] = same[0]
+        else:
+            lines = ", ".join(str(run.line) for run in same)
+            faulty += [(run, f"lines {lines} all claim cell {cell}, seed {seed}") for run in same]
+    for of_cell in runs.values():
+        faulty += [(of_cell.pop(seed), reason) for seed, reason in _odd_configs(of_cell).items()]
+    faults = [Fault(run.place, run.line, reason, drop_command(run)) for run, reason in faulty]
+    return {cell: dict(sorted(of_cell.items())) for cell, of_cell in runs.items()}, [*packed.faults, *faults]
 
 
 def _odd_configs(runs: Mapping[int, Run]) -> dict[int, str]:
     """Return by seed how a config differs from that of most runs of the cell in more than the seed."""
     configs = {seed: {key: value for key, value in run.config.items() if key != "seed"} for seed, run in runs.items()}
     names = {seed: identity(config) for seed, config in configs.items()}
-    usual, _ = Counter(names.values()).most_common(1)[0] if names else ("", 0)
-    pattern = next((configs[seed] for seed, name in names.items() if name == usual), {})
+    if len(set(names.values())) <= 1:
+        return {}
+    usual = Counter(names.values()).most_common(1)[0][0]
+    pattern = next(configs[seed] for seed, name in names.items() if name == usual)
     return {
         seed: f"its config is not that of the cell's other seeds ({'; '.join(differences(pattern, configs[seed])[:3])})"
         for seed, name in names.items()
@@ -90,8 +73,8 @@ def _values_of(experiment: Experiment, cell: Cell) -> dict[str, Any] | None:
         return None
 
 
-def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None) -> str | None:
-    """Return why ``run`` may not stand for the cell that it names, or ``None``; ``tuned``: that cell's values."""
+def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None) -> str:
+    """Return why ``run`` may not stand for the cell that it names, or ""; ``tuned``: that cell's values."""
     config = run.config
     name, seed = str(config.get("cell")), config.get("seed")
     if config.get("experiment") != experiment.name or config.get("phase") != "confirm":
@@ -104,7 +87,7 @@ def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None
         return "its cell has no tuned values"
     others = {key: value for key, value in tuned.items() if _value_of(config, key) != value}
     lacks = [one for one in experiment.cells[name].overrides if not _holds(config, one)] + as_overrides(others)
-    return f"it was not run with {', '.join(lacks)}, as the experiment now says" if lacks else None
+    return f"it was not run with {', '.join(lacks)}, as the experiment now says" if lacks else ""
 
 
 def _holds(config: Mapping[str, Any], override: str) -> bool:

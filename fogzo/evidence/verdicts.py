@@ -149,7 +149,9 @@ def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect
 def verdicts(evidence: Evidence) -> list[Verdict]:
     """Return those of every method against the baseline, then against its controls."""
     also = next((key for key in evidence.experiment.also if METRICS[key].higher_is_better is not None), None)
-    every_verdict = []
+    every_verdict, first = [], dict[str, Cell]()
+    for cell in evidence.cells.values():
+        first.setdefault(cell.method.name, cell)
     for method, against in comparisons(evidence):
         pairs = pairs_of(evidence, method, against)
         claimed = against == evidence.experiment.baseline
@@ -157,7 +159,6 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
             Case(evidence, cell, other, published_direction(evidence, cell) if claimed else 0) for cell, other in pairs
         ]
         aside = [Case(evidence, cell, other, by=also) for cell, other in pairs] if also else []
-        first = {cell.method.name: cell for cell in reversed(evidence.cells.values())}
         every_verdict.append(Verdict(first[method], first[against], every, aside))
     return every_verdict
 

@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import pytest
 from helpers import made_up
 
-from fogzo.evidence.figures.curves import plain_ticks, save
 from fogzo.evidence.figures.family import members
+from fogzo.evidence.figures.style import plain_ticks, save
 from fogzo.evidence.tables.overview import equal_baseline, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}

@@ -55,7 +55,7 @@ def test_a_diverged_run_is_over_and_in_no_mean(made, tmp_path):
     cell = found.cells["deit.fogzo"]
     assert set(found.values(cell)) == {12, 13}
     assert found.diverged(cell) == [11]
-    assert found.missing(cell) == found.problems == []
+    assert found.commands(cell) == found.problems == []
     assert found.difference(cell, found.baseline(cell)).pairs == 2
 
 

@@ -86,12 +86,12 @@ def test_html_colours_words_by_what_they_are():
     entries = [link("A & B", "#a"), verdict(Word.CONFIRMED_IN_PART)]
     assert (
         '<td><a href="#a">A &amp; B</a></td><td><span class="badge good part">confirmed in part</span></td>'
-        in to_html(Table([on_page("xy", entries)]))
+        in to_html(Table([on_page(dict(zip("xy", entries, strict=True)))]))
     )
 
 
 def test_differences_may_carry_their_direction_in_words():
-    (texts,) = Table([on_page("a", [whole_effect(WORSE, PPL)])]).directed().texts()
+    (texts,) = Table([on_page({"a": whole_effect(WORSE, PPL)})]).directed().texts()
     assert texts == ["10.17 ppl worse [9.45 to 10.88 worse]; p = 0.250 (least of 3 pairs)"]
     both = Effect([-92.818, 13.11], PPL, (-153.43, 53.67))
     assert both.directed() == "92.82 ppl worse to 13.11 ppl better [153.43 worse to 53.67 better]"

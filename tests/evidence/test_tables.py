@@ -13,8 +13,8 @@ from helpers.made_up import edit, experiment, gathered, remove, sign, write
 from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio, EqualLoss
-from fogzo.evidence.figures.curves import save
 from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
+from fogzo.evidence.figures.style import save
 from fogzo.evidence.pages import footer, page
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.render import markdown, to_csv

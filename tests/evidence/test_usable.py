@@ -9,9 +9,9 @@ import yaml
 from helpers.made_up import signed
 
 from fogzo.evidence.chosen import tuned_under, tuning_fault
+from fogzo.evidence.frame import gather
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse
-from fogzo.evidence.usable import records_of
 from fogzo.runs.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def reasons(records):
 
 def test_records_are_sorted_into_cells(project):
     places = [record("ste", 1), record("ste", 2, status="diverged"), record("fogzo", 1)]
-    records = records_of(parse(project), Path("results"))
+    records = gather(parse(project))
     assert {cell: {seed: run.where for seed, run in runs.items()} for cell, runs in records.runs.items()} == {
         "mlp.ste": {1: places[0], 2: places[1]},
         "mlp.fogzo": {1: places[2]},
@@ -95,7 +95,7 @@ STALE = {
 def test_a_stale_record_is_named_and_not_used(kind, project):
     changes, reason = STALE[kind]
     place = record("fogzo", 1, changes=changes)
-    records = records_of(parse(project), Path("results"))
+    records = gather(parse(project))
     assert not any(records.runs.values())
     (fault,) = records.faults
     assert (fault.where, reason in fault.reason) == (place, True)
@@ -106,7 +106,7 @@ def test_a_stale_record_is_named_and_not_used(kind, project):
 def test_a_record_whose_config_is_not_that_of_its_siblings_is_stale(project):
     places = [record("ste", seed) for seed in (1, 2, 3)]
     odd = record("ste", 4, changes=[("clip_norm", 1.0)])
-    found = records_of(parse(project | {"seeds": [1, 2, 3, 4]}), Path("results"))
+    found = gather(parse(project | {"seeds": [1, 2, 3, 4]}))
     assert [run.where for run in found.runs["mlp.ste"].values()] == places
     assert "not that of the cell's other seeds (clip_norm: None → 1.0)" in reasons(found)[odd]
 
@@ -114,14 +114,14 @@ def test_a_record_whose_config_is_not_that_of_its_siblings_is_stale(project):
 def test_a_record_that_was_changed_by_hand_is_named(project):
     place = record("ste", 1)
     RECORDS.write_text(RECORDS.read_text().replace('"forwards": 30', '"forwards": 31'))
-    found = records_of(parse(project), Path("results"))
+    found = gather(parse(project))
     assert not any(found.runs.values())
     assert "it was changed" in reasons(found)[place]
 
 
 def test_two_records_for_one_cell_are_both_named_and_not_used(project):
     places = [record("ste", 1), record("ste", 1, changes={"batch_size": 7})]
-    found = records_of(parse(project), Path("results"))
+    found = gather(parse(project))
     assert not any(found.runs.values())
     assert reasons(found) == dict.fromkeys(places, "lines 1, 2 all claim cell mlp.ste, seed 1")
 

@@ -31,9 +31,7 @@ def drawings(every: Sequence[Evidence]) -> dict[str, Callable[[], Figure]]:
                 draw[_numbered(f"{evidence.name}_sensitivity", number)] = partial(sensitivity, evidence, axes)
     if member_rows(every)[1]:
         draw["members"] = partial(members, every)
-    for claim in claims_of(every):
-        if rows := forest_of(claim):
-            draw[f"claim_{claim.name}"] = partial(forest, rows)
+    draw |= {f"claim_{claim.name}": partial(forest, rows) for claim in claims_of(every) if (rows := forest_of(claim))}
     return draw
 
 

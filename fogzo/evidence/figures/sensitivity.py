@@ -11,42 +11,36 @@ An experiment's file places them, an axis a panel:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from fogzo.evidence.experiment import Axis, Cell, Method
-from fogzo.evidence.figures.curves import LIMIT, WIDE, plain_ticks
-from fogzo.evidence.figures.style import RC, colour, grid_of, legend, line
+from fogzo.evidence.figures.style import WIDE, Handles, colour, figures_of, line, plain_ticks, small_multiples
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.schema import METRICS
 
 Points = list[tuple[float, Cell]]
+Panel = tuple[Axis, str]  # an axis of the experiment, and the metric that is drawn against it
 FLAT = 4  # losses that differ by more than this factor are drawn on a logarithmic axis
 
 
-def sensitivity_figures(evidence: Evidence) -> list[Sequence[tuple[Axis, str]]]:
-    """Return the panels of each figure: an axis of the experiment, and the metric that is drawn against it."""
+def sensitivity_figures(evidence: Evidence) -> list[Sequence[Panel]]:
+    """Return the panels of each figure."""
     panels = [
         (asked, key)
         for asked in evidence.experiment.axes
         for key in ([asked.metric] if asked.metric else evidence.metrics())
         if list(_lines(evidence, asked, _places(asked)[0], key))  # a metric may have come after the runs
     ]
-    return [panels[at : at + LIMIT] for at in range(0, len(panels), LIMIT)]
+    return figures_of(panels)
 
 
-def sensitivity(evidence: Evidence, panels: Sequence[tuple[Axis, str]]) -> Figure:
+def sensitivity(evidence: Evidence, panels: Sequence[Panel]) -> Figure:
     """Return a figure of means and single seeds against each axis."""
-    with plt.rc_context(RC):
-        figure, axes = grid_of(len(panels), height=3.3, above=0.6)
-        handles: dict[str, Any] = {}
-        for axis, (asked, key) in zip(axes, panels, strict=True):
-            _panel(axis, evidence, asked, key, handles)
-        legend(figure, handles)
-        return figure
+    return small_multiples(panels, partial(_panel, evidence), height=3.3, above=0.6)
 
 
 def _places(asked: Axis) -> tuple[dict[str, float], list[str]]:
@@ -56,12 +50,11 @@ def _places(asked: Axis) -> tuple[dict[str, float], list[str]]:
     return {name: float(words.index(at) if at in words else at) for name, at in given.items()}, words
 
 
-def _panel(axis: Any, evidence: Evidence, asked: Axis, key: str, handles: dict[str, Any]) -> None:
+def _panel(evidence: Evidence, axis: Any, panel: Panel, handles: Handles) -> None:
+    asked, key = panel
     places, words = _places(asked)
-    drawn: list[str] = []
     reach: list[float] = []
     for label, method, points in _lines(evidence, asked, places, key):
-        drawn.append(points[0][1].setting.name)
         values = [list(evidence.values(cell, key).values()) for _, cell in points]
         style = line(method, thick=method.name == evidence.experiment.baseline) | {"marker": "o"}
         if words:  # they have no order that a line could follow
@@ -71,8 +64,8 @@ def _panel(axis: Any, evidence: Evidence, asked: Axis, key: str, handles: dict[s
         for (at, _), seeds in zip(points, values, strict=True):
             axis.plot([at] * len(seeds), seeds, "_", color=style["color"], ms=7, alpha=0.5)
         handles.setdefault(label, handle)
-    if asked.methods:
-        _baselines(axis, evidence, key, drawn, handles)
+        if asked.methods:
+            _level_of_baseline(axis, evidence, key, points[0][1], handles)
     if reach and METRICS[key].higher_is_better is False and 0 < FLAT * min(reach) < max(reach):
         axis.set_yscale("log")
         plain_ticks(axis.yaxis)
@@ -109,16 +102,12 @@ def _lines(
             yield method.family + where, method, points
 
 
-def _baselines(axis: Any, evidence: Evidence, key: str, drawn: Sequence[str], handles: dict[str, Any]) -> None:
-    """Draw the baseline of each setting that is shown, as a level with the range of its seeds."""
-    for setting, cells in evidence.settings().items():
-        if setting not in drawn:
-            continue
-        baseline = next((cell for cell in cells if evidence.baseline(cell) is None), None)
-        if baseline is None or baseline.metric != key or not evidence.values(baseline):
-            continue
-        seeds: Sequence[float] = list(evidence.values(baseline).values())
-        shade = colour(baseline.method)
-        handle = axis.axhline(float(np.mean(seeds)), color=shade, lw=1.5)
-        axis.axhspan(min(seeds), max(seeds), color=shade, alpha=0.1, lw=0)
-        handles.setdefault(baseline.label, handle)
+def _level_of_baseline(axis: Any, evidence: Evidence, key: str, cell: Cell, handles: Handles) -> None:
+    """Draw the baseline of a cell's setting as a level with the range of its seeds."""
+    baseline = evidence.sibling(cell, evidence.experiment.baseline)
+    if baseline is None or baseline.metric != key or not evidence.values(baseline):
+        return
+    seeds = list(evidence.values(baseline).values())
+    handle = axis.axhline(float(np.mean(seeds)), color=colour(baseline.method), lw=1.5)
+    axis.axhspan(min(seeds), max(seeds), color=colour(baseline.method), alpha=0.1, lw=0)
+    handles.setdefault(baseline.label, handle)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from fogzo.evidence.compare import Difference
 from fogzo.evidence.numbers import DASH, Effect, mean_std, p_text, short
@@ -70,7 +70,7 @@ def whole_effect(difference: Difference | None, metric: Metric) -> Entry:
     alone = d.pairs == 1
     effect, after = Effect([d.mean], metric, None if alone else d.interval), " (1 pair)" if alone else f"; {p_text(d)}"
     numbers = (d.mean, d.low, d.high, d.t_low, d.t_high, d.pairs, d.p, d.least_p, d.p_t, str(d.outcome))
-    values = dict(zip(DIFFERENCE, numbers, strict=True))
+    values: dict[str, Value] = dict(zip(DIFFERENCE, numbers, strict=True))
     return Entry([Span(effect.signed() + after)], values, effect.directed() + after)
 
 
@@ -168,6 +168,6 @@ def _spans_of(entry: Entry | Value) -> Sequence[Span]:
     return entry.spans if isinstance(entry, Entry) else [Span(DASH if entry is None else str(entry))]
 
 
-def on_page(headers: Sequence[str], entries: Sequence[Entry | Value]) -> Row:
-    """Return a row of columns that stand on pages alone."""
-    return [(Column(header), entry) for header, entry in zip(headers, entries, strict=True)]
+def on_page(entries: Mapping[str, Any]) -> Row:
+    """Return a row of columns that stand on pages alone, entries or plain values by header."""
+    return [(Column(header), entry) for header, entry in entries.items()]

@@ -46,7 +46,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     reference = evidence.experiment.methods[evidence.experiment.baseline].family
     return [
         (Column(None, "experiment"), evidence.name),
-        (Column(None, "scale"), evidence.scale),
+        (Column(None, "scale"), evidence.experiment.scale),
         _setting(evidence, cell, first=first),
         (Column("method", "method"), shown(cell.method.name, cell.label)),
         (Column(None, "cell"), cell.name),
@@ -137,14 +137,17 @@ def _control_row(case: Case) -> Row:
 def tuned_table(evidence: Evidence) -> Table | None:
     """Return what tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
     metric = evidence.experiment.tuning.metric
-    headers = ["method", "chosen", "trials", f"lowest {METRICS[metric].name} at each rate"]
     rows: list[Row] = []
     for cell in evidence.cells.values():
         if chosen := evidence.tuned.get(cell.name):
             edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
-            values = ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items())
-            entries = [cell.label, values, chosen.trials, _by_rate(chosen, metric)]
-            rows.append([_setting(evidence, cell), *on_page(headers, entries)])
+            entries = {
+                "method": cell.label,
+                "chosen": ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items()),
+                "trials": chosen.trials,
+                f"lowest {METRICS[metric].name} at each rate": _by_rate(chosen, metric),
+            }
+            rows.append([_setting(evidence, cell), *on_page(entries)])
     return Table(rows) if rows else None
 
 
@@ -168,7 +171,7 @@ def runs_table(evidence: Evidence) -> Table:
     rows = []
     for cell in evidence.cells.values():
         metric, values = METRICS[cell.metric], evidence.values(cell)
-        for seed, run in sorted(evidence.runs[cell.name].items()):
+        for seed, run in evidence.runs[cell.name].items():
             text = f"{values[seed]:.{metric.digits}f}{metric.sign}" if seed in values else str(run.summary["status"])
-            rows.append(on_page(["cell", "seed", "result", "record"], [cell.name, seed, text, run.where]))
+            rows.append(on_page({"cell": cell.name, "seed": seed, "result": text, "record": run.where}))
     return Table(rows)

@@ -10,8 +10,8 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect, short
 from fogzo.evidence.published import published_difference, published_direction
-from fogzo.evidence.tables import Entry, Row, Table, Value, link, on_page, quantity, verdict, whole_effect
-from fogzo.evidence.tables.compute import ratio_texts
+from fogzo.evidence.tables import Row, Table, link, on_page, quantity, verdict, whole_effect
+from fogzo.evidence.tables.compute import ratio_entries
 from fogzo.evidence.verdicts import Case, effects_of, run_of
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
@@ -21,15 +21,17 @@ SAME = 0.02  # costs that differ by less than this share are the same
 
 def claims_table(claims: Sequence[Claim]) -> Table:
     """Return a row a claim: the twins' verdict, how large, from how many seeds, and that at the paper's scale."""
-    headers = [
-        "the paper's claim", "at laptop scale", "difference to STE [ends of all 95 % intervals], or ratio", "seeds",
-        "at paper scale", "trust that it is the paper's",
-    ]  # fmt: skip
     rows = []
     for claim in claims:
-        twins = [verdict(*claim.words("mini")), claim_effect(claim, "mini"), _seeds(claim, "mini")]
-        paper = [verdict(*claim.words("paper")), f"{claim.said.trust}: {claim.said.source}"]
-        rows.append(on_page(headers, [claim.said.claim, *twins, *paper]))
+        entries = {
+            "the paper's claim": claim.said.claim,
+            "at laptop scale": verdict(*claim.words("mini")),
+            "difference to STE [ends of all 95 % intervals], or ratio": claim_effect(claim, "mini"),
+            "seeds": _seeds(claim, "mini"),
+            "at paper scale": verdict(*claim.words("paper")),
+            "trust that it is the paper's": f"{claim.said.trust}: {claim.said.source}",
+        }
+        rows.append(on_page(entries))
     return Table(rows)
 
 
@@ -43,8 +45,8 @@ def claim_effect(claim: Claim, scale: str) -> str | None:
 
 def _seeds(claim: Claim, scale: str) -> str | None:
     """Return how many pairs of seeds the settings have."""
-    pairs = {case.difference.pairs for case in claim.judged(scale) if case.difference}
-    pairs |= {case.ratio.pairs for case in claim.judged_ratios(scale) if case.ratio}
+    found = [case.difference for case in claim.judged(scale)] + [case.ratio for case in claim.judged_ratios(scale)]
+    pairs = {one.pairs for one in found if one is not None}
     return " to ".join(map(str, sorted({min(pairs), max(pairs)}))) if pairs else None
 
 
@@ -58,20 +60,20 @@ def cases_table(claim: Claim) -> Table:
 
 
 def _case_row(case: Case) -> Row:
-    headers = [
-        "experiment", "setting", "baseline", "with the method", "difference [95 %]; p", "outcome",
-        "the paper's difference",
-    ]  # fmt: skip
-    evidence, metric = case.evidence, METRICS[case.metric]
-    entries: list[Entry | Value] = [
-        link(evidence.title, f"#{evidence.name}"),
-        case.cell.setting.label if case.cell.setting.name else None,
-        *(quantity(evidence.values(cell).values(), metric.digits, metric.sign) for cell in (case.other, case.cell)),
-        whole_effect(case.difference, metric),
-        verdict(case.outcome),
-        _published_difference(case),
-    ]
-    return on_page(headers, entries)
+    metric, setting = METRICS[case.metric], case.cell.setting
+    other, own = (
+        quantity(case.evidence.values(cell).values(), metric.digits, metric.sign) for cell in (case.other, case.cell)
+    )
+    entries = {
+        "experiment": link(case.evidence.title, f"#{case.evidence.name}"),
+        "setting": setting.label if setting.name else None,
+        "baseline": other,
+        "with the method": own,
+        "difference [95 %]; p": whole_effect(case.difference, metric),
+        "outcome": verdict(case.outcome),
+        "the paper's difference": _published_difference(case),
+    }
+    return on_page(entries)
 
 
 def _published_difference(case: Case) -> str:
@@ -84,11 +86,8 @@ def _published_difference(case: Case) -> str:
 
 
 def _ratio_row(case: RatioCase) -> Row:
-    headers = [
-        "more compute of", "than of", "published", "ours: median", "range of all seeds", "seeds that reach it"
-    ]  # fmt: skip
-    labels = [case.first.label, case.second.label, short(case.published)]
-    return on_page(headers, [*labels, *ratio_texts(case.ratio)])
+    of = {"more compute of": case.first.label, "than of": case.second.label, "published": short(case.published)}
+    return on_page(of | ratio_entries(case.ratio, "ours: median"))
 
 
 MemberKey = tuple[str, int]  # a method's family and its samples: experiments call one method by several names
@@ -116,17 +115,14 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
     rows = []
     for evidence in every:
         for cells in evidence.settings().values():
-            of_setting = {}
-            for cell in cells:
-                other = equal_baseline(evidence, cell)
-                case = Case(evidence, cell, other) if other else None
-                if case is not None and case.difference is not None:
-                    key = (cell.method.family, cell.method.samples)
-                    labels.setdefault(key, cell.method.label)
-                    of_setting[key] = case
-            if of_setting:
+            pairs = [(cell, equal_baseline(evidence, cell)) for cell in cells]
+            cases = [case for cell, other in pairs if other and (case := Case(evidence, cell, other)).difference]
+            by_key = {(case.cell.method.family, case.cell.method.samples): case for case in cases}
+            for key, case in by_key.items():
+                labels.setdefault(key, case.cell.method.label)
+            if by_key:
                 label = cells[0].setting.label if cells[0].setting.name else ""  # all cells share the title's
-                rows.append(MemberRow(evidence.title, label, of_setting))
+                rows.append(MemberRow(evidence.title, label, by_key))
     settings = {key: sum(key in row.cases for row in rows) for key in labels}
     return {key: labels[key] for key in sorted(labels, key=lambda key: -settings[key])}, rows
 
@@ -152,11 +148,9 @@ def equal_baseline(evidence: Evidence, cell: Cell) -> Cell | None:
 def members_table(every: Sequence[Evidence]) -> Table:
     """Return a row a setting, a column a member of the family: its difference to an STE of the same compute."""
     labels, settings = member_rows(every)
-    rows: list[Row] = []
-    blocks = []
-    for number, row in enumerate(settings):
-        new = number == 0 or row.experiment != settings[number - 1].experiment
-        blocks += [number] if new else []
-        headers = ["experiment", "setting", *labels.values()]
-        rows.append(on_page(headers, [row.experiment if new else "", row.setting, *map(row.text, labels)]))
+    blocks = [at for at, row in enumerate(settings) if at == 0 or row.experiment != settings[at - 1].experiment]
+    rows = []
+    for at, row in enumerate(settings):
+        place = {"experiment": row.experiment if at in blocks else "", "setting": row.setting}
+        rows.append(on_page(place | {label: row.text(key) for key, label in labels.items()}))
     return Table(rows, blocks=blocks)
