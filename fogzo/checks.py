@@ -124,14 +124,18 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     return ""
 
 
-def options_of(other: Callable[..., Any]) -> Callable[[F], F]:
-    """Return a decorator of functions whose ``**options`` are keywords of ``other``: their signature then says so."""
+def options_of(other: Callable[..., Any], *, without: Collection[str] = ()) -> Callable[[F], F]:
+    """Return a decorator of functions whose ``**options`` are keywords of ``other``: their signature then says so.
+
+    ``without``: keywords that they leave out.
+    """
 
     def declared(function: F) -> F:
         signature = inspect.signature(function, eval_str=True)
         named = {name: one for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD}
-        more = inspect.signature(other, eval_str=True).parameters
-        together = {**named, **{name: one for name, one in more.items() if name not in named}}
+        more = dict(inspect.signature(other, eval_str=True).parameters)
+        more = {name: one for name, one in more.items() if name not in {*named, *without}}
+        together = {**named, **more}
         function.__signature__ = signature.replace(parameters=list(together.values()))  # type: ignore[attr-defined]
         return function
 

@@ -62,6 +62,7 @@ class ControlVariate(Estimator):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by the STE's gradient, corrected by what probes measured; its loss is the one reported."""
         trust = value_at(self.trust, step, check_trust)
         loss, guide, probes = guide_of(
             closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon, guide_norm=None

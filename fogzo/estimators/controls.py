@@ -36,6 +36,7 @@ class NoisyStraightThrough(Estimator):
         self.seed = whole(seed, "seed", lowest=0)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by the STE's gradient plus noise."""
         beta = beta_at(self.beta, step, guided=True)
         loss, weights = first_order(closure, self.weights)
         with torch.no_grad():
@@ -64,6 +65,7 @@ class RescaledStraightThrough(Estimator):
         self.buffers = self.inner.buffers + 1  # the STE's gradient
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by the STE's gradient at the length of FOGZO's, which is estimated first."""
         weights = self.inner.weights
         beta_at(self.inner.beta, step, guided=True)
         of_ste: list[torch.Tensor | None] = []

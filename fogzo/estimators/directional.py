@@ -12,13 +12,13 @@ from torch import Tensor
 from fogzo.checks import positive, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.baseline import RunningMean
-from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import Guide, guide_of
+from fogzo.estimators.beta import Beta, noise_share
+from fogzo.estimators.guide import Guide, Guided, guide_of
 from fogzo.estimators.probes import slopes_of
 from fogzo.quantize import QuantizedWeight
 
 
-class ExactDirectional(Estimator):
+class ExactDirectional(Guided):
     """G = 1/n Σ ⟨g, u_i⟩ u_i in grid units: FOGZO with the slope that the STE believes, and no probe.
 
     A forward-mode derivative through the fake-quantized network returns just this.  Where it does as well as FOGZO, the
@@ -31,15 +31,12 @@ class ExactDirectional(Estimator):
     def __init__(
         self, weights: Sequence[QuantizedWeight], *, samples: int = 1, beta: Beta = 0.999, seed: int = 0
     ) -> None:
-        self.weights = check_weights(weights)
-        self.samples = whole(samples, "samples")
-        self.beta = check_beta(beta, guided=True)
-        self.seed = whole(seed, "seed", lowest=0)
+        super().__init__(weights, samples=samples, beta=beta, seed=seed)
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        beta = beta_at(self.beta, step, guided=True)
-        loss, guide, _ = guide_of(closure, self.weights, seed=self.seed, step=step)
+        """Fill ``.grad`` by the slopes that the STE believes, in FOGZO's directions."""
+        beta, loss, guide, _ = self.first_pass(closure, step)
         guide.combine(torch.stack([self._believed(guide, i, beta) for i in range(self.samples)]), beta)
         return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, guide.weights), guide_norm=guide.norm)
 
@@ -75,6 +72,7 @@ class GuideOrNoise(Estimator):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by the pair along the guide, or by the one along noise; both have been measured."""
         loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
 
         def directions(samples: range) -> Iterator[Tensor]:  # the guide, then noise

@@ -42,6 +42,7 @@ class DisplacedStraightThrough(Estimator):
         self.seed = whole(seed, "seed", lowest=0)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` at weights that noise has moved, and put them back; the loss reported is the one there."""
         sigma = value_at(self.sigma, step, check_sigma)
         check_gradients_empty(self.weights[0].model)
         if sigma == 0:

@@ -38,6 +38,7 @@ class EWGS(Estimator):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by the STE's gradient, entry by entry scaled."""
         delta = value_at(self.delta, whole(step, "step", lowest=0), check_delta)
         loss, weights = first_order(closure, self.weights)
         for weight in weights:

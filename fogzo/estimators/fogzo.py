@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fogzo.checks import choice, choices_of, flag, positive, whole
+from fogzo.checks import choice, choices_of, flag, options_of, positive, whole
 from fogzo.errors import UserError
 from fogzo.estimators.base import (
     Closure,
@@ -145,6 +145,7 @@ class FOGZO(Estimator):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by G, and with what the first-order pass gave parameters that are not quantized."""
         beta = beta_at(self.beta, step)
         for weight in self.weights:
             check_latent(weight.latent)
@@ -229,28 +230,8 @@ class NSPSA(FOGZO):
     step sizes), which keep their first-order gradient.  Arguments as for :class:`fogzo.FOGZO`.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[QuantizedWeight],
-        *,
-        samples: int = 1,
-        seed: int = 0,
-        noise: NoiseKind = "smoothing",
-        epsilon: float = 1.0,
-        probe_batch: int | Literal["auto"] = 0,
-        spread: bool = False,
-        crossings_every: int = 0,
-        generator: Generator = "mt19937",
-    ) -> None:
-        super().__init__(
-            weights,
-            samples=samples,
-            beta=0.0,
-            seed=seed,
-            noise=noise,
-            epsilon=epsilon,
-            probe_batch=probe_batch,
-            spread=spread,
-            crossings_every=crossings_every,
-            generator=generator,
-        )
+    @options_of(FOGZO, without=("beta", "guide_norm"))
+    def __init__(self, weights: Sequence[QuantizedWeight], **options: Any) -> None:
+        if wrong := options.keys() & {"beta", "guide_norm"}:
+            raise TypeError(f"NSPSA has no {min(wrong)}: it has no guide")
+        super().__init__(weights, beta=0.0, **options)

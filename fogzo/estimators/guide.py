@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fogzo.estimators.base import Closure, first_order
+from fogzo.checks import positive, whole
+from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights, first_order
+from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
 from fogzo.estimators.perturb import Generator, Noise, some_at_a_time
 from fogzo.estimators.probes import Probes, add_weighted
 from fogzo.estimators.replay import RandomState
@@ -80,6 +82,17 @@ class Guide:
         """Return the measured slope ``along`` √β·ĝ over the one that the STE believes; nan for a zero guide."""
         return torch.where(self.norm > 0, along / (math.sqrt(beta) * self.believed_slope), torch.nan)
 
+    def seen(self, loss: Tensor, beta: float, *, along: Tensor, measured: Tensor) -> Estimate:
+        """Return what a step saw: ``along``, the measured slope along √β·ĝ, and ``measured``, what probes found."""
+        return Estimate(
+            loss=loss,
+            beta=beta,
+            noise_share=noise_share(beta, self.weights),
+            agreement=self.agreement(along, beta),
+            zero_probes=(measured == 0).float().mean(),
+            guide_norm=self.norm,
+        )
+
     def add_noise(self, factors: Tensor) -> None:
         """Add Σ_i factors[i]·z_i to what stands in ``.grad``."""
         for i in range(len(factors)):
@@ -108,6 +121,30 @@ def guide_of(
     loss, reached = first_order(closure, weights)
     guide = Guide(reached, seed=seed, step=step, epsilon=epsilon, guide_norm=guide_norm)
     return loss, guide, Probes(closure, reached, guide.units, random_state, first_pass_done=True)
+
+
+class Guided(Estimator):
+    """What members share that mix the guide with noise: their arguments, as for :class:`fogzo.FOGZO`; β above 0."""
+
+    def __init__(
+        self,
+        weights: Sequence[QuantizedWeight],
+        *,
+        samples: int = 1,
+        beta: Beta = 0.999,
+        seed: int = 0,
+        epsilon: float = 1.0,
+    ) -> None:
+        self.weights = check_weights(weights)
+        self.samples = whole(samples, "samples")
+        self.beta = check_beta(beta, guided=True)
+        self.seed = whole(seed, "seed", lowest=0)
+        self.epsilon = positive(epsilon, "epsilon")
+
+    def first_pass(self, closure: Closure, step: int) -> tuple[float, Tensor, Guide, Probes]:
+        """Return β of ``step``, and :func:`guide_of` it."""
+        beta = beta_at(self.beta, step, guided=True)
+        return beta, *guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
 
 
 def grid_units(weights: Sequence[QuantizedWeight], epsilon: float = 1.0) -> list[Tensor]:

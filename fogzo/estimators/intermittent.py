@@ -39,6 +39,7 @@ class IntermittentFOGZO(Estimator):
         return cls(FOGZO(weights, **options), every=every)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` as FOGZO in every k-th step, else by the STE's gradient times what FOGZO measured last."""
         if step % self.every == 0:
             estimate = self.inner.estimate(closure, step=step)
             if estimate.agreement is not None:  # nan: a zero guide, along which nothing was measured

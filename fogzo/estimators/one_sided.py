@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
-from fogzo.checks import positive, whole
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
+from fogzo.checks import options_of
+from fogzo.estimators.base import Closure, Estimate
 from fogzo.estimators.baseline import RunningMean
-from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import guide_of
+from fogzo.estimators.guide import Guided
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 from fogzo.seeding import derive_seed
 
 
-class OneSidedFOGZO(Estimator):
+class OneSidedFOGZO(Guided):
     """slope_i = L(w + ε·α·u_i) - L(w) with u_i = s_i·√β·ĝ + √(1-β)·z_i: 2 forward passes and a backward pass at n = 1.
 
     That is 4/3 of a STE step where FOGZO costs 5/3 (idea: FZOO, arXiv 2506.09034).  Two things that a pair cancels
@@ -35,26 +34,15 @@ class OneSidedFOGZO(Estimator):
 
     buffers = 1
 
-    def __init__(
-        self,
-        weights: Sequence[QuantizedWeight],
-        *,
-        samples: int = 1,
-        beta: Beta = 0.999,
-        seed: int = 0,
-        epsilon: float = 1.0,
-    ) -> None:
-        self.weights = check_weights(weights)
-        self.samples = whole(samples, "samples")
-        self.beta = check_beta(beta, guided=True)
-        self.seed = whole(seed, "seed", lowest=0)
-        self.epsilon = positive(epsilon, "epsilon")
+    @options_of(Guided)
+    def __init__(self, weights: Sequence[QuantizedWeight], **options: Any) -> None:
+        super().__init__(weights, **options)
         self.even_part = RunningMean()
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        beta = beta_at(self.beta, step, guided=True)
-        loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
+        """Fill ``.grad`` by one probe a sample beside the loss at the weights themselves, which is the one reported."""
+        beta, loss, guide, probes = self.first_pass(closure, step)
         signs = [1 - 2 * (derive_seed("sign", self.seed, step, i) & 1) for i in range(self.samples)]
         losses = probes.one_by_one(partial(guide.directions, beta=beta, signs=signs), self.samples, sides=1)
         measured = losses[:, 0] - same_mean(loss, None)
@@ -63,14 +51,7 @@ class OneSidedFOGZO(Estimator):
             [s * slope for s, slope in zip(signs, slopes, strict=True)]
         ).mean()  # of the measured slope along ĝ, times √β
         guide.combine(slopes, beta, along=along)
-        return Estimate(
-            loss=loss,
-            beta=beta,
-            noise_share=noise_share(beta, guide.weights),
-            agreement=guide.agreement(along, beta),
-            zero_probes=(measured == 0).float().mean(),
-            guide_norm=guide.norm,
-        )
+        return guide.seen(loss, beta, along=along, measured=measured)
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         return steps * (1 + self.samples), steps

@@ -32,6 +32,7 @@ class Phased(Estimator):
         return cls(StraightThrough(weights), FOGZO(weights, **options), switch_step=switch_step)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` as the estimator whose turn ``step`` is."""
         estimator = self.first if whole(step, "step", lowest=0) < self.switch_step else self.then
         return estimator.estimate(closure, step=step)
 

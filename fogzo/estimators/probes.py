@@ -96,7 +96,7 @@ class Probes:
         losses: list[Tensor] = []
         checksum = None
         latents = [weight.latent for weight in self.weights]
-        with self._undisturbed() as shared, Displacement(latents) as displacement:
+        with self.undisturbed() as shared, Displacement(latents) as displacement:
             for i in own:
                 displacement.move((u.squeeze(0) for u in directions(range(i, i + 1))), self.units)
                 if checksum is None:
@@ -117,7 +117,7 @@ class Probes:
         checksum = None
         at_hand = world()[1] == 1  # with more ranks, slopes are known only after the exchange
         latents = [weight.latent.detach() for weight in self.weights]
-        with self._undisturbed() as shared:
+        with self.undisturbed() as shared:
             for part in chunks(own.start, own.stop, chunk):
                 us = list(directions(part))
                 displaced = [pairs(*each) for each in zip(latents, us, self.units, strict=True)]
@@ -173,7 +173,8 @@ class Probes:
         return torch.stack(torch._foreach_norm(list(tensors))).double().sum()
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[World]:
+    def undisturbed(self) -> Iterator[World]:
+        """Yield the world that probes share; within, gradients, statistics, buffers and Ctrl-C leave them alone."""
         model = self.weights[0].model
         if parametrize._cache_enabled:
             raise UserError(

@@ -8,15 +8,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fogzo.checks import positive, whole
 from fogzo.errors import UserError
-from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
-from fogzo.estimators.beta import Beta, beta_at, check_beta, noise_share
-from fogzo.estimators.guide import Guide, guide_of
-from fogzo.estimators.interrupts import interrupts_deferred
+from fogzo.estimators.base import Closure, Estimate
+from fogzo.estimators.beta import Beta
+from fogzo.estimators.guide import Guide, Guided
 from fogzo.estimators.perturb import Displacement
-from fogzo.estimators.probes import slopes_of
-from fogzo.estimators.replay import RandomState, same_world
+from fogzo.estimators.probes import Probes, slopes_of
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import check_same, gather, world
 
@@ -60,7 +57,7 @@ class Slices:
         return self.losses[k]().detach()
 
 
-class SplitFOGZO(Estimator):
+class SplitFOGZO(Guided):
     """G = 1/K Σ_k slope_k·u_k with slope_k measured on slice k alone: K directions, two forward passes in all.
 
     The mean of G is FOGZO's.  Where the slices' gradients agree, the directions' noise is down K-fold; where they
@@ -82,39 +79,25 @@ class SplitFOGZO(Estimator):
     def __init__(
         self, weights: Sequence[QuantizedWeight], *, beta: Beta = 0.999, seed: int = 0, epsilon: float = 1.0
     ) -> None:
-        self.weights = check_weights(weights)
-        self.beta = check_beta(beta, guided=True)
-        self.seed = whole(seed, "seed", lowest=0)
-        self.epsilon = positive(epsilon, "epsilon")
+        super().__init__(weights, beta=beta, seed=seed, epsilon=epsilon)
 
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
-        beta = beta_at(self.beta, step, guided=True)
+        """Fill ``.grad`` by a pair for each slice of the batch; the loss reported is that of the whole batch."""
         sliced = check_slices(closure, self.weights[0].model)
-        loss, guide, probes = guide_of(closure, self.weights, seed=self.seed, step=step, epsilon=self.epsilon)
-        slopes = self._slopes(sliced, guide, probes.random_state, beta)
+        beta, loss, guide, probes = self.first_pass(closure, step)
+        slopes = self._slopes(sliced, guide, probes, beta)
         guide.combine(slopes, beta)
-        return Estimate(
-            loss=loss,
-            beta=beta,
-            noise_share=noise_share(beta, guide.weights),
-            agreement=guide.agreement(slopes.mean(), beta),
-            zero_probes=(slopes == 0).float().mean(),
-            guide_norm=guide.norm,
-        )
+        return guide.seen(loss, beta, along=slopes.mean(), measured=slopes)
 
-    def _slopes(self, closure: SlicedClosure, guide: Guide, random_state: RandomState, beta: float) -> Tensor:
+    def _slopes(self, closure: SlicedClosure, guide: Guide, probes: Probes, beta: float) -> Tensor:
         """Return slope_k of the slices of all ranks, in their order: shape (ranks · slices,)."""
         rank, _ = world()
         losses: list[Tensor] = []
         latents = [weight.latent.detach() for weight in guide.weights]
         checksum = torch.stack(torch._foreach_norm([*latents, *guide.grads])).double().sum()
         check_same(gather(checksum), "the weights or the guides of the probes")
-        with (
-            interrupts_deferred(),
-            same_world(guide.weights[0].model, random_state, first_pass_done=True) as shared,
-            Displacement(latents) as displacement,
-        ):
+        with probes.undisturbed() as shared, Displacement(latents) as displacement:
             for k in range(closure.slices):
                 i = rank * closure.slices + k
                 displacement.move((u.squeeze(0) for u in guide.directions(range(i, i + 1), beta)), guide.units)

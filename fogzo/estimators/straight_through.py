@@ -25,6 +25,7 @@ class StraightThrough(Estimator):
         self.weights = None if weights is None else check_weights(weights)
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
+        """Fill ``.grad`` by back-propagation."""
         if self.weights is not None:
             return Estimate(loss=first_order(closure, self.weights)[0])
         with torch.enable_grad():
