@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -121,3 +122,27 @@ def test_a_step_that_waits_for_its_batch_is_timed_so(scripts):
     waits, wholes = tools.waiting(Slow(), 3)
     assert len(waits) == len(wholes) == 3
     assert all(0.02 <= wait <= whole - 0.02 for wait, whole in zip(waits, wholes, strict=True))
+
+
+TOLD = """
+import sys
+from pathlib import Path
+print(1.6, flush=True)
+slower = 1.7 if Path.cwd().name == "tree" else 1.65
+for line in sys.stdin:
+    print(slower if int(line) else 1.0, flush=True)
+"""
+
+
+def test_steps_of_another_commit_are_measured_beside_those_here(scripts, monkeypatch, capsys):
+    import bench_against
+
+    monkeypatch.setattr(bench_against, "WORKER", TOLD)
+    bench_against.against("HEAD", 3, {"mlp": 1})
+    here, there = capsys.readouterr().out.splitlines()
+    assert "mlp, CPU time, 1 thread, here: 1.650x (1650 / 1000 ms)   limit 1.648x" in here
+    assert "in HEAD: 1.700x" in there
+    with bench_against.tree_of("HEAD") as tree:
+        assert (tree / "fogzo" / "estimators").is_dir()
+    assert not tree.exists()
+    assert str(tree) not in subprocess.run(["git", "worktree", "list"], capture_output=True, text=True).stdout
