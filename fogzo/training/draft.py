@@ -40,6 +40,8 @@ OF_RECIPE = (
     *("clip_norm", "precision", "estimator.beta_min"),
 )
 
+MOST_STEPS = 10_000_000  # the plan goes through all of them, as β may change with each
+
 
 class Draft(NamedTuple):
     """What of a run needs no data, made and checked: the run goes on from it, and the plan counts it."""
@@ -280,4 +282,8 @@ def total_steps(cfg: DictConfig, examples: int | None) -> int:
     Nothing is dropped at the end of an epoch, so that the last batch alone may reach beyond the last epoch.
     """
     steps: int = cfg.steps if cfg.steps is not None else math.ceil(cfg.epochs * examples / cfg.batch_size)
-    return round(steps * float(cfg.steps_factor))
+    if (total := steps * float(cfg.steps_factor)) > MOST_STEPS:
+        raise UserError(
+            f"a run of {total:g} steps is longer than {MOST_STEPS:,}: lower steps, or epochs, or steps_factor"
+        )
+    return round(total)
