@@ -34,12 +34,12 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
             group, options = override.key_or_group, groups[override.key_or_group]
             if override.is_delete():
                 return f"{override.input_line} leaves nothing to train with: choose one of {', '.join(options)}"
-            for value in _values(override):
-                if value is not None and str(value) not in options:
-                    meant = did_you_mean(str(value), options).replace(":", ";")
+            for value in ("null" if value is None else str(value) for value in _values(override)):
+                if value not in options:
+                    meant = did_you_mean(value, options).replace(":", ";")
                     return f"{group}={value} is not known: choose one of {', '.join(options)}{meant}"
             if not group.startswith("hydra/"):
-                choices.append(f"{group}={'null' if value is None else value}")
+                choices.append(f"{group}={value}")
         config = compose("train", choices)
         given = [one.key_or_group for one in of_run if not (one.is_add() or one.is_force_add())]
         for key in given:

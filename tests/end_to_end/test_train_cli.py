@@ -228,6 +228,7 @@ BAD = {  # overrides: what the message names
     "micro_batches=3": ["micro_batches=3", "batch_size=20"],
     "optimizer.lr=-1": ["optimizer.lr=-1"],
     "+optimizer.betta=1": ["optimizer.betta", "optimizer=sgd"],
+    "optimizer.momentum=99999999999999999999": ["optimizer.momentum=99999999999999999999", "smaller"],
     "schedule.shape=step": ["shape='step'", "cosine"],
     "progress=dots": ["progress='dots'", "lines"],
     "logger=wandb logger.mode=cloud": ["logger.mode='cloud'", "offline"],
@@ -253,6 +254,7 @@ def test_a_bad_value_gives_one_clear_line_and_code_1_before_training(overrides, 
 
 UNKNOWN = {  # overrides: what the message names
     "model=resnet99": ["model=resnet99", "choose one of", "did you mean resnet"],
+    "quantizer=null": ["quantizer=null is not known", "choose one of fixed, lsq"],
     "quantizer=lqs": ["quantizer=lqs", "did you mean lsq?"],
     "estimator.sampels=2": ["estimator.sampels", "did you mean estimator.samples?"],
     "estimatr=ste": ["estimatr", "did you mean estimator?"],
