@@ -121,9 +121,11 @@ def _check_image(model: nn.Module, data: DataShape) -> None:
         with torch.no_grad(), unrounded(model), frozen_statistics(model.eval()):
             outputs = model(image).shape[-1]
     except (RuntimeError, AssertionError) as error:
+        of_images = any(weight.dim() == 4 for weight in model.parameters())  # not of an MLP, which flattens them
+        keys = "model.channels and model.image_size" if of_images else f"model.inputs={image.numel()}"
         raise UserError(
             f"data={data.name} has images of shape {data.image}, which the model does not take "
-            f"({str(error).splitlines()[0][:120]}): set model.channels and model.image_size"
+            f"({str(error).splitlines()[0][:120]}): set {keys}"
         ) from error
     finally:
         model.train(training)

@@ -25,7 +25,10 @@ def build_trainer(digits, monkeypatch):
 MISFITS = [
     ("model=resnet_mini model.channels=3", r"mnist5k has images of shape \(1, 28, 28\), .*set model\.channels"),
     ("model=deit_mini model.image_size=32 model.patch_size=8", r"images of shape \(1, 28, 28\).*model\.image_size"),
-    ("model=mlp model.inputs=100", r"images of shape \(1, 28, 28\), which the model does not take"),
+    (
+        "model=mlp model.inputs=100",
+        r"images of shape \(1, 28, 28\), which the model does not take.*: set model\.inputs=784",
+    ),
     ("model=resnet_mini model.classes=7", r"mnist5k has 10 classes, but the model has 7: set model\.classes"),
     ("model=mlp model.classes=11", r"mnist5k has 10 classes, but the model has 11"),
     ("model=mlp quantizer=none estimator=ste activations=lsq", "activations=lsq goes with quantized weights"),
