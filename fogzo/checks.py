@@ -103,7 +103,7 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     for name, value in arguments.items():
         if name in parameters:
             annotation = _evaluated(parameters[name].annotation, make)
-            if isinstance(value, Integral) and abs(value) >= 2**63:
+            if isinstance(value, int) and abs(value) >= 2**63:
                 raise ArgumentError(name, value, "has more than 63 bits, which no tensor holds: give a smaller number")
             if not _fits(value, annotation):
                 raise ArgumentError(name, value, _rule(annotation))
