@@ -35,12 +35,14 @@ def main(cfg: DictConfig) -> str | None:
     from hydra.types import RunMode
 
     from fogzo.errors import UserError, one_line
+    from fogzo.training.compilation import spare_compiler
     from fogzo.training.console import headline, spell_out
     from fogzo.training.launch import train
     from fogzo.training.signals import Interrupted
     from fogzo.training.watch import Diverged
 
     spell_out()
+    spare_compiler()
     hydra_config = HydraConfig.get()
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     job = f"job {hydra_config.job.num} ({' '.join(hydra_config.overrides.task)}): " if sweeping else ""

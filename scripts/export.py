@@ -28,7 +28,7 @@ from fogzo.interchange.compressed import export_compressed
 from fogzo.interchange.onnx_graph import export_onnx, export_plain_onnx
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.identity import identity
-from fogzo.training.groups import instantiate
+from fogzo.training.config import instantiate
 from fogzo.training.reload import load_run, read_config
 
 NAMES = {"safetensors": "model.safetensors", "compressed-tensors": "compressed-tensors", "onnx": "model.onnx"}

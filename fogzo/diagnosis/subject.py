@@ -20,6 +20,7 @@ from fogzo.training import checkpoint
 from fogzo.training.build import build
 from fogzo.training.closure import BatchClosure
 from fogzo.training.reload import config_of, read_config
+from fogzo.training.resume import restore_model
 from fogzo.training.trainer import Trainer
 
 WAY_OUT = "name the folder of a run with its model.pt, or a checkpoint in it"
@@ -86,7 +87,7 @@ class Subject:
                 state = {"model": torch.load(file, map_location="cpu", weights_only=True)}
         if not isinstance(state["model"], dict):
             raise UserError(f"{file} holds no weights: {WAY_OUT}")
-        checkpoint.restore_model(self.trainer.model, state["model"], file, WAY_OUT)
+        restore_model(self.trainer.model, state["model"], file, WAY_OUT)
         self.file, self.step = file, int(state.get("step", self.trainer.settings.steps))
         return state
 

@@ -17,8 +17,7 @@ from fogzo.evidence.numbers import is_finite
 from fogzo.evidence.usable import Runs, usable_runs
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
-from fogzo.runs.packed import Run
-from fogzo.runs.records import Fault
+from fogzo.runs.packed import Fault, Run
 from fogzo.runs.schema import METRICS
 
 

@@ -18,8 +18,8 @@ from fogzo.errors import UserError
 from fogzo.evidence.chosen import read_chosen, tuned_values
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
 from fogzo.runs.identity import differences, identity
-from fogzo.runs.packed import Run
-from fogzo.runs.records import Fault, drop_command, read_records
+from fogzo.runs.packed import Fault, Run
+from fogzo.runs.records import drop_command, read_records
 
 Runs = Mapping[str, Mapping[int, Run]]  # what fills each cell, by seed
 

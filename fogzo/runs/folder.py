@@ -12,6 +12,7 @@ Of a run that is over, ``fogzo.runs.packed`` makes one line.  No torch here: tab
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -149,23 +150,32 @@ class RunFolder:
         with self._written("metrics.jsonl"), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def metrics_size(self) -> int:
-        """Return the bytes of metrics so far, on the disk: a checkpoint keeps it."""
-        if not self.metrics_file.exists():
-            return 0
-        with self._metrics_read(), self.metrics_file.open("rb") as file:
-            os.fsync(file.fileno())
-        return self.metrics_file.stat().st_size
+    def metrics_state(self) -> tuple[int, str]:
+        """Return how many bytes of metrics there are, on the disk, and their SHA-256: a checkpoint keeps both."""
+        metrics = self._metrics()
+        if metrics:
+            with self._metrics_read(), self.metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
+        return len(metrics), hashlib.sha256(metrics).hexdigest()
 
-    def truncate_metrics(self, size: int) -> None:
-        """Drop the rows that were logged after the checkpoint which kept ``size``: they will be logged again."""
-        have = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
-        if have < size:
+    def truncate_metrics(self, size: int, sha256: str | None = None) -> None:
+        """Drop the rows that were logged after the checkpoint which kept ``size``: they will be logged again.
+
+        Raises:
+            RunError: if rows are missing, or not those of the checkpoint, where it kept their ``sha256``.
+        """
+        metrics = self._metrics()
+        if len(metrics) < size:
             raise RunError(
-                f"{self.metrics_file} has {have} bytes, but the checkpoint was made with {size}: rows are missing; "
-                f"remove the folder {self.path} to start the run again"
+                f"{self.metrics_file} has {len(metrics)} bytes, but the checkpoint was made with {size}: rows are "
+                f"missing; remove the folder {self.path} to start the run again"
             )
-        if have > size:
+        if sha256 is not None and hashlib.sha256(metrics[:size]).hexdigest() != sha256:
+            raise RunError(
+                f"{self.metrics_file} was changed after the checkpoint had been made (its first {size} bytes differ): "
+                f"give back the old file, or remove the folder {self.path} to start the run again"
+            )
+        if len(metrics) > size:
             with self._written("metrics.jsonl"):
                 os.truncate(self.metrics_file, size)
 

@@ -71,6 +71,29 @@ def place_name(file: Path, line: int) -> str:
     return file.as_posix() + (f", line {line}" if line else "")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Why a record is not used.
+
+    Attributes:
+        place, line: a file of records and the line in it, or a folder and 0.
+        command: what takes it away.
+    """
+
+    place: Path
+    line: int
+    reason: str
+    command: str
+
+    @property
+    def where(self) -> str:
+        """The place as a sentence names it."""
+        return place_name(self.place, self.line)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}: it is not used; `{self.command}` takes it away"
+
+
 def pack(config: Mapping[str, Any], summary: Mapping[str, Any], metrics: bytes) -> str:
     """Return the line, without its end, of a run that is over.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -20,33 +20,13 @@ from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write, read_bytes
 from fogzo.runs.folder import RunError
 from fogzo.runs.identity import label_of, run_name
-from fogzo.runs.packed import Run, name_of, pack_folder, place_name, unpack
+from fogzo.runs.packed import Fault, Run, name_of, pack_folder, unpack
 
 RECIPES = "recipes"  # the file of runs that belong to no experiment
 COMMAND = "python scripts/records.py"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a record is not used.
-
-    Attributes:
-        place, line: a file of records and the line in it, or a folder and 0.
-        command: what takes it away.
-    """
-
-    place: Path
-    line: int
-    reason: str
-    command: str
-
-    @property
-    def where(self) -> str:
-        """The place as a sentence names it."""
-        return place_name(self.place, self.line)
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}: it is not used; `{self.command}` takes it away"
+Line = TypeVar("Line", Run, Fault)
 
 
 @dataclass(frozen=True)
@@ -207,23 +187,23 @@ def _take(folder: Path, records: Path, new: dict[Path, dict[str, str]]) -> None:
 
 def drop(results: Path, choose: Callable[[Run], bool]) -> list[Run]:
     """Take the usable records that are chosen out of their files, and return them."""
-    gone: list[Run] = []
-    with _alone(results / "records"):
-        for file in record_files(results):
-            chosen = [run for run in read_records(file).runs.values() if choose(run)]
-            _take_out(file, [run.line for run in chosen])
-            gone += chosen
-    return gone
+    return _take_out(results, lambda _, read: [run for run in read.runs.values() if choose(run)])
 
 
 def drop_unusable(results: Path, names: Sequence[str] = ()) -> list[Fault]:
     """Take every line that cannot be used out of the files of these names, or of all; return what was wrong with it."""
-    gone: list[Fault] = []
+    return _take_out(results, lambda file, read: read.faults if not names or file.stem in names else [])
+
+
+def _take_out(results: Path, chosen_of: Callable[[Path, Read], Sequence[Line]]) -> list[Line]:
+    """Take lines out of all files of records, and return what was chosen."""
+    gone: list[Line] = []
     with _alone(results / "records"):
         for file in record_files(results):
-            faults = read_records(file).faults if not names or file.stem in names else []
-            _take_out(file, [fault.line for fault in faults])
-            gone += faults
+            chosen = chosen_of(file, read_records(file))
+            numbers = {one.line for one in chosen}
+            _write(file, [line for number, line in enumerate(_lines(file), 1) if number not in numbers])
+            gone += chosen
     return gone
 
 
@@ -236,11 +216,6 @@ def _alone(records: Path) -> FileLock:
     """Return what holds other processes off the records while they are changed."""
     records.mkdir(parents=True, exist_ok=True)
     return FileLock(records / ".lock")
-
-
-def _take_out(file: Path, numbers: Sequence[int]) -> None:
-    if numbers:
-        _write(file, [line for number, line in enumerate(_lines(file), 1) if number not in numbers])
 
 
 def _write(file: Path, lines: list[str]) -> None:

@@ -18,14 +18,13 @@ from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers import fit_activations
 from fogzo.ranks import world
 from fogzo.training.compilation import Compiled
-from fogzo.training.config import Settings, check_keys
+from fogzo.training.config import Settings, check_keys, instantiate
+from fogzo.training.console import Progress, Reporter
 from fogzo.training.devices import choose_device, settle, use_threads
 from fogzo.training.draft import build_estimator, build_optimizer, draft, settings_of, total_steps
-from fogzo.training.groups import instantiate
 from fogzo.training.ledger import ComputeLedger, autocast, measure_flops
-from fogzo.training.reporters import Progress, Reporter
+from fogzo.training.schedules import GridPull
 from fogzo.training.shapes import DataShape, check_shape
-from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task, task_of
 from fogzo.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read with ``weights_only=True``, refused when they don't belong here."""
+"""Files of checkpoints: written whole or not at all, kept, and read with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fogzo.errors import one_line
 from fogzo.runs.files import atomic_write
 from fogzo.runs.folder import RunError
 
 FORMAT = 1
-# entries that the first checkpoints did not have
-LATER = {"data", "device", "threads", "begun_from", "codes", "estimator", "schedule"}
 AWAY = "move it away, and any checkpoint-STEP.pt beside it, to start this run from the beginning"
 
 
@@ -27,10 +24,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: if it cannot be written (a full disk, say); the checkpoint before it is then still there.
     """
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
     try:
-        atomic_write(path, buffer.getvalue())
+        atomic_write(path, saved({"format": FORMAT, **state}))
     except OSError as error:
         before = existing(path)
         earlier = f"the checkpoint before it is still in {before[0]}" if before else "there is no earlier one"
@@ -93,10 +88,10 @@ def _older(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
 
 
-def weights(model: nn.Module) -> bytes:
-    """Return the bytes of a file that holds ``model.state_dict()``."""
+def saved(state: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the file that ``torch.save`` makes of ``state``."""
     buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
+    torch.save(state, buffer)
     return buffer.getvalue()
 
 
@@ -116,45 +111,3 @@ def load(path: Path, way_out: str = AWAY) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of this program (format {FORMAT}): {way_out}")
     return state
-
-
-def identifying(data: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Return the part of a data set's description by which a resumed run knows it again: name, hashes and sizes."""
-    return {key: value for key, value in data.items() if key != "sources" and isinstance(value, str | int | float)}
-
-
-def check_run(now: Mapping[str, Any], before: Mapping[str, Any], path: Path, way_out: str = AWAY) -> None:
-    """Refuse to go on from the state ``before``, of ``path``, where it is not one of the run whose state ``now`` is.
-
-    Raises:
-        RunError: for another run, number of ranks, kind of device or other data, showing what differs.
-    """
-    if set(now) - LATER - set(before) or before["run"] != now["run"]:
-        raise RunError(f"the checkpoint {path} is not this run's: {way_out}")
-    if before["ranks"] != now["ranks"]:
-        raise RunError(
-            f"the checkpoint {path} was made by {before['ranks']} ranks, but there are {now['ranks']} now: start the "
-            f"run with as many processes as before, or {way_out}"
-        )
-    if (device := before.get("device", now["device"])) != now["device"]:
-        raise RunError(
-            f"the checkpoint {path} was made on another kind of device ({device} → {now['device']}), which draws other "
-            f"noise: choose device={device}, or {way_out}"
-        )
-    data = now["data"]
-    differ = [f"{key}: {old} → {data.get(key)}" for key, old in before.get("data", {}).items() if data.get(key) != old]
-    if differ:
-        raise RunError(
-            f"the checkpoint {path} was made with other data ({'; '.join(differ)}): give back the old data, or "
-            f"{way_out}"
-        )
-
-
-def restore_model(model: nn.Module, state: dict[str, Any], path: Path, way_out: str = AWAY) -> None:
-    """Load ``state`` into ``model``, with a message instead of a traceback where the tensors are another model's."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reason = lines[min(1, len(lines) - 1)][:160]
-        raise RunError(f"the checkpoint {path} holds another model ({reason}): {way_out}") from error

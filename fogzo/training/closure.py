@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogzo.data import Batch
 from fogzo.errors import UserError
@@ -17,6 +17,7 @@ from fogzo.estimators import FOGZO, evaluations_per_call
 from fogzo.estimators.perturb import copies
 from fogzo.estimators.replay import tracking_norms
 from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers import Quantizer
 from fogzo.ranks import as_rank_0, largest
 from fogzo.seeding import seed_step
 from fogzo.training.ledger import autocast
@@ -108,6 +109,30 @@ def _total(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(losses)).sum(0, dtype=exact)
 
 
+def written_buffers(model: nn.Module) -> list[Tensor]:
+    """Return what a forward pass may write: quantizers' own buffers stand still."""
+    writers = (module for module in model.modules() if not isinstance(module, Quantizer))
+    return [buffer for module in writers for buffer in module.buffers(recurse=False)]
+
+
+@contextmanager
+def unless_abandoned(trainer: Trainer) -> Iterator[None]:
+    """Within: a step that is given up, by :class:`StepAbandoned`, changes nothing."""
+    ledger, estimator, buffers = copy.copy(trainer.ledger), trainer.estimator.state_dict(), copies(trainer.buffers)
+    try:
+        yield
+    except StepAbandoned:
+        trainer.ledger.load_state_dict(ledger.state_dict())
+        trainer.estimator.load_state_dict(estimator)
+        _copy(trainer.buffers, buffers)
+        raise
+
+
+def _copy(tensors: list[Tensor], values: list[Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(tensors, values)
+
+
 def choose_probes(trainer: Trainer) -> None:
     """Settle ``estimator.probe_batch=auto``: time an estimate both ways, and keep the faster in the estimator's state.
 
@@ -136,5 +161,4 @@ def choose_probes(trainer: Trainer) -> None:
     estimator.probe_batch, estimator.undecided = largest(fastest if trainer.rank == 0 else 0), False
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.ledger = ledger
-    if buffers:
-        torch._foreach_copy_(trainer.buffers, buffers)
+    _copy(trainer.buffers, buffers)

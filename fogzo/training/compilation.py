@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -103,3 +106,27 @@ def outcome() -> dict[str, Any]:
     if graphs and not reasons:
         return {"compiled": True}
     return {"compiled": False, "eager_because": sorted({reason.splitlines()[0] for reason in reasons})}
+
+
+class CompilerOnDemand(ModuleType):
+    """Stands for ``torch._dynamo`` until more of it is asked for than what optimizers ask, who import it in any case.
+
+    Outside of compiled code ``graph_break`` does nothing, and ``disable`` changes nothing.
+    """
+
+    @staticmethod
+    def graph_break(*args: Any, **kwargs: Any) -> None: ...
+
+    @staticmethod
+    def disable(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def spare_compiler() -> None:
+    """Load torch's compiler, which is half of the time that a small run takes to start, when somebody needs it."""
+    sys.modules.setdefault("torch._dynamo", CompilerOnDemand("torch._dynamo"))

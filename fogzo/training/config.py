@@ -1,16 +1,24 @@
-"""The keys of ``configs/train.yaml`` that stand in no group: what each is, in one place that checks them all."""
+"""The values of a config, held to what each can be: keys that stand in no group here, a group's by its constructor."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
 from fogzo.checks import check_arguments, choice, did_you_mean, number, positive, whole
-from fogzo.errors import ArgumentError, UserError
+from fogzo.errors import ArgumentError, UserError, keys_of, one_line
 from fogzo.training.compilation import How
 from fogzo.training.devices import MOST_THREADS
+from fogzo.training.schedules import WAYS, over_steps
+
+GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
 
 
 def held(check: Callable[..., Any], default: Any = MISSING, **bounds: Any) -> Any:
@@ -41,11 +49,6 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: naming key, value and rule.
     """
-    if values.get("parallel") == "shard":
-        raise UserError(
-            "parallel=shard is not possible: torch's fully_shard takes no parameter without a dimension, which "
-            "LSQ's steps are, and probes displace no shards: use parallel=data, with more micro_batches"
-        )
     checks = {key.name: key.metadata["check"] for key in fields(kind) if "check" in key.metadata}
     check_arguments(kind, {key: value for key, value in values.items() if value is None or key not in checks})
     for key, check in checks.items():
@@ -119,18 +122,90 @@ def check_keys(config: Mapping[str, Any]) -> None:
         UserError: in one sentence.
     """
     keys = {key: value for key, value in config.items() if not isinstance(value, Mapping) and key != "experiment"}
-    known = {kind: {one.name for one in fields(kind)} for kind in (Settings, Surroundings)}
-    for key in keys.keys() - known[Settings] - known[Surroundings]:
+    kind_of = {key.name: kind for kind in (Settings, Surroundings) for key in fields(kind)}
+    for key in keys.keys() - kind_of.keys():
         raise UserError(f"{key} is no key of a run{did_you_mean(key, {*config} - {key})}")
-    for kind, names in known.items():
-        if missing := sorted(names - keys.keys()):
-            raise UserError(f"{missing[0]} was taken out of the config, and a run needs it: leave it in")
-        given = {key: value for key, value in keys.items() if key in names}
-        if kind is Settings and given["steps"] is None:  # from epochs
-            del given["steps"]
-        check_values(kind, given)
+    if missing := [key for key in kind_of if key not in keys]:
+        raise UserError(f"{missing[0]} was taken out of the config, and a run needs it: leave it in")
+    given = {key: value for key, value in keys.items() if (key, value) != ("steps", None)}  # null: from epochs
+    for kind in (Settings, Surroundings):
+        check_values(kind, {key: value for key, value in given.items() if kind_of[key] is kind})
+    quantize = config.get("quantize")
+    bits = quantize.get("bits") if isinstance(quantize, Mapping) else None
+    if isinstance(bits, Mapping) and (odd := [pattern for pattern in bits if not isinstance(pattern, str)]):
+        pattern = f"{{{odd[0]}*: {bits[odd[0]]}}}"
+        raise UserError(f"quantize.bits={dict(bits)} has a number for layers: give a pattern such as {pattern}")
     if config.get("experiment") is None:
         for key, default in (("cell", None), ("setting", None), ("phase", "confirm")):
             if keys[key] != default:
                 command = f"python train.py -m experiment=NAME {key}={keys[key]}"
                 raise UserError(f"{key}={keys[key]} is a part of an experiment, and none was named: {command}")
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Refuse a group whose ``name`` or constructor is not that of its choice: the record would name another one.
+
+    Where Hydra is not at hand to look the choices up, nothing is known of them.
+
+    Raises:
+        UserError: naming the group, and how to choose in it.
+    """
+    if not (hydra := GlobalHydra.instance()).is_initialized():
+        return
+    loader: Any = hydra.config_loader()
+    for group in GROUPS:
+        node, known = cfg.get(group), loader.get_group_options(group)
+        values = node if isinstance(node, DictConfig) else {}
+        name = values.get("name")
+        own = loader.repository.load_config(f"{group}/{name}").config if name in known else {}
+        own = own.get(group, own)  # of a choice that sets other groups too
+        if any(own.get(key) != values.get(key) for key in ("name", "_target_")) or not own:
+            raise UserError(
+                f"the name or _target_ of {group} was changed, or is gone: give {group}=NAME, of {', '.join(known)}"
+            )
+
+
+def instantiate(node: DictConfig, group: str, *positional: Any, **known: Any) -> Any:
+    """Return what the config group ``node`` describes, made from its values and from what is ``known`` beside them.
+
+    A constructor is handed what it asks for by name: an estimator for the run's ``weights``, ``seed`` or ``steps``.
+
+    Raises:
+        UserError: for values that its constructor does not take, by their keys: ``estimator.samples``.
+    """
+    make, values = arguments(node, group, **known)
+    try:
+        return make(*positional, **{name: known[name] for name in known.keys() & asked(make)}, **values)
+    except ArgumentError as error:
+        keys = (key for key, (argument, _) in WAYS.items() if argument == error.key and key in node)
+        raise ArgumentError(f"{group}.{next(keys, error.key)}", error.value, error.rule) from None
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # of constructors that are not ours, and of sizes too large
+        said = one_line(error)
+        raise UserError(said if f"{group}." in said else f"{group}={node.name}: {said}") from error
+
+
+def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the constructor that ``node`` names and its arguments, held against their annotations."""
+    described: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    make = get_object(described.pop("_target_"))
+    name = described.pop("name", group)  # for people and folders
+    with keys_of(group):
+        described = over_steps(described, known.get("steps", 1))
+    parameters = inspect.signature(make).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        free = [parameter for parameter in asked(make) if parameter not in known]
+        for key in described:
+            if key not in free:
+                written = {argument: config_key for config_key, (argument, _) in WAYS.items()}
+                meant = did_you_mean(f"{group}.{key}", [f"{group}.{written.get(one, one)}" for one in free])
+                raise UserError(f"{group}.{key} is no key of {group}={name}{meant}")
+    with keys_of(group):
+        check_arguments(make, described)
+    return make, described
+
+
+def asked(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a constructor by name."""
+    return dict(inspect.signature(make).parameters)

@@ -1,9 +1,11 @@
-"""What a run costs: FLOPs and memory, from a config and a model's shapes, without touching data."""
+"""What a run costs and what its noise does, from a config and a model's shapes, without touching data."""
 
 from __future__ import annotations
 
+import math
+import re
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fogzo.estimators import Estimator
+from fogzo.estimators import NSPSA, Estimator
+from fogzo.quantize import QuantizedWeight
+from fogzo.quantizers import QuEST
 from fogzo.quantizers.inputs import InputQuantizer
 from fogzo.training.config import Settings
 from fogzo.training.draft import build_optimizer
@@ -103,6 +107,86 @@ def example_loss(model: nn.Module, cfg: DictConfig, examples: int) -> Callable[[
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
     return loss
+
+
+def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global") -> float:
+    """Return how much longer the noise of a probe is than its guide: √((1-β) d/β) for ‖ĝ‖ = 1 (paper.md, section 2).
+
+    ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
+    """
+    # a coordinate's mean square times the number of coordinates is ‖ĝ‖²
+    guide = sum(size * square for size, square in zip(sizes, guide_squares(sizes, guide_norm), strict=True))
+    return math.sqrt((1 - beta) * sum(sizes) / (beta * guide)) if beta > 0 else math.inf
+
+
+def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:
+    """Return ĝ's mean square per coordinate in each tensor, were it spread evenly; the noise's is 1."""
+    if guide_norm == "rms":
+        return [1.0 for _ in sizes]
+    return [1 / (size if guide_norm == "per_tensor" else sum(sizes)) for size in sizes]
+
+
+def expected_crossings(cfg: DictConfig, weights: list[QuantizedWeight]) -> float | None:
+    """Return about how many codes differ between a pair's probes at β_min, for weights spread evenly over cells.
+
+    A coordinate moved from x - δ to x + δ (code units) crosses a boundary with probability 2δ.
+    """
+    beta = cfg.estimator.get("beta_min")
+    if beta is None or not weights:
+        return None
+    sizes = [weight.latent.numel() for weight in weights]
+    epsilon = float(cfg.estimator.get("epsilon", 1.0))
+    # E|u| per coordinate is √(2/π) of its deviation for a sum of guide and noise
+    moved = (0.8 * math.sqrt((1 - beta) + beta * square) for square in guide_squares(sizes, guide_norm_of(cfg)))
+    parts = zip(weights, sizes, moved, strict=True)
+    return sum(2 * epsilon * weight.smoothing.std * move * size for weight, size, move in parts)
+
+
+def guide_norm_of(cfg: DictConfig) -> str:
+    """Return what ĝ is scaled to; controls that have no choice are FOGZO's likeness with its default."""
+    return str(cfg.estimator.get("guide_norm", "global"))
+
+
+def warnings_of(
+    cfg: DictConfig, model: nn.Module, weights: list[QuantizedWeight], estimator: Estimator
+) -> Iterator[str]:
+    """Say what will not work, or not as hoped."""
+    crossings = expected_crossings(cfg, weights)
+    if crossings is not None and crossings < 10:
+        yield (
+            f"about {crossings:.1g} codes differ between the probes of a pair: most differences will be zero or "
+            "chance; raise estimator.epsilon, or lower estimator.beta_min"
+        )
+    yield from small_blocks(model, weights)
+    if isinstance(estimator, NSPSA):
+        d = sum(weight.latent.numel() for weight in weights)
+        if estimator.samples < d / 100:
+            yield f"n-SPSA with {estimator.samples} samples for {d:,} coordinates: its estimate is nearly all noise"
+
+
+def small_blocks(model: nn.Module, weights: list[QuantizedWeight], least: int = 16) -> Iterator[str]:
+    """Name weights and inputs whose widths allow Hadamard blocks below ``least`` only, a sentence for each size."""
+    rotated = [(weight.name, weight.quantizer) for weight in weights]
+    for name, module in model.named_modules():
+        if isinstance(module, InputQuantizer):
+            rotated.append((f"inputs of {name.rpartition('.')[0]}", module.quantizer))
+    groups: dict[int, dict[str, list[str]]] = {}
+    for name, quantizer in rotated:
+        if isinstance(quantizer, QuEST) and (block := quantizer.block.shape[0]) < least:
+            groups.setdefault(block, {}).setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    for block, alike_names in groups.items():
+        counts = ((f"{len(names)} x " if len(names) > 1 else "") + pattern_of(names) for names in alike_names.values())
+        yield f"Hadamard blocks of {block} only: choose widths that {least} divides for {', '.join(counts)}"
+
+
+def pattern_of(names: list[str]) -> str:
+    """Return what the names have in common, with ``*`` for the numbers in which they differ.
+
+    >>> pattern_of(["layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"])
+    'layer2.*.conv*'
+    """
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
 
 
 class PeakTensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

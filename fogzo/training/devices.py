@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""Which device a run computes on, and how: its threads and its kernels."""
 
 from __future__ import annotations
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -23,22 +20,15 @@ from fogzo.models.libraries import outer_layers
 from fogzo.quantize import QuantizedWeight, quantize_model, quantized_weights
 from fogzo.quantizers import Quantizer
 from fogzo.ranks import world
-from fogzo.runs.identity import differences
 from fogzo.seeding import derive_seed
 from fogzo.training.compilation import check_compile
-from fogzo.training.config import Settings, check_keys
+from fogzo.training.config import Settings, arguments, asked, check_keys, instantiate
 from fogzo.training.devices import choose_device
 from fogzo.training.distributed import synchronise_norms
-from fogzo.training.groups import arguments, asked, instantiate
+from fogzo.training.overrides import check_length
 from fogzo.training.pretrained import initialise
+from fogzo.training.schedules import GridPull
 from fogzo.training.shapes import check_shape, follow_data, known_examples, known_shape
-from fogzo.training.steering import GridPull
-
-# What a recipe sets; the rest (estimator, quantizer, seed, device) is nobody's setting in particular
-OF_RECIPE = (
-    *("data.", "model.", "optimizer.", "schedule.", "quantize.", "steps", "epochs", "batch_size", "micro_batches"),
-    *("clip_norm", "precision", "estimator.beta_min"),
-)
 
 MOST_STEPS = 10_000_000  # the plan goes through all of them, as β may change with each
 
@@ -95,20 +85,6 @@ def draft(cfg: DictConfig, ranks: int) -> Draft:
 def settings_of(cfg: DictConfig, steps: int) -> Settings:
     """Return the numbers of the run that ``cfg`` describes, with so many steps."""
     return Settings(steps=steps, **{name: cfg[name] for name in Settings.__dataclass_fields__ if name != "steps"})
-
-
-def check_length(cfg: DictConfig) -> None:
-    """Refuse a run without a length, and one with two, unless ``steps`` takes the place of the recipe's ``epochs``."""
-    if cfg.steps is None and cfg.epochs is None:
-        raise UserError("steps and epochs are both null: give one of them")
-    if cfg.steps is not None and cfg.epochs is not None:
-        recipe = recipe_of(cfg)
-        if recipe is None or (recipe.epochs, recipe.steps) == (cfg.epochs, None):
-            return
-        raise UserError(
-            f"steps={cfg.steps} and epochs={cfg.epochs} both say how long the run is: give steps=null epochs="
-            f"{cfg.epochs}, or epochs=null steps={cfg.steps}"
-        )
 
 
 def check_data(cfg: DictConfig, ranks: int, examples: int | None) -> None:
@@ -231,49 +207,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for left_out, p in parameters if p.dim() > 1 and not left_out], "weight_decay": weight_decay},
         {"params": [p for left_out, p in parameters if p.dim() <= 1 or left_out], "weight_decay": 0.0},
     ]
-
-
-def recipe_of(cfg: DictConfig) -> DictConfig | None:
-    """Return the recipe that ``cfg`` began from, or ``None`` where Hydra is not at hand to compose it."""
-    if not GlobalHydra.instance().is_initialized():
-        return None
-    return _composed_recipe(cfg.scale, cfg.model.name, cfg.estimator.name)
-
-
-@cache  # of a sweep's runs, many have the same
-def _composed_recipe(scale: str, model: str, estimator: str) -> DictConfig:
-    return compose("train", [f"scale={scale}", f"model={model}", f"estimator={estimator}"])
-
-
-def departures(cfg: DictConfig) -> list[str]:
-    """Return the keys of the recipe whose values ``cfg`` has otherwise; none where Hydra is not at hand."""
-    if (recipe := recipe_of(cfg)) is None:
-        return []
-    plain, asked_for = (OmegaConf.to_container(one, resolve=True) for one in (recipe, cfg))
-    keys = [line.partition(":")[0] for line in differences(plain, asked_for)]  # type: ignore[arg-type]
-    other = {key.removesuffix(".name") for key in keys if key.endswith(".name")}  # choices of whole groups
-    named = (group if (group := key.partition(".")[0]) in other else key for key in keys if key.startswith(OF_RECIPE))
-    return list(dict.fromkeys(named))
-
-
-def cautions(cfg: DictConfig) -> list[str]:
-    """Return what can be trained, and hardly ever should, or is not what a recipe's reader would expect."""
-    said = []
-    if (recipe := recipe_of(cfg)) is not None and (was := recipe.optimizer).name != cfg.optimizer.name:
-        said.append(
-            f"the recipe is of optimizer={was.name}: its lr={was.lr:g} and weight_decay={was.weight_decay:g} are left "
-            f"out, and {cfg.optimizer.name} has lr={cfg.optimizer.lr:g} and weight_decay={cfg.optimizer.weight_decay:g}"
-        )
-    if cfg.optimizer.lr > 10:
-        said.append(f"optimizer.lr={cfg.optimizer.lr:g} is so large that training will hardly do other than diverge")
-    if (momentum := cfg.optimizer.get("momentum", 0)) >= 1:
-        said.append(f"optimizer.momentum={momentum:g} never forgets a step: below 1 steps stay bounded")
-    if (cfg.estimator.name, cfg.quantizer.name) == ("nspsa", "quest") and not cfg.clip_norm:
-        said.append(
-            "n-SPSA's steps grow with QuEST's scale, which follows the weights, until the loss overflows: give "
-            "clip_norm=1"
-        )
-    return said
 
 
 def total_steps(cfg: DictConfig, examples: int | None) -> int:

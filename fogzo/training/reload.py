@@ -16,11 +16,11 @@ from torch import nn
 
 from fogzo.errors import UserError, explained, one_line
 from fogzo.runs.folder import RunError, RunFolder, parse_config
-from fogzo.training import checkpoint
 from fogzo.training.build import check_fit, read_data
 from fogzo.training.devices import choose_device, settle, use_threads
 from fogzo.training.draft import build_model, place
 from fogzo.training.ledger import autocast
+from fogzo.training.resume import restore_model
 from fogzo.training.tasks import task_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -51,7 +51,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), *, weights: str 
         state = torch.load(folder / weights, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and then replaced
         model = build_model(OmegaConf.merge(config, {"init_from": None}))  # type: ignore[arg-type]
-    checkpoint.restore_model(model, state, folder / weights, "evaluate it with the code that made it")
+    restore_model(model, state, folder / weights, "evaluate it with the code that made it")
     return LoadedRun(model.eval(), config)
 
 

@@ -1,4 +1,4 @@
-"""The factor on the learning rate, and what else follows the step.  Most are its functions: nothing to checkpoint."""
+"""What follows the step with any estimator: the learning rate, a pull to the grid, and numbers of constructors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fogzo.checks import choice, choices_of, number
-from fogzo.errors import keys_of
+import torch
+
+from fogzo.checks import choice, choices_of, number, positive, share, whole
+from fogzo.errors import UserError, keys_of
 from fogzo.estimators.beta import Ramp, Shape
 from fogzo.quantize import QuantizedWeight
+from fogzo.training.watch import CodeWatch
 
 SHAPES = choices_of(Shape)
 # Keys of recorded configs for numbers that change with the step: the argument that each is for, with the other end of
@@ -60,11 +63,9 @@ class LearningRate(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"schedule.shape={self.shape!r} is not known: choose one of {', '.join(SHAPES)}")
-        for name, value in (("warmup", self.warmup), ("final", self.final)):
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"schedule.{name}={value!r} lies outside [0, 1]: it is a share")
+        choice(self.shape, "shape", SHAPES)
+        share(self.warmup, "warmup")
+        share(self.final, "final")
 
     def __call__(self, step: int) -> float:
         warmup_steps = round(self.warmup * self.steps)
@@ -75,6 +76,95 @@ class LearningRate(Schedule):
         done = (step - warmup_steps) / max(self.steps - warmup_steps, 1)
         left = 1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.final + (1 - self.final) * left
+
+
+class TransitionRate(Schedule):
+    """A learning-rate schedule with state: the rate is steered so that the share of codes that flip follows a curve.
+
+    After every step U ← max(0, U + η (R_t - flips)), flips the running mean of the share of codes that a step changes;
+    U multiplies the learning rate.  R_t falls as a cosine from R_0 to 0.  (Transition-rate scheduling, arXiv
+    2404.19248: R_0 = λ√bits, λ about 5e-3; η is ours.)  One quantization of the weights a step, no pass over data.
+
+    Args:
+        steps: of the whole training.
+        target: λ, positive, so that R_0 is at most 1.
+        gain: η, positive.
+        memory: of the running mean, in [0, 1).
+
+    Raises:
+        UserError: for arguments outside the above; from ``follow`` where there are no codes.
+    """
+
+    def __init__(self, *, steps: int, target: float = 5e-3, gain: float = 1.0, memory: float = 0.99) -> None:
+        self.steps = whole(steps, "steps")
+        self.target = positive(target, "target")
+        self.gain = positive(gain, "gain")
+        self.memory = number(memory, "memory", lowest=0, highest=0.9999)
+        self.factor, self.smoothed, self.observed = 1.0, 0.0, 0
+
+    def follow(self, weights: Sequence[QuantizedWeight]) -> None:
+        if not weights:
+            raise UserError(
+                "schedule=transition_rate counts codes, and there are none: choose a quantizer, or another one"
+            )
+        self.start = share(self.target * math.sqrt(max(weight.quantizer.bits for weight in weights)), "schedule.target")
+        self.codes = CodeWatch(weights)
+        self.codes.row()  # counting begins at the initial weights
+
+    def __call__(self, step: int) -> float:
+        return self.factor
+
+    def target_at(self, step: int) -> float:
+        """Return R_t, the share of codes that is to flip in ``step``."""
+        return self.start * (1 + math.cos(math.pi * min(step / max(self.steps - 1, 1), 1.0))) / 2
+
+    def observe(self, step: int) -> None:
+        flips = self.codes.row()["flip_share"]
+        self.smoothed = self.memory * self.smoothed + (1 - self.memory) * flips
+        self.observed += 1
+        mean = self.smoothed / (1 - self.memory**self.observed)
+        self.factor = max(0.0, self.factor + self.gain * (self.target_at(step) - mean))
+
+    def state_dict(self) -> dict[str, Any]:
+        numbers = {"factor": self.factor, "smoothed": self.smoothed, "observed": self.observed}
+        return {**numbers, "codes": self.codes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.factor, self.smoothed, self.observed = state["factor"], state["smoothed"], state["observed"]
+        self.codes.load_state_dict(state["codes"])
+
+
+class GridPull:
+    """After each step w ← w - lr·λ·ramp·(w - Q(w)): late in training latent weights are drawn to their codes.
+
+    CAGE's decoupled form (arXiv 2510.18784: λ = 10, silent for 80 % of training, then a linear ramp to the end).
+
+    Args:
+        weights: which are drawn.
+        strength: λ, positive.
+        start: share of training before it begins, in [0, 1].
+        steps: of the whole training.
+    """
+
+    def __init__(
+        self, weights: Sequence[QuantizedWeight], *, strength: float = 10.0, start: float = 0.8, steps: int
+    ) -> None:
+        self.weights = list(weights)
+        self.strength = positive(strength, "pull.strength")
+        self.start, self.steps = share(start, "pull.start"), steps
+
+    def ramp(self, step: int) -> float:
+        """Return the part of the strength that acts in ``step``: 0 until ``start``, then up to 1 at the last step."""
+        first = self.start * self.steps
+        return max(0.0, (step + 1 - first) / max(self.steps - first, 1.0))
+
+    @torch.no_grad()
+    def __call__(self, step: int, lr: float) -> None:
+        share_of_way = min(1.0, lr * self.strength * self.ramp(step))
+        if share_of_way == 0:
+            return
+        for weight in self.weights:
+            weight.latent.lerp_(weight.quantizer(weight.latent), share_of_way)
 
 
 def over_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:

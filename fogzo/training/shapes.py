@@ -14,7 +14,7 @@ from fogzo.data.base import check_part
 from fogzo.errors import UserError
 from fogzo.estimators.replay import frozen_statistics
 from fogzo.quantizers.inputs import unrounded
-from fogzo.training.groups import instantiate
+from fogzo.training.config import instantiate
 
 
 @dataclass(frozen=True)

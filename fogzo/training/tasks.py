@@ -48,10 +48,10 @@ class Task(ABC):
         """Return what is added up over a split: summed loss, predictions, right ones among them (0 where no metric)."""
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, told: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, told: Sequence[Callable[[int, int], None]] = ()) -> dict[str, float]:
         """Return metrics over the test split and a part of the training split; exact for any number of ranks.
 
-        ``told`` hears after each batch how many are done, and of how many.
+        Those that are ``told`` hear after each batch how many are done, and of how many.
         """
         splits = [(self.data.train, self.train_examples), (self.data.test, self.test_examples)]
         batches = [self._batches(split, examples) for split, examples in splits]
@@ -66,8 +66,8 @@ class Task(ABC):
                         for place, value in enumerate(self.sums(model, split.batch(part))):
                             total[place] += float(value)
                         done += 1
-                        if told is not None:
-                            told(done, of)
+                        for tell in told:
+                            tell(done, of)
         finally:
             model.train(was_training)
         device = next(model.parameters()).device

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,28 +11,21 @@ from torch import nn
 
 from fogzo.data import DataOrder, Feed
 from fogzo.estimators import Estimate, Estimator
-from fogzo.estimators.perturb import copies
 from fogzo.quantize import QuantizedWeight
-from fogzo.quantizers import Quantizer
-from fogzo.ranks import barrier, checks_deferred, gather, largest, settle_checks, share, sum_over_ranks, world
+from fogzo.ranks import barrier, checks_deferred, largest, settle_checks, share, world
 from fogzo.runs.folder import RunFolder
-from fogzo.runs.identity import identity
-from fogzo.runs.schema import keys_of_kind
 from fogzo.seeding import seed_step
 from fogzo.training import checkpoint
-from fogzo.training.closure import BatchClosure
+from fogzo.training.closure import BatchClosure, unless_abandoned, written_buffers
 from fogzo.training.compilation import Compiled
 from fogzo.training.config import Settings
+from fogzo.training.console import Reporter
 from fogzo.training.ledger import PEAK, ComputeLedger, autocast
-from fogzo.training.reporters import Reporter
-from fogzo.training.schedules import Schedule
+from fogzo.training.resume import surroundings
+from fogzo.training.schedules import GridPull, Schedule
 from fogzo.training.signals import Interrupted, StepAbandoned, StopRequest
-from fogzo.training.steering import GridPull
 from fogzo.training.tasks import Task
-from fogzo.training.watch import CodeWatch, Diverged, LossWatch, Means, Unread, numbers
-
-SEEN = keys_of_kind("diagnostic")  # in an estimate
-MOST_UNREAD, LONGEST_UNREAD = 1000, 10.0  # steps, and seconds: where rows are farther apart
+from fogzo.training.watch import CodeWatch, Diary, LossWatch, all_finite, check_metrics, check_weights
 
 
 class Trainer:
@@ -73,23 +64,18 @@ class Trainer:
         self.schedule, self.ledger, self.settings = schedule, ledger, settings
         self.folder, self.reporters = folder, reporters
         self.device = next(model.parameters()).device
-        # what a forward pass may write: quantizers' own stand still
-        writers = (module for module in model.modules() if not isinstance(module, Quantizer))
-        self.buffers = [buffer for module in writers for buffer in module.buffers(recurse=False)]
+        self.buffers = written_buffers(model)
         self.rank, self.ranks = world()
         part = share(settings.batch_size, self.rank, self.ranks) if settings.parallel == "data" else None
         self.order = DataOrder(len(task.data.train), settings.batch_size, settings.seed, repeats)
         self.feed = Feed(task.data.train, self.order, settings.seed, part or range(settings.batch_size))
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step = 0  # finished steps
-        self.since_row, self.whole_run = Means(), Means()
-        self.unread: list[Unread] = []  # what steps saw, still on the device: to read it there would be to wait for it
-        self.last_read, self.last_loss = -math.inf, math.nan
-        self.watch = LossWatch(settings.spike_factor, settings.stop_on)
+        self.diary = Diary(LossWatch(settings.spike_factor, settings.stop_on), self.device)
         self.codes, self.pull = CodeWatch(weights), pull
         self.schedule.follow(weights)
         self.best: float | None = None  # of the task's metric
-        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint, see fogzo.training.resume
+        self.begun_from: dict[str, Any] | None = None  # another run's checkpoint
         self.stop = StopRequest()
         self.notes: list[str] = []  # what a run has to say of its start
 
@@ -112,7 +98,8 @@ class Trainer:
                     if self._finish_step():
                         evaluation = self.evaluate() if self._due("evaluate_every") else {}
                         if evaluation or self._due("log_every"):
-                            self._log(evaluation)
+                            row = {"step": self.step, **self.diary.next_row(), **self.codes.row(), **evaluation}
+                            self._write(row, self._rate(), self.ledger)
                     self._save_or_leave()
         finally:
             self.feed.close()
@@ -123,28 +110,19 @@ class Trainer:
     def _finish_step(self) -> bool:
         """Take the next step and note what it saw; ``False`` if it was given up, and nothing has changed."""
         begun, begun_cpu = time.perf_counter(), time.process_time()
-        ledger, estimator = copy.copy(self.ledger), self.estimator.state_dict()
-        buffers = copies(self.buffers)
         try:
-            estimate = self.train_step(self.step)
+            with unless_abandoned(self):
+                estimate = self.train_step(self.step)
         except StepAbandoned:
-            self.ledger.load_state_dict(ledger.state_dict())
-            self.estimator.load_state_dict(estimator)
-            if buffers:
-                torch._foreach_copy_(self.buffers, buffers)
             return False
         self.step += 1
-        seen = {name: getattr(estimate, name) for name in SEEN}
-        self.unread.append(Unread(self.step, seen, self._rate(), copy.copy(self.ledger)))
-        late = time.monotonic() - self.last_read > LONGEST_UNREAD
-        first = self.last_read == -math.inf
-        due = any(map(self._due, ("log_every", "evaluate_every"))) or len(self.unread) >= MOST_UNREAD
-        if due or first or (late and self.ranks == 1):  # clocks of several differ
+        self.diary.note(self.step, estimate, self._rate(), self.ledger)
+        if any(map(self._due, ("log_every", "evaluate_every"))) or self.diary.overdue:
             self._read()
         self.ledger.seconds += time.perf_counter() - begun
         self.ledger.cpu_seconds += time.process_time() - begun_cpu
         for reporter in self.reporters:
-            reporter.step(self.step, self.last_loss)
+            reporter.step(self.step, self.diary.last_loss)
         return True
 
     def _save_or_leave(self) -> None:
@@ -163,21 +141,15 @@ class Trainer:
         """Return the task's metrics at the current weights; the best weights so far are kept if the settings say so."""
         self.ledger.note_memory(self.device)
         with autocast(self.settings.precision, self.device):
-            metrics = self.task.evaluate(self.model, self._evaluating)
+            metrics = self.task.evaluate(self.model, [reporter.evaluating for reporter in self.reporters])
         PEAK.forget(self.device)  # the ledger's is of training
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} after step {self.step}")
+        check_metrics(metrics, self.step)
         value = metrics[self.task.metric]
         if self.best is None or (value > self.best if self.task.higher_is_better else value < self.best):
             self.best = value
             if self.settings.keep_best and self.folder is not None:
-                self.folder.keep("best.pt", checkpoint.weights(self.model))
+                self.folder.keep("best.pt", checkpoint.saved(self.model.state_dict()))
         return metrics
-
-    def _evaluating(self, done: int, batches: int) -> None:
-        for reporter in self.reporters:
-            reporter.evaluating(done, batches)
 
     def train_step(self, step: int) -> Estimate:
         """Take one step: batch, learning rate, estimate, clip, update."""
@@ -195,7 +167,7 @@ class Trainer:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         # with stop_on=never a step without finite loss and gradients changes nothing, on any rank
-        if self.settings.stop_on != "never" or self._finite(estimate):
+        if self.settings.stop_on != "never" or all_finite(self.model, estimate.loss):
             self.optimizer.step()
             if self.pull is not None:
                 self.pull(step, self.optimizer.param_groups[0]["lr"])
@@ -205,31 +177,20 @@ class Trainer:
         self.ledger.examples += self.settings.batch_size
         return estimate
 
-    def _finite(self, estimate: Estimate) -> bool:
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        total = torch.stack(torch._foreach_norm(grads)).sum() + estimate.loss
-        return bool(gather(total).isfinite().all())
-
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint keeps.  Seeds are functions of the step, so there are no generators in it."""
         return {
-            "run": identity(self.folder.config) if self.folder else "",
-            "ranks": self.ranks,
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-            "data": checkpoint.identifying(self.task.data.describe()),
+            **surroundings(self),
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ledger": self.ledger.state_dict(),
-            "means": [(m.sums, m.counts) for m in (self.since_row, self.whole_run)],
-            "watch": self.watch.state_dict(),
+            **self.diary.state_dict(),
             "codes": self.codes.state_dict(),
             "estimator": self.estimator.state_dict(),
             "schedule": self.schedule.state_dict(),
             "best": self.best,
             "begun_from": self.begun_from,
-            "metrics_bytes": self.folder.metrics_size() if self.folder else 0,
         }
 
     def save(self) -> None:
@@ -239,9 +200,7 @@ class Trainer:
             Diverged: if a loss or a weight is not finite; the checkpoint before stays.
         """
         self._read()
-        floating = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
-        if not all(bool(tensor.isfinite().all()) for tensor in floating):
-            raise Diverged(f"weights are not finite after step {self.step}")
+        check_weights(self.model, self.step)
         self.ledger.note_memory(self.device)
         if self.folder is not None:
             checkpoint.save(self.folder.checkpoint_file, self.state_dict())
@@ -252,12 +211,11 @@ class Trainer:
         """Take over what :meth:`state_dict` returned; of the model's, see :mod:`fogzo.training.resume`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger.load_state_dict(state["ledger"])
-        self.watch.load_state_dict(state["watch"])
+        self.diary.load_state_dict(state)
         self.codes.load_state_dict(state.get("codes"))  # the first checkpoints had none
         for name, part in (("estimator", self.estimator), ("schedule", self.schedule)):
             if (before := state.get(name, {})).keys() == part.state_dict().keys():  # another run may have had another
                 part.load_state_dict(before)
-        self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
         self.step, self.best = state["step"], state["best"]
 
     def _due(self, interval: str) -> bool:
@@ -265,31 +223,18 @@ class Trainer:
         return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
 
     def _read(self) -> None:
-        """Note what the steps since the last look saw, in one copy from the device, as if each had been looked at.
+        """Look at what the steps since the last look saw, as if each had been looked at.
 
         Raises:
             Diverged: where the loss ends the run; what the record keeps of its cost is what that step had come to.
         """
-        unread, self.unread, self.last_read = self.unread, [], time.monotonic()
         settle_checks()
-        seen = numbers({(i, name): value for i, one in enumerate(unread) for name, value in one.seen.items()})
-        losses = sum_over_ranks([seen[i, "loss"] / self.ranks for i in range(len(unread))], self.device)
-        for i, (one, loss) in enumerate(zip(unread, losses, strict=True)):
-            event, stop = self.watch.event(loss, one.step)
+        for one, event, stop in self.diary.read():
             if event is not None:
-                row = {"step": one.step, "event": event, "loss": loss if math.isfinite(loss) else None}
-                self._write(row, one.rate, one.ledger)
+                self._write(event, one.rate, one.ledger)
             if stop is not None:
                 self.step, self.ledger = one.step, one.ledger
                 raise stop
-            for means in (self.since_row, self.whole_run):
-                means.add(**{name: seen[i, name] for name in SEEN} | {"loss": loss})
-            self.last_loss = loss
-
-    def _log(self, evaluation: dict[str, float]) -> None:
-        row = {"step": self.step, **self.since_row.row(), **self.codes.row(), **evaluation}
-        self._write(row, self._rate(), self.ledger)
-        self.since_row = Means()
 
     def _rate(self) -> float:
         rate: float = self.optimizer.param_groups[0]["lr"]
@@ -297,7 +242,7 @@ class Trainer:
 
     def _write(self, row: dict[str, Any], rate: float, ledger: ComputeLedger) -> None:
         ledger.note_memory(self.device)
-        row = {"loss": None, **row, "lr": rate, **ledger.row(), **self.watch.row()}
+        row = {"loss": None, **row, "lr": rate, **ledger.row(), **self.diary.watch.row()}
         if self.folder is not None:
             self.folder.log(row)
         for reporter in self.reporters:

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fogzo.estimators import Estimate
 from fogzo.quantize import QuantizedWeight
+from fogzo.ranks import gather, sum_over_ranks, world
+from fogzo.runs.schema import keys_of_kind
 from fogzo.training.ledger import ComputeLedger
 
-STOP_ON = ("nonfinite", "spike", "never")
+SEEN = keys_of_kind("diagnostic")  # in an estimate
+MOST_UNREAD, LONGEST_UNREAD = 1000, 10.0  # steps, and seconds: where rows are farther apart
 
 
 class Diverged(RuntimeError):
     """The loss is no longer finite, or has jumped where ``stop_on`` forbids it."""
+
+
+def check_metrics(metrics: Mapping[str, float], step: int) -> None:
+    """Refuse metrics that are not finite; raises Diverged."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} after step {step}")
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """Refuse weights and buffers that are not finite; raises Diverged."""
+    floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    if not all(bool(tensor.isfinite().all()) for tensor in floating):
+        raise Diverged(f"weights are not finite after step {step}")
+
+
+def all_finite(model: nn.Module, loss: Tensor) -> bool:
+    """Return whether ``loss`` and all gradients of ``model`` are finite, on every rank."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    total = torch.stack(torch._foreach_norm(grads)).sum() + loss
+    return bool(gather(total).isfinite().all())
 
 
 class Unread(NamedTuple):
@@ -116,6 +143,57 @@ class LossWatch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+class Diary:
+    """What the steps of a run saw: watched, and averaged for the log.
+
+    It stays on the device until it is read, in one copy: to read it step by step would be to wait for the device.
+    """
+
+    def __init__(self, watch: LossWatch, device: torch.device) -> None:
+        self.watch, self.device = watch, device
+        self.since_row, self.whole_run = Means(), Means()
+        self.unread: list[Unread] = []
+        self.last_read, self.last_loss = -math.inf, math.nan
+
+    def note(self, step: int, estimate: Estimate, rate: float, ledger: ComputeLedger) -> None:
+        """Keep what ``step`` saw until :meth:`read`."""
+        seen = {name: getattr(estimate, name) for name in SEEN}
+        self.unread.append(Unread(step, seen, rate, copy.copy(ledger)))
+
+    @property
+    def overdue(self) -> bool:
+        """Return whether to read, though no row is due: at first, after many steps, or after seconds of one process."""
+        late = time.monotonic() - self.last_read > LONGEST_UNREAD and world()[1] == 1  # clocks of several differ
+        return late or self.last_read == -math.inf or len(self.unread) >= MOST_UNREAD
+
+    def read(self) -> Iterator[tuple[Unread, dict[str, Any] | None, Diverged | None]]:
+        """Yield each step that was noted, the row of an event in it, and what ends the run there."""
+        unread, self.unread, self.last_read = self.unread, [], time.monotonic()
+        ranks = world()[1]
+        seen = numbers({(i, name): value for i, one in enumerate(unread) for name, value in one.seen.items()})
+        losses = sum_over_ranks([seen[i, "loss"] / ranks for i in range(len(unread))], self.device)
+        for i, (one, loss) in enumerate(zip(unread, losses, strict=True)):
+            event, stop = self.watch.event(loss, one.step)
+            finite = loss if math.isfinite(loss) else None
+            yield one, {"step": one.step, "event": event, "loss": finite} if event else None, stop
+            for means in (self.since_row, self.whole_run):
+                means.add(**{name: seen[i, name] for name in SEEN} | {"loss": loss})
+            self.last_loss = loss
+
+    def next_row(self) -> dict[str, float]:
+        """Return the means since the last row, and begin those of the next."""
+        row, self.since_row = self.since_row.row(), Means()
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        means = [(m.sums, m.counts) for m in (self.since_row, self.whole_run)]
+        return {"means": means, "watch": self.watch.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.watch.load_state_dict(state["watch"])
+        self.since_row, self.whole_run = (Means(dict(sums), dict(counts)) for sums, counts in state["means"])
 
 
 class CodeWatch:

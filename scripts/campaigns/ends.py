@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-TIMES = ("seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "digest", "metrics_bytes")
+TIMES = ("seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "digest", "metrics_bytes", "metrics_sha256")
 
 
 def differing(whole: Path, folder: Path) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from campaign import composed, options
 from omegaconf import OmegaConf
 
-from fogzo.training.draft import recipe_of
-from fogzo.training.groups import check_choices
+from fogzo.training.config import check_choices
+from fogzo.training.overrides import recipe_of
 
 GROUPS = ("estimator", "quantizer", "activations", "optimizer", "schedule", "model", "data", "scale", "logger")
 MODELS = {

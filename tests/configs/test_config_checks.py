@@ -11,11 +11,10 @@ from omegaconf import OmegaConf
 
 from fogzo.checks import did_you_mean
 from fogzo.errors import UserError
-from fogzo.training.config import check_keys
-from fogzo.training.draft import cautions, check_data
-from fogzo.training.groups import arguments
+from fogzo.training.config import arguments, check_keys
+from fogzo.training.draft import check_data
 from fogzo.training.launch import train
-from fogzo.training.overrides import explanation
+from fogzo.training.overrides import cautions, explanation
 
 CHECKED_BY_ARGUMENTS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
 WRONG = ("no", "off", "nein", "maybe", 1)

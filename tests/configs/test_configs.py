@@ -25,7 +25,7 @@ from fogzo.runs.provenance import provenance
 from fogzo.training.build import build
 from fogzo.training.config import Settings
 from fogzo.training.devices import gpu_facts
-from fogzo.training.launch import plain_record, run_path
+from fogzo.training.record import plain_record, run_path
 from fogzo.training.schedules import LearningRate
 
 GROUPS = ("quantizer", "activations", "estimator", "scale", "optimizer", "schedule", "data", "logger", "experiment")

@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.runs.identity import identity
-from fogzo.training.draft import cautions
-from fogzo.training.launch import plain_record
+from fogzo.training.overrides import cautions
+from fogzo.training.record import plain_record
 
 # Runs of any kind, whose records are found by these digits
 IDENTITIES = {

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.evidence.parse import read_experiment
 from fogzo.runs.records import read_records
-from fogzo.training.launch import plain_record
+from fogzo.training.record import plain_record
 
 RECIPES = sorted(file for file in CONFIGS.glob("recipe/*/*.yaml") if file.stem != "llama")
 LLAMAS = CONFIGS / "recipe" / "paper" / "llama.yaml"

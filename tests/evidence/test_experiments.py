@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse, read_experiment
-from fogzo.training.launch import plain_record, run_path
+from fogzo.training.record import plain_record, run_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))

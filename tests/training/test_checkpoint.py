@@ -55,6 +55,20 @@ def test_lost_rows_are_noticed(open_run):
         resume(make(folder=open_run(), steps=2))
 
 
+def test_rows_that_were_changed_are_noticed_and_given_back_the_run_goes_on(open_run):
+    trainer = make(folder=open_run(), steps=2)
+    trainer.fit()
+    trainer.save()
+    rows = trainer.folder.metrics_file.read_bytes()
+    changed = rows.replace(b"loss", b"lost", 1)
+    trainer.folder.metrics_file.write_bytes(changed)
+    with pytest.raises(RunError, match=r"was changed after the checkpoint .*: give back the old file, or remove"):
+        resume(make(folder=open_run(), steps=2))
+    assert trainer.folder.metrics_file.read_bytes() == changed
+    trainer.folder.metrics_file.write_bytes(rows)
+    assert resume(make(folder=open_run(), steps=2))
+
+
 def test_weights_that_a_step_made_infinite_are_no_good_checkpoint(open_run):
     trainer = make(folder=open_run(), checkpoint_every=1)
     trainer.reporters = [Tell(3, lambda: trainer.model[3].weight.data.fill_(torch.inf))]

@@ -1,5 +1,8 @@
 """What becomes of ``compile=true``: each run compiles afresh, and its record says whether it did."""
 
+import subprocess
+import sys
+import textwrap
 from functools import partial
 
 import pytest
@@ -124,3 +127,25 @@ def test_a_compiled_llama_keeps_the_fast_path_of_causal_attention():
     torch.testing.assert_close(*pair)
     assert seen == [(None, True)]
     torch.compiler.reset()
+
+
+def test_the_compiler_loads_when_it_is_needed_and_not_for_an_optimizer():
+    text = """
+        import sys, torch
+        from fogzo.training.compilation import spare_compiler
+        spare_compiler()
+        layer = torch.nn.Linear(2, 2)
+        for kind in (torch.optim.SGD, torch.optim.AdamW):
+            optimizer = kind(layer.parameters(), lr=0.1)
+            optimizer.zero_grad()
+            layer(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert "torch._dynamo.convert_frame" not in sys.modules
+        run = torch.compile(layer, backend="eager")
+        assert torch.equal(run(torch.ones(1, 2)), layer(torch.ones(1, 2)))
+        import torch._dynamo.utils
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        optimizer.step()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fogzo
-from fogzo.training import checkpoint, trainer
+from fogzo.training import checkpoint, watch
 from fogzo.training.build import build
 from fogzo.training.watch import Diverged
 
@@ -141,15 +141,15 @@ def test_a_loss_that_is_no_number_ends_the_run_no_later_than_at_the_next_row(che
 
 
 def test_rows_that_are_far_apart_do_not_keep_a_loss_unread_for_long(monkeypatch):
-    monkeypatch.setattr(trainer, "MOST_UNREAD", 5)
+    monkeypatch.setattr(watch, "MOST_UNREAD", 5)
     one = tampered([8], lambda loss: loss * torch.nan, steps=100, log_every=0)
     with pytest.raises(Diverged, match="step 8"):
         one.fit()
-    monkeypatch.setattr(trainer, "LONGEST_UNREAD", 0.0)
+    monkeypatch.setattr(watch, "LONGEST_UNREAD", 0.0)
     one = tampered([8], lambda loss: loss * torch.nan, steps=100, log_every=0)
     with pytest.raises(Diverged, match="step 8"):
         one.fit()
-    assert one.unread == []
+    assert one.diary.unread == []
 
 
 def test_gradients_left_on_entry_are_looked_at_all_at_once():

@@ -18,9 +18,15 @@ from fogzo.data.shards import Manifest, Shard, SplitManifest
 from fogzo.estimators.guide import normalise
 from fogzo.quantize import quantized_weights
 from fogzo.training.build import build
-from fogzo.training.costs import PeakTensorMemory, measure, memory_bytes, probes_bytes
+from fogzo.training.costs import (
+    PeakTensorMemory,
+    expected_crossings,
+    measure,
+    memory_bytes,
+    noise_to_guide,
+    probes_bytes,
+)
 from fogzo.training.draft import build_model
-from fogzo.training.plan import expected_crossings, noise_to_guide
 from fogzo.training.plan import plan as planned
 from fogzo.training.shapes import DataShape, check_shape
 

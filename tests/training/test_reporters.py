@@ -5,15 +5,15 @@ import errno
 import pytest
 from helpers.trainers import make
 
-from fogzo.training import reporters
-from fogzo.training.reporters import Progress
+from fogzo.training import console
+from fogzo.training.console import Progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still until it is told the seconds to go on."""
     now = [100.0]
-    monkeypatch.setattr(reporters.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
@@ -43,7 +43,7 @@ def test_an_evaluation_says_how_far_it_is_and_counts_each_batch_once():
     trainer.task.evaluation_batch = 10  # of 60 examples to train, and of 25 to test
     heard = []
     quiet = trainer.task.evaluate(trainer.model)
-    assert trainer.task.evaluate(trainer.model, lambda done, of: heard.append((done, of))) == quiet
+    assert trainer.task.evaluate(trainer.model, [lambda done, of: heard.append((done, of))]) == quiet
     assert heard == [(done, 9) for done in range(1, 10)]
 
 

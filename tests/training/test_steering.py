@@ -6,7 +6,7 @@ from helpers.trainers import make
 from torch import nn
 
 import fogzo
-from fogzo.training.steering import GridPull, TransitionRate
+from fogzo.training.schedules import GridPull, TransitionRate
 
 
 def quantized_line(values):

@@ -73,7 +73,8 @@ def test_from_there_on_its_own_config_holds(open_run, good):
     warm_start(trainer, {"begin_from": str(good)})
     for group, values in zip(trainer.optimizer.param_groups, own, strict=False):
         assert group.items() >= values.items()
-    assert (trainer.watch.factor, trainer.watch.stop_on, trainer.watch.seen) == (2.0, "never", 4)
+    watch = trainer.diary.watch
+    assert (watch.factor, watch.stop_on, watch.seen) == (2.0, "never", 4)
     assert trainer.ledger.examples == 80
 
 
