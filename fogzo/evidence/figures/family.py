@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -31,9 +32,10 @@ def members(every: Sequence[Evidence]) -> Figure:
         lines.append(row)
     figure = Figure(figsize=(10.5, 1.2 + 0.34 * len(lines)), layout="constrained")
     axis = figure.subplots()
+    within: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}  # a box has room for its text
     for y, line in enumerate(lines):
         if isinstance(line, str):
-            axis.text(-0.48, y, line, va="center", fontweight="bold")
+            axis.text(-0.48, y, line, va="center", fontweight="bold", in_layout=False)
             continue
         for x, key in enumerate(labels):
             case = line.cases.get(key)
@@ -43,9 +45,9 @@ def members(every: Sequence[Evidence]) -> Figure:
                 axis.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, color=tint, lw=0))
                 text = f"{signed(difference.mean, metric.digits)} {metric.unit}"
                 ends = ", ".join(signed(end, metric.digits) for end in difference.interval)
-                axis.text(x, y - 0.2, text, ha="center", va="center", fontsize=8)
+                axis.text(x, y - 0.2, text, **within, fontsize=8)
                 size = 6.5 if len(ends) < 18 else 5.6
-                axis.text(x, y + 0.22, f"[{ends}]", ha="center", va="center", fontsize=size, color="#444444")
+                axis.text(x, y + 0.22, f"[{ends}]", **within, fontsize=size, color="#444444")
     axis.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(lines) - 0.5, -0.5))
     axis.set_xticks(range(len(labels)), [textwrap.fill(label, 12) for label in labels.values()], fontsize=8)
     axis.set_yticks(range(len(lines)), ["" if isinstance(line, str) else line.setting for line in lines])
