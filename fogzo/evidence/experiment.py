@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as part
 
 from fogzo.checks import choice
-from fogzo.errors import ArgumentError, UserError
+from fogzo.errors import ArgumentError
 from fogzo.evidence.typed import CHECKED
 from fogzo.runs.schema import COMPARED, METRICS
 
@@ -195,7 +195,7 @@ class Experiment:
         table: the published table that it is, or is a twin of; ``None`` if there is none.
         exploratory: its runs are no results: no table, figure or claim reads them.
         also: columns that are shown besides what cells are compared by.
-        baseline: the method that all are compared with.
+        baseline: the method that all are compared with; the first, if the file names none.
         overrides: ``KEY=VALUE`` of every cell.
     """
 
@@ -210,7 +210,7 @@ class Experiment:
     exploratory: bool = False
     metric: Compared = "train_loss"
     also: tuple[Shown, ...] = ()
-    baseline: str = "ste"
+    baseline: str = ""
     overrides: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = ()
     equal_loss: EqualLoss | None = None
@@ -245,15 +245,9 @@ class Experiment:
         Raises:
             UserError: if the experiment has no such cell or setting.
         """
-        known = {
-            "cell": (cell, list(self.cells)),
-            "setting": (setting, list(self.settings) if self.has_settings else []),
-        }
-        for what, (name, names) in known.items():
-            if name is not None and name not in names:
-                raise UserError(
-                    f"{what}={name} is not in experiment {self.name}: choose one of {', '.join(names) or 'none'}"
-                )
+        for what, name, known in (("cell", cell, self.cells), ("setting", setting, self.settings)):
+            if name is not None:
+                choice(name, f"{what} of experiment {self.name}", known)
         return [one for one in self.cells.values() if cell in (None, one.name) and setting in (None, one.setting.name)]
 
 

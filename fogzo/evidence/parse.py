@@ -60,8 +60,8 @@ def parse(given: Any, source: str = "experiment") -> Experiment:
 
 def _whole(given: Any) -> dict[str, Any]:
     """Return an experiment's keys and values with those that it has of the standard methods, and by default."""
-    whole = {"title": _keys(given, "it").get("name"), **given}
-    given_methods = _keys(whole.get("methods", {}), "methods")
+    given_methods = _keys(_keys(given, "it").get("methods", {}), "methods")
+    whole = {"title": given.get("name"), "baseline": next(iter(given_methods), ""), **given}
     whole["methods"] = {name: _method(name, keys) for name, keys in given_methods.items()}
     defaults = {"methods": list(given_methods), "metric": whole.get("metric", "train_loss")}
     settings = _keys(whole.get("settings", {}), "settings") or {"": {"label": whole["title"]}}

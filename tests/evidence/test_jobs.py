@@ -109,8 +109,8 @@ def test_a_cell_without_a_search_needs_no_tuning(experiment):
     ("phase", "given", "message"),
     [
         ("rehearse", [], "phase=rehearse is not known: choose confirm or tune"),
-        ("tune", ["cell=ste"], "cell=ste is not in experiment example: choose one of wide.ste, wide.fogzo"),
-        ("tune", ["setting=high"], "setting=high is not in experiment example: choose one of wide, deep"),
+        ("tune", ["cell=ste"], "cell of experiment example='ste' is not known: choose one of wide.ste, wide.fogzo"),
+        ("tune", ["setting=high"], "setting of experiment example='high' is not known: choose one of wide, deep"),
     ],
 )
 def test_what_the_experiment_lacks_is_refused(phase, given, message, experiment):

@@ -96,7 +96,10 @@ def test_workers_end_with_their_parent(tmp_path):
     ("words", "message"),
     [
         ([], "say what to tune"),
-        (["experiment=mlp_compute", "cell=sted"], "cell=sted is not in experiment mlp_compute: choose one of ste"),
+        (
+            ["experiment=mlp_compute", "cell=sted"],
+            "cell of experiment mlp_compute='sted' is not known: choose one of ste",
+        ),
         (["experiment=mlp_compute", "--jobs", "0"], "jobs=0 is not possible"),
         (["experiment=mlp_compute", "--trials", "0"], "trials=0 is not possible: give each cell at least 1"),
         (
