@@ -126,7 +126,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for key in keys.keys() - kind_of.keys():
         raise UserError(f"{key} is no key of a run{did_you_mean(key, {*config} - {key})}")
     if missing := [key for key in kind_of if key not in keys]:
-        raise UserError(f"{missing[0]} was taken out of the config, and a run needs it: leave it in")
+        if (key := missing[0]) in config:
+            raise UserError(f"{key}={config[key]} is not possible: give one value, no keys with values")
+        raise UserError(f"{key} was taken out of the config, and a run needs it: leave it in")
     given = {key: value for key, value in keys.items() if (key, value) != ("steps", None)}  # null: from epochs
     for kind in (Settings, Surroundings):
         check_values(kind, {key: value for key, value in given.items() if kind_of[key] is kind})

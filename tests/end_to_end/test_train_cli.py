@@ -220,6 +220,7 @@ BAD = {  # overrides: what the message names
     "quantize.bits={hidden:2} quantizer=sign": ["quantize.bits", "quantizer=sign"],
     "device=nonsense": ["device=nonsense", "auto or cpu"],
     "threads=-1": ["threads=-1"],
+    "seed={a:1}": ["seed={'a': 1}", "give one value"],
     "deterministic=perhaps": ["deterministic='perhaps'", "true or false"],
     "steps=0": ["steps=0", "at least 1"],
     "steps=ten": ["steps='ten'"],
