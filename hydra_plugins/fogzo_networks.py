@@ -15,6 +15,12 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
+def _store_recipe(scale: str, name: str, of: str, values: dict[str, Any]) -> None:
+    """Store the recipe of ``of`` at ``scale`` with other values as that of ``name``."""
+    recipe = {"defaults": [f"/recipe/{scale}/{of}", "_self_"], **values}
+    ConfigStore.instance().store(name, recipe, group=f"recipe/{scale}", package="_global_")
+
+
 def register(table: dict[str, Any]) -> None:
     """Store a model and its recipes for each row, and for each network what estimators and optimizers take."""
     store = ConfigStore.instance().store
@@ -28,13 +34,14 @@ def register(table: dict[str, Any]) -> None:
             long["model"] = {key: table["llama"][key] for key in ("vocabulary", "sequence")}
         for scale, values in (("mini", {}), ("paper", long)):
             if not (CONFIGS / "recipe" / scale / f"{name}.yaml").exists():  # llama_mini has one of its own
-                recipe = {"defaults": [f"/recipe/{scale}/llama", "_self_"], **values}
-                store(name, recipe, group=f"recipe/{scale}", package="_global_")
+                _store_recipe(scale, name, "llama", values)
+    for scale, recipes in table["recipes"].items():
+        for name, row in recipes.items():
+            _store_recipe(scale, name, row["of"], row["values"])
     for name, row in table["libraries"].items():
         store(name, {"name": name, **row["model"]}, group="model")
         for scale in ("mini", "paper"):
-            recipe = {"defaults": [f"/recipe/{scale}/{row['recipe'][scale]}", "_self_"], **row["recipe"]["values"]}
-            store(name, recipe, group=f"recipe/{scale}", package="_global_")
+            _store_recipe(scale, name, row["recipe"][scale], row["recipe"]["values"])
     for name, row in table["estimators"].items():
         for scale, beta in row["beta_min"].items():
             store(name, {"beta_min": beta}, group=f"network/beta/{scale}")

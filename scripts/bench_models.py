@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch._dynamo.utils
@@ -13,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fogzo.training.trainer import Trainer
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipe" / "mini"
-MINI_RECIPES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+MINI_RECIPES = ("deit_mini", "deit_small", "deit_tiny", "llama_mini", "mlp", "resnet18", "resnet50", "resnet_mini")
 MEMBERS = (
     "displaced_ste", "ewgs", "one_sided", "control_variate", "split", "intermittent", "exact", "guide_or_noise"
 )  # fmt: skip
