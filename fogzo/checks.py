@@ -48,6 +48,17 @@ def whole(value: Any, name: str, *, lowest: int = 1, highest: int | None = None,
     return int(value)
 
 
+def check_sizes(**sizes: Any) -> None:
+    """Refuse sizes of a network that are not positive whole numbers, by name and value.
+
+    >>> check_sizes(width=128, heads=0)
+    Traceback (most recent call last):
+    fogzo.errors.ArgumentError: heads=0 is not possible: give a whole number from 1 to 2147483648
+    """
+    for name, value in sizes.items():
+        whole(value, name, highest=2**31)
+
+
 def number(value: Any, name: str, *, lowest: float = -math.inf, highest: float = math.inf, hint: str = "") -> float:
     """Return ``value`` if it is a finite number from ``lowest`` to ``highest``; ``hint`` ends the error."""
     if not _fits(value, float) or not math.isfinite(value) or not lowest <= value <= highest:

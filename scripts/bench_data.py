@@ -13,7 +13,7 @@ from bench_tools import of_recipe, waiting
 from PIL import Image
 
 from fogzo.data.imagenet.augment import AUGMENTATIONS, read_augmented, training_transform
-from fogzo.data.imagenet.classes import class_list
+from fogzo.data.imagenet.tree import class_list
 from fogzo.data.shards import TOKENIZER, Manifest, ShardWriter, sha256_of, token_dtype
 from fogzo.runs.files import atomic_write
 from fogzo.training.trainer import Trainer

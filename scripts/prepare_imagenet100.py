@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fogzo.data.base import DataError
-from fogzo.data.imagenet import classes
+from fogzo.data.imagenet import tree
 from fogzo.data.imagenet.augment import own_cores
-from fogzo.data.imagenet.whole import check_images, is_marked, mark
 from fogzo.errors import UserError, explained
 
 PARTS = ("train", "val")
@@ -32,13 +31,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=own_cores(), help="processes that decode (default: all)")
     options = parser.parse_args()
     try:
-        names = read_classes(options.classes) if options.classes else classes.class_list()
+        names = read_classes(options.classes) if options.classes else tree.class_list()
         counts = prepare(options.imagenet, options.out, names, copy=options.copy, workers=options.workers)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     for part in PARTS:
         print(f"{options.out / part}: {len(names)} classes, {counts[part]} images, all of them decoded")
-    print(f"class list: {options.classes or 'imagenet100_cmc'}, SHA-256 {classes.class_list_sha256(names)}")
+    print(f"class list: {options.classes or 'imagenet100_cmc'}, SHA-256 {tree.class_list_sha256(names)}")
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -64,22 +63,22 @@ def prepare(imagenet: Path, out: Path, names: Sequence[str], *, copy: bool = Fal
     for part in PARTS:
         check_source(imagenet / part, names)
     todo = [(part, name) for part in PARTS for name in to_make(imagenet / part, out / part, names)]
-    listed = {part: classes.tree_files(imagenet / part, sorted(names)) for part in PARTS}
-    sha256 = classes.tree_sha256({part: (files, sizes) for part, (files, _, sizes) in listed.items()})
-    if not is_marked(out, sha256):
+    listed = {part: tree.tree_files(imagenet / part, sorted(names)) for part in PARTS}
+    sha256 = tree.tree_sha256({part: (files, sizes) for part, (files, _, sizes) in listed.items()})
+    if not tree.is_marked(out, sha256):
         everything = [imagenet / part / file for part, (files, _, _) in listed.items() for file in files]
-        check_images(everything, decode=True, workers=workers)
+        tree.check_images(everything, decode=True, workers=workers)
     with explained(out, "choose another folder with --out", problem="cannot be written", kind=DataError):
         for part, name in todo:
             make((imagenet / part / name).resolve(), out / part / name, copy=copy)
-        if not is_marked(out, sha256):
-            mark(out, sha256)
+        if not tree.is_marked(out, sha256):
+            tree.mark(out, sha256)
     return {part: len(files) for part, (files, _, _) in listed.items()}
 
 
 def check_source(folder: Path, names: Sequence[str]) -> None:
     """Refuse a ``folder`` that lacks one of the class folders ``names``."""
-    if missing := sorted(set(names) - set(classes.class_folders(folder))):
+    if missing := sorted(set(names) - set(tree.class_folders(folder))):
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{folder} lacks {len(missing)} of the {len(names)} classes ({shown}): give the folder of the full "
@@ -98,7 +97,7 @@ def to_make(source: Path, target: Path, names: Sequence[str]) -> list[str]:
         if entry.name not in names:
             raise DataError(f"{entry} is none of the {len(names)} classes: {way_out}")
         wanted = source / entry.name
-        alike = entry.exists() and (entry.samefile(wanted) or classes.image_files(entry) == classes.image_files(wanted))
+        alike = entry.exists() and (entry.samefile(wanted) or tree.image_files(entry) == tree.image_files(wanted))
         if not alike:
             raise DataError(f"{entry} is neither a link to {wanted.resolve()} nor a copy of it: {way_out}")
     return [name for name in names if not (target / name).exists()]

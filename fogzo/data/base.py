@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -108,19 +109,17 @@ class Subset(Split):
         return indices * len(self.split) // self.examples
 
 
-class Data(Protocol):
+@dataclass(frozen=True)
+class Data(ABC):
     """A training and a test split, with what goes into the record."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    train: Split
+    test: Split
 
-    @property
-    def train(self) -> Split: ...
+    def to(self, device: torch.device) -> Self:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
-    @property
-    def test(self) -> Split: ...
-
-    def to(self, device: torch.device) -> Data: ...
-
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what a run's record keeps of its data: name, sizes, hash."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fogzo.data.base import FACTS
-from fogzo.data.imagenet.classes import class_folders, tree_files, tree_sha256
+from fogzo.data.imagenet.tree import class_folders, tree_files, tree_sha256
 from fogzo.data.shards import MANIFEST, read_manifest
 from fogzo.data.text import text_folder
 

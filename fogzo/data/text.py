@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import whole
-from fogzo.data.base import Batch, DataError, Split
+from fogzo.data.base import Batch, Data, DataError, Split
 from fogzo.data.shards import JOURNAL, MANIFEST, SPLITS, TOKENIZER, Tokens, map_shards, read_manifest
 
 # What C4 is made with: tokens of the recipes of 1 and 3 B tokens, and the test split.  Other recipes take more.
@@ -73,14 +73,13 @@ class TokenSplit(Split):
 
 
 @dataclass(frozen=True)
-class TextData:
-    """A training and a test split of one set of token shards, with what goes into the record.
+class TextData(Data):
+    """Splits of one set of token shards.
 
     ``vocabulary`` is the tokenizer's; a model's may be larger.  ``sha256`` is the manifest's, which holds the hashes of
     the shards and of the tokenizer.
     """
 
-    name: str
     train: TokenSplit
     test: TokenSplit
     vocabulary: int
@@ -89,9 +88,6 @@ class TextData:
     sha256: str
     sources: list[dict[str, Any]] = field(default_factory=list)
     tokenizer_file: Path | None = None
-
-    def to(self, device: torch.device) -> TextData:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, Any]:
         """Return what a run's record keeps of its data; ``train`` and ``test`` count windows."""

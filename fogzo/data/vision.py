@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import warnings
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogzo.data.base import FACTS, DataError, Split
+from fogzo.data.base import FACTS, Data, DataError, Split
 from fogzo.errors import explained, one_line
 from fogzo.runs.files import atomic_write
 
@@ -63,19 +63,15 @@ class TensorSplit(Split):
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """A training and a test split, with the name and hash that go into the record."""
+class ImageData(Data):
+    """Images that fit into memory, on the device."""
 
-    name: str
     train: TensorSplit
     test: TensorSplit
     classes: int
     sha256: str
 
-    def to(self, device: torch.device) -> ImageData:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-    def describe(self) -> dict[str, str | int]:
+    def describe(self) -> dict[str, Any]:
         """Return what a run's record keeps of its data."""
         return {"name": self.name, "train": len(self.train), "test": len(self.test), "sha256": self.sha256}
 

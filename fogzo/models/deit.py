@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fogzo.checks import number
+from fogzo.checks import check_sizes, number
 from fogzo.errors import UserError
-from fogzo.models.checks import check_sizes
 
 
 def deit_tiny(

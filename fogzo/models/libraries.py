@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fogzo.checks import check_sizes
 from fogzo.errors import UserError, explained, one_line
-from fogzo.models.checks import check_sizes
 
 
 def timm_model(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fogzo.checks import positive
+from fogzo.checks import check_sizes, positive
 from fogzo.errors import UserError
-from fogzo.models.checks import check_sizes
 
 
 def llama(

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from fogzo.models.checks import check_sizes
+from fogzo.checks import check_sizes
 
 
 def mlp(inputs: int = 784, hidden: int = 10, classes: int = 10) -> nn.Sequential:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fogzo.models.checks import check_sizes
+from fogzo.checks import check_sizes
 
 
 def resnet18(*, channels: int = 3, classes: int = 1000, small_stem: bool = False) -> nn.Module:

@@ -7,8 +7,8 @@ import pytest
 from helpers.images import CLASSES, ROOT, write_tree
 from helpers.text_helpers import jsonl, words
 
-from fogzo.data.imagenet import whole
-from fogzo.data.imagenet.classes import class_list
+from fogzo.data.imagenet import tree as trees
+from fogzo.data.imagenet.tree import class_list
 
 
 @pytest.fixture
@@ -54,6 +54,6 @@ def reads(monkeypatch):
     """The files whose ends were looked at, and those that were decoded."""
     seen = ([], [])
     for name, into in (("looks_whole", seen[0]), ("opened_image", seen[1])):
-        real = getattr(whole, name)
-        monkeypatch.setattr(whole, name, lambda file, real=real, into=into: into.append(file) or real(file))
+        real = getattr(trees, name)
+        monkeypatch.setattr(trees, name, lambda file, real=real, into=into: into.append(file) or real(file))
     return seen

@@ -4,11 +4,12 @@ import json
 import os
 import runpy
 import signal
-import time
 
 import numpy as np
 import pytest
-from helpers.text_helpers import ROOT, CutError, content_of, job_of, jsonl, refused_with, script, words
+from helpers.checks import refused_with
+from helpers.cli import Command
+from helpers.text_helpers import ROOT, CutError, content_of, job_of, jsonl, words
 
 from fogzo.data import prepare as prepare_module
 from fogzo.data.prepare import Job, prepare
@@ -115,12 +116,11 @@ def test_the_script_survives_kill_9_and_leaves_no_workers(tmp_path):
         jsonl(tmp_path / f"part-{i}.jsonl.gz", [f"{i} " + text * 40 for text in words(i, 120)])
     arguments = ["--name", "tiny", "--files", f"{tmp_path}/*.jsonl.gz", "--tokenizer", "train:300", "--workers", "2"]
     arguments += ["--training-megabytes", "0.1", "--shard-tokens", "20000", "--test-share", "0.05", "--out"]
-    killed = script(*arguments, tmp_path / "killed", start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "train-00002.bin").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    killed.kill()
-    killed.communicate(timeout=20)  # its output closes when the last worker has gone
+    killed = Command("scripts/prepare_text.py", *arguments, tmp_path / "killed")
+    killed.wait_until((tmp_path / "killed" / "train-00002.bin").exists)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.wait_for_its_processes(20)
     assert not (tmp_path / "killed" / "manifest.json").exists()
     job = Job(
         name="tiny",
@@ -217,11 +217,9 @@ def test_the_script_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
 def test_an_interrupt_is_answered_with_the_way_on(tmp_path):
     jsonl(tmp_path / "part.jsonl.gz", [text * 40 for text in words(0, 1500)])
     arguments = ["--name", "x", "--files", tmp_path / "part.jsonl.gz", "--tokenizer", "train:300", "--workers", "2"]
-    process = script(*arguments, "--shard-tokens", "20000", "--out", tmp_path / "out", start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out" / "train-00002.bin").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = Command("scripts/prepare_text.py", *arguments, "--shard-tokens", "20000", "--out", tmp_path / "out")
+    process.wait_until((tmp_path / "out" / "train-00002.bin").exists)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert errors == "stopped: the same command goes on from the last complete shard\n"
-    assert process.returncode == 1
+    done = process.wait()
+    assert done.stderr == "stopped: the same command goes on from the last complete shard\n"
+    assert done.returncode == 1

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.images import cut, refused_with
+from helpers.checks import refused_with
+from helpers.images import cut
 
-from fogzo.data.imagenet.classes import class_list, class_list_sha256
 from fogzo.data.imagenet.folder import imagenet100
+from fogzo.data.imagenet.tree import class_list, class_list_sha256
 
 
 @pytest.mark.parametrize("copy", [False, True])

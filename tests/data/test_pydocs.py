@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.text_helpers import CutError, flip, refused_with
+from helpers.checks import refused_with
+from helpers.text_helpers import CutError, flip
 
 from fogzo.data.pydocs import Source, docstrings, documents, installed_sources, pydocs
 from fogzo.data.shards import Manifest, sha256_of
@@ -149,7 +150,7 @@ def test_an_embedded_corpus_that_cannot_be_made_says_why(sources, tmp_path):
     (tmp_path / "empty").mkdir()
     with refused_with(f"no Python sources were found in {tmp_path}/empty"):
         pydocs(tmp_path, 16, 300, [Source("python", "3", tmp_path / "empty", whole=True)])
-    with refused_with("vocabulary=100", error=UserError):
+    with refused_with("vocabulary=100", kind=UserError):
         pydocs(tmp_path, 16, 100, sources)
     with refused_with("sequence=100000000 is too long for the train split"):
         pydocs(tmp_path, 100_000_000, 300, sources)

@@ -1,13 +1,17 @@
-"""Where text comes from: files and streams that go on from any of their positions, and lines that are refused."""
+"""Where text comes from, and the tokenizers that cut it: positions to go on from, and what is refused by name."""
 
 import gzip
 import json
 
+import numpy as np
 import pytest
-from helpers.text_helpers import job_of, refused_with, words
+from helpers.checks import refused_with
+from helpers.text_helpers import TEXTS, job_of, words
 
 from fogzo.data.prepare import Job, prepare
 from fogzo.data.sources import Files, Streamed, chunks
+from fogzo.data.text import prepared_text
+from fogzo.data.tokenize import encode, end_of_text, in_test, train_tokenizer, vocabulary_of
 from fogzo.errors import UserError
 
 
@@ -88,5 +92,57 @@ def test_bad_files_and_values_are_refused(corpus, tmp_path):
             list(Files([f"{tmp_path}/{name}"]).documents(None))
     bad = {"test_share": 0, "shard_tokens": 0, "max_tokens": -1, "training_megabytes": -1, "tokenizer": "train:many"}
     for key, value in bad.items():
-        with refused_with(f"{key}={value}", error=UserError):
+        with refused_with(f"{key}={value}", kind=UserError):
             job_of(corpus, **{key: value})
+
+
+def test_a_trained_tokenizer_is_reproducible_complete_and_takes_no_orders_from_the_text():
+    tokenizer = train_tokenizer(TEXTS, 300)
+    assert tokenizer.to_str() == train_tokenizer(iter(TEXTS), 300).to_str()
+    assert vocabulary_of(tokenizer) == 300
+    end = end_of_text(tokenizer)
+    strange = ["\x00\x7f é 漢字 🎈 a<|endoftext|>b", "", "plain"]
+    tokens, lengths = encode(tokenizer, strange, end, np.dtype("<u2"))
+    rows = np.split(tokens, lengths.cumsum()[:-1])
+    assert [tokenizer.decode(list(row[:-1])) for row in rows] == strange
+    assert (tokens == end).sum() == 3  # one for each document
+    assert [row[-1] for row in rows] == [end] * 3
+    with refused_with("vocabulary=256 is not possible", "257, for 256 bytes", kind=UserError):
+        train_tokenizer(TEXTS, 256)
+    with refused_with("no token '</s>'", "--end-of-text"):
+        end_of_text(tokenizer, "</s>")
+
+
+def test_the_test_split_is_a_share_of_the_documents():
+    assert sum(in_test(f"document {i}", 0.05) for i in range(4000)) == pytest.approx(200, rel=0.2)
+    assert in_test("lone surrogate \ud800", 1.0)
+
+
+def test_tokenizers_that_cannot_be_had_name_two_ways_out(corpus, tmp_path, monkeypatch):
+    def refuse(name):
+        raise OSError(f"no network\nfor {name}")
+
+    with refused_with("none.json is not there", "--tokenizer train:32768"):
+        prepare(job_of(corpus, tokenizer=f"{tmp_path}/none.json"), tmp_path / "a")
+    import tokenizers
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", type("Offline", (), {"from_pretrained": staticmethod(refuse)}))
+    with refused_with("gpt2 could not be read or fetched (no network for gpt2)", "tokenizer.json", "train:32768"):
+        prepare(job_of(corpus, tokenizer="gpt2"), tmp_path / "b")
+    monkeypatch.undo()
+    for folder in ("a", "b"):  # a failed start has not claimed the folder: the way out that it names is free
+        prepare(job_of(corpus, tokenizer="train:300"), tmp_path / folder)
+
+
+def test_a_local_tokenizer_is_taken_and_known_by_its_hash(corpus, tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 280)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(tmp_path / "own.json"))
+    prepare(job_of(corpus, tokenizer=str(tmp_path / "own.json")), tmp_path / "tiny")
+    data = prepared_text("tiny", tmp_path, 64)
+    assert data.vocabulary == 280
+    assert data.tokenizer.startswith("own.json (")
+    assert data.train.tokens > 900 * 4  # not truncated
+    train_tokenizer(TEXTS, 281).save(str(tmp_path / "own.json"))
+    with refused_with("tokenizer: own.json"):
+        prepare(job_of(corpus, tokenizer=str(tmp_path / "own.json")), tmp_path / "tiny")

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from helpers.cli import ROOT, assert_refused, run_script
+from helpers.checks import assert_refused
+from helpers.cli import ROOT, run_script
 from helpers.trainers import make
 from torch import nn
 

@@ -6,18 +6,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import tomllib
 
 import pytest
 import torch
-from helpers.cli import run_script
+from helpers.cli import ROOT, run_alone, run_script
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.quantize import quantized_weights
 from fogzo.training.draft import build_model
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
@@ -47,12 +46,12 @@ def composed(command):
         return compose("train", overrides)
 
 
-def test_the_library_snippet_runs_as_it_stands(tmp_path):
+def test_the_library_snippet_runs_as_it_stands_without_any_of_the_extras(tmp_path):
+    """The method needs torch alone."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [name.partition(">")[0] for name in needed] == ["torch"]
     (snippet,) = blocks("python")
-    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "snippet.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = run_alone(snippet, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
 
@@ -150,6 +149,16 @@ def test_the_sweep_of_the_readme_finds_its_experiment_and_tuned_values(tmp_path)
     words = ["-m", "experiment=mlp_compute", "cell=ste", "seed=1", "steps=20", "progress=lines"]
     assert run_script("train.py", *words, f"results_dir={tmp_path}") == 0
     assert [path.name[:9] for path in (tmp_path / "runs" / "mlp_compute").iterdir()] == ["ste-seed1"]
+
+
+def test_the_command_of_the_log_about_agreement_prints_a_line_for_every_cell_that_has_the_column(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)  # as the script does
+    assert run_script("scripts/autocorrelation.py", "agreement") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("of agreement")
+    named = [line.split()[:2] for line in lines[1:]]
+    assert ["lsq_mini", "llama.fogzo"] in named
+    assert all(-1 <= float(line.split()[-1]) <= 1 for line in lines[1:])
 
 
 EXTENDING = dict(

@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.alone import run_alone
-from helpers.cli import ROOT
+from helpers.cli import ROOT, run_alone
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, GPU])]

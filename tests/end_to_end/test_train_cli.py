@@ -10,19 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers.cli import assert_refused, run_script
+from helpers.checks import assert_refused
+from helpers.cli import ROOT, Command, run_script
 
 import fogzo.data
 from fogzo.errors import UserError
 from fogzo.runs.records import add, drop, read_records
 
-ROOT = Path(__file__).resolve().parents[2]
 LSQ = "quantizer=lsq"
 NO_PARAMETERS = ("floor", "_extra_state")
 TIME_AND_PLACE = {"seconds", "cpu_seconds", "data_seconds", "peak_memory_bytes", "git_commit", "git_dirty", "digest"}
@@ -34,17 +33,11 @@ def words(folder, *overrides):
     return ["train.py", *defaults, *overrides, f"run_dir={folder}"]
 
 
-def start(folder, *overrides):
-    command = [sys.executable, *words(folder, *overrides)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def run_to_the_end(folder, *overrides):
     """A run in a process of its own; returns what it printed."""
-    process = start(folder, *overrides)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
+    done = Command(*words(folder, *overrides)).wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_here(folder, *overrides):
@@ -56,16 +49,18 @@ def run_here(folder, *overrides):
 
 def interrupt(number, after_step, folder, *overrides):
     """Send a signal once the metrics have reached a step; returns the exit code and what the run complained."""
-    process, metrics = start(folder, *overrides), folder / "metrics.jsonl"
-    while process.poll() is None:
+    process, metrics = Command(*words(folder, *overrides)), folder / "metrics.jsonl"
+
+    def reached():
         with contextlib.suppress(OSError, IndexError, ValueError):  # no row yet, or half of one
-            if json.loads(metrics.read_text().splitlines()[-1])["step"] >= after_step:
-                process.send_signal(number)
-                break
-        time.sleep(0.005)
-    _, err = process.communicate(timeout=200)
+            return json.loads(metrics.read_text().splitlines()[-1])["step"] >= after_step
+
+    process.wait_until(reached)
+    if process.poll() is None:
+        process.send_signal(number)
+    done = process.wait()
     assert not (folder / "summary.json").exists(), "the run ended before the signal: give it more steps"
-    return process.returncode, err
+    return done.returncode, done.stderr
 
 
 def result(folder):

@@ -2,18 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers.cli import Command, run
 
 from fogzo.evidence.parse import parse
 from fogzo.evidence.tuning import check_own_file
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_changed_config_not_at_all(capsys):
@@ -30,27 +25,20 @@ def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_chan
         check_own_file(experiment, ["experiment=x", "steps=5"], 12)
 
 
-def command(folder, jobs):
-    words = ["experiment=mlp_compute", "cell=ste,fogzo_1", "steps=5", "batch_size=20", f"results_dir={folder}"]
-    words += [
-        f"experiment.tuning.chosen={folder}/chosen.yaml",
-        "+experiment.tuning.other_seeds=[9]",
-        "--trials",
-        "2",
-        "--jobs",
-        str(jobs),
-    ]
-    return [sys.executable, "scripts/tune.py", *words]
+def words(folder, jobs):
+    given = ["experiment=mlp_compute", "cell=ste,fogzo_1", "steps=5", "batch_size=20", f"results_dir={folder}"]
+    own = [f"experiment.tuning.chosen={folder}/chosen.yaml", "+experiment.tuning.other_seeds=[9]"]
+    return [*given, *own, "--trials", "2", "--jobs", str(jobs)]
 
 
 def test_a_killed_tuning_goes_on_and_ends_as_with_any_number_of_workers(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(command(killed, 1), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert "[1/4]" in process.stdout.readline()
+    process = Command("scripts/tune.py", *words(killed, 1))
+    process.wait_until(lambda: "[1/4]" in process.out)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert process.wait().returncode == -signal.SIGKILL
     for folder, jobs in ((killed, 1), (whole, 2)):
-        done = subprocess.run(command(folder, jobs), cwd=ROOT, capture_output=True, text=True)
+        done = run("scripts/tune.py", *words(folder, jobs))
         assert done.returncode == 0, done.stderr
         assert "[4/4]" in done.stdout
     chosen = [(folder / "chosen.yaml").read_text() for folder in (killed, whole)]
@@ -63,37 +51,23 @@ def test_a_killed_tuning_goes_on_and_ends_as_with_any_number_of_workers(tmp_path
     assert runs[0] == runs[1]
     # they are the runs of the sweep
     rate = entries["ste"]["tried"][0]["values"]["optimizer.lr"]
-    words = ["-m", *command(whole, 1)[2:7], "phase=tune", "cell=ste", f"optimizer.lr={rate}"]
-    words.remove("cell=ste,fogzo_1")
-    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    given = [word for word in words(whole, 1)[:-4] if not word.startswith("cell=")]
+    done = run("train.py", "-m", *given, "phase=tune", "cell=ste", f"optimizer.lr={rate}")
     assert "finished already" in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="process groups as on Unix")
 def test_workers_end_with_their_parent(tmp_path):
-    words = [*command(tmp_path, 1), "steps=100000"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    metrics = []
-    while not metrics and process.poll() is None:
-        metrics = list(tmp_path.rglob("metrics.jsonl"))
-        time.sleep(0.1)
+    process = Command("scripts/tune.py", *words(tmp_path, 1), "steps=100000")
+    process.wait_until(lambda: list(tmp_path.rglob("metrics.jsonl")))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("a worker goes on without its parent")
+    process.wait_for_its_processes()
     assert list(tmp_path.rglob("checkpoint.pt"))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("given", "message"),
     [
         ([], "say what to tune"),
         (
@@ -114,7 +88,6 @@ def test_workers_end_with_their_parent(tmp_path):
         (["experiment=mlp_compute", "experiment.tuning.seed=21"], "tunes on seed 21, which its table reports too"),
     ],
 )
-def test_a_mistaken_command_is_refused_in_one_line(words, message, tmp_path):
-    words = [sys.executable, "scripts/tune.py", *words, f"results_dir={tmp_path}"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+def test_a_mistaken_command_is_refused_in_one_line(given, message, tmp_path):
+    done = run("scripts/tune.py", *given, f"results_dir={tmp_path}")
     assert (done.returncode, done.stderr.count("\n"), message in done.stderr) == (1, 1, True), done.stderr

@@ -1,4 +1,4 @@
-"""A tiny Llama on embedded text under fogzo.hf.Trainer; as a script, under torchrun: what one rank comes to."""
+"""A tiny Llama on embedded text under fogzo.hf.Trainer; as a script, in each rank: what it comes to."""
 
 import argparse
 import sys

@@ -6,11 +6,10 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from fogzo.data.base import DataError, Selection
+from fogzo.data.base import Selection
 from fogzo.data.imagenet.folder import folder_data
 from fogzo.runs.files import atomic_write
 
@@ -31,16 +30,6 @@ def write_tree(root, classes, per_class, size):
             for image in range(part_count):
                 picture(1000 * number + image, size).save(root / part / name / f"{name}_{image}.JPEG")
     return root
-
-
-@contextmanager
-def refused_with(*parts, kind=DataError):
-    """Within: an error whose message is one line and holds ``parts``."""
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [part for part in parts if str(part) not in message] == [], message
 
 
 def data(root, **options):

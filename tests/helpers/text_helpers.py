@@ -1,32 +1,17 @@
-"""What the tests of text share: small corpora, sets of shards, and messages of one line."""
+"""What the tests of text share: small corpora and sets of shards."""
 
 import gzip
 import json
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from fogzo.data.base import DataError
 from fogzo.data.prepare import Job
 from fogzo.data.shards import Manifest, ShardWriter, sha256_of, token_dtype
 from fogzo.data.sources import Files
 from fogzo.runs.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@contextmanager
-def refused_with(*parts, error=DataError):
-    """Within: an error whose message is one line and holds ``parts``."""
-    with pytest.raises(error) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [part for part in parts if part not in message] == [], message
 
 
 def write_set(folder, *, vocabulary=300, train=100, test=30, shard_tokens=40):
@@ -77,8 +62,3 @@ def content_of(folder):
 
 class CutError(Exception):
     pass
-
-
-def script(*arguments, **options):
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_text.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options)

@@ -1,4 +1,4 @@
-"""Small trainers, and whether two of them ended bit for bit alike."""
+"""Small trainers, some whose losses are tampered with, and whether two of them ended bit for bit alike."""
 
 import json
 
@@ -121,3 +121,22 @@ def assert_same_end(ended, expected):
     assert outcome(ended) == outcome(expected)
     assert_same_state(ended.state_dict()["model"], expected.state_dict()["model"])
     assert_same_state(ended.state_dict()["optimizer"]["state"], expected.state_dict()["optimizer"]["state"])
+
+
+class Tampered(Classification):
+    """The loss goes through ``change`` in the training steps ``at`` (from 1), once a step."""
+
+    def __init__(self, data, at, change):
+        super().__init__(data)
+        self.at, self.change, self.trainer = at, change, None
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        return self.change(loss) if self.trainer.step + 1 in self.at else loss
+
+
+def tampered(at, change, estimator="ste", **options):
+    trainer = make(estimator, **options)
+    trainer.task = Tampered(trainer.task.data, at, change)
+    trainer.task.trainer = trainer
+    return trainer

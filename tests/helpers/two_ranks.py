@@ -1,7 +1,4 @@
-"""Small trainings for one process or two: ``torchrun two_ranks.py FOLDER CASE|NORM ...`` saves what each left.
-
-One start of torchrun serves all cases: it takes longer than any of them.
-"""
+"""Small trainings for one process or two: as a script, in each rank, ``FOLDER CASE|NORM ...`` saves what each left."""
 
 import sys
 import warnings

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.ids import readable
+from helpers.checks import readable
 from torch import nn
 
 import fogzo

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from helpers.ids import readable
+from helpers.checks import readable
 from safetensors import safe_open
 from torch import nn
 

@@ -1,12 +1,8 @@
 """fogzo.hf.Trainer: the library's own loop inside transformers' Trainer, in pieces, resumed and in two processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.cli import run
 from helpers.hf_trainer import arguments, estimator_of, llama, state, text, trainer
 from transformers import TrainerCallback, get_scheduler
 
@@ -16,7 +12,6 @@ from fogzo.estimators import ControlVariate, Phased, SplitFOGZO
 from fogzo.hf import Trainer
 from fogzo.interchange.compressed import export_compressed
 
-ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"train_sampling_strategy": "sequential", "warmup_steps": 2, "max_grad_norm": 0.5}
 
 
@@ -115,22 +110,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(make, dropout, tmp_path):
     assert rows == [row for row in resumed.state.log_history if row["step"] >= 6 and "loss" in row]
 
 
-def torchrun(folder):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, "tests/helpers/hf_trainer.py", str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-
-
 def test_two_processes_are_one(tmp_path):
-    first, second = torchrun(tmp_path)
+    done = run("tests/helpers/hf_trainer.py", tmp_path, ranks=2, loads=["transformers"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert_same(first["state"], second["state"])
     whole = trainer(tmp_path / "one", gradient_accumulation_steps=2)
     whole.train()

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.ids import readable
+from helpers.checks import readable
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode

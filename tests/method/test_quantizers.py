@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.ids import readable
+from helpers.checks import readable
 from scipy.linalg import block_diag, hadamard
 from scipy.optimize import minimize_scalar
 

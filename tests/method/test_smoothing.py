@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers.ids import readable
+from helpers.checks import readable
 from scipy.integrate import quad
 
 from fogzo import FixedScale, Sign

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.ids import readable
+from helpers.checks import readable
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.checks import readable
 from helpers.configs import composed
-from helpers.ids import readable
 from torch import nn
 
 import fogzo

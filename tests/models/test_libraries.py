@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import assert_refused, run_script
+from helpers.checks import assert_refused
+from helpers.cli import run_script
 from helpers.images import cut, write_tree
 
 from fogzo.errors import UserError

@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers.configs import composed
-from helpers.tampered import tampered
-from helpers.trainers import QUANTIZERS, make
+from helpers.trainers import QUANTIZERS, make, tampered
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,14 +1,13 @@
 """Runs of a sweep that go on at the same time have a GPU each (made up: there is none where tests run)."""
 
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import ExitStack
 
 import pytest
 import torch
+from helpers.cli import Command
 from helpers.configs import composed
 from helpers.trainers import make
 
@@ -66,22 +65,25 @@ def test_a_run_that_finds_no_free_gpu_waits_for_one(taken, capsys):
 
 
 def test_another_process_that_dies_leaves_its_gpu(taken, tmp_path):
-    text = "import os; from fogzo.training import devices as d; d.gpus = lambda: ['GPU-a', 'GPU-b']; "
-    text += (
-        "d.torch.cuda.set_device = print; c = d.exclusive_gpu(); c.__enter__(); print(flush=True); input(); os._exit(9)"
+    script, told = tmp_path / "other.py", tmp_path / "told"
+    script.write_text(
+        "import os, pathlib, time\n"
+        "from fogzo.training import devices\n"
+        "devices.gpus = lambda: ['GPU-a', 'GPU-b']\n"
+        "devices.torch.cuda.set_device = print\n"
+        "taken = devices.exclusive_gpu()\n"
+        "taken.__enter__()\n"
+        "print('has it', flush=True)\n"
+        f"while not pathlib.Path({str(told)!r}).exists():\n"
+        "    time.sleep(0.01)\n"
+        "os._exit(9)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", text],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "0\n"
+    process = Command(script, env={"TMPDIR": str(tmp_path)})
+    process.wait_until(lambda: process.out == "0\nhas it\n")
     with exclusive_gpu():
         assert taken == [1]
-    process.communicate("\n", timeout=60)
-    assert process.returncode == 9
+    told.touch()
+    assert process.wait().returncode == 9
     with exclusive_gpu():
         assert taken == [1, 0]
 

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.cli import ROOT, run
 from helpers.text_helpers import write_set
 from helpers.two_ranks import CASES, NORMS, normalise, train
 from torch import nn
@@ -17,29 +17,15 @@ from torch import nn
 import fogzo
 from fogzo.ranks import share
 
-ROOT = Path(__file__).resolve().parents[2]
 EQUAL = [name for name, case in CASES.items() if not case.rank_1_differs_in]
 # what the ranks share makes up for a difference; or they notice it
 MENDED = [name for name, case in CASES.items() if case.rank_1_differs_in == "last bits"]
 NOTICED = [name for name, case in CASES.items() if case.rank_1_differs_in in ("weights", "noise")]
 
 
-def torchrun(ranks, script, *words):
-    """A script under torchrun, with the project as working directory."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*launcher, script, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def trained_by_two(folder, names):
     """What either rank had of each case; the ranks start once for all of them."""
-    done = torchrun(2, "tests/helpers/two_ranks.py", str(folder), *names)
+    done = run("tests/helpers/two_ranks.py", folder, *names, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: [torch.load(folder / f"{name} {rank}.pt") for rank in (0, 1)] for name in names}
 
@@ -114,11 +100,10 @@ def test_more_ranks_than_samples_are_refused(monkeypatch):
         fogzo.NSPSA(weights, samples=4, spread=True)
 
 
-@pytest.mark.slow  # torchrun prints it once; the check itself is the plan's too
 def test_more_processes_than_samples_are_refused_in_one_line_before_data_are_read(tmp_path):
     chosen = ["estimator=nspsa", "estimator.samples=1", "parallel=probes", "device=cpu"]
     nowhere = ["data=imagenet1k", f"data.root={tmp_path / 'missing'}", f"results_dir={tmp_path / 'results'}"]
-    done = torchrun(2, "train.py", *chosen, *nowhere)
+    done = run("train.py", *chosen, *nowhere, ranks=2)
     assert done.returncode == 1
     complaints = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(complaints) == 1
@@ -137,7 +122,7 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
     )
     chosen = ["model=llama_mini", "data=c4", "data.sequence=8", "steps=2", "estimator=ste", "device=cpu"]
     chosen += ["batch_size=4"]  # as much as there is
-    done = torchrun(2, str(own), *chosen, f"run_dir={tmp_path / 'run'}")
+    done = run(own, *chosen, f"run_dir={tmp_path / 'run'}", ranks=2)
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == []
     (said,) = [line for line in done.stderr.splitlines() if "error: " in line and "data" in line]
@@ -149,7 +134,7 @@ def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_pat
     (option,) = re.findall(r"torchrun .*(--signals-to-handle=\S+)", page)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", option]
     length = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0", f"run_dir={tmp_path}"]
-    run = subprocess.Popen(
+    process = subprocess.Popen(
         [*launcher, "train.py", *length],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -158,11 +143,13 @@ def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_pat
         text=True,
     )
     metrics, begun = tmp_path / "metrics.jsonl", time.monotonic()
-    while run.poll() is None and time.monotonic() < begun + 120 and not (metrics.exists() and metrics.stat().st_size):
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < begun + 120
         time.sleep(0.1)
-    run.send_signal(signal.SIGUSR1)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 1, said
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
     stops = re.findall(r"stopped by SIGUSR1 after step (\d+)", said)
     assert len(stops) == 2
     assert len(set(stops)) == 1

@@ -1,14 +1,12 @@
 """What plan=true prints is what the run then does, and it needs no data."""
 
 import math
-import os
 import re
-import subprocess
-import sys
 from fnmatch import fnmatch
 
 import pytest
 import torch
+from helpers.cli import run
 from helpers.configs import CONFIGS
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -329,13 +327,7 @@ def test_looking_at_the_shapes_leaves_the_model_as_it_was(activations):
 def test_one_process_of_torchrun_prints_the_plan():
     printed = []
     for rank in ("0", "1"):
-        done = subprocess.run(
-            [sys.executable, "train.py", "plan=true"],
-            cwd=CONFIGS.parent,
-            env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"},
-            capture_output=True,
-            text=True,
-        )
+        done = run("train.py", "plan=true", env={"RANK": rank, "WORLD_SIZE": "2"})
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout)
     assert "in each of 2 processes" in printed[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import assert_refused
+from helpers.checks import assert_refused
 from safetensors.torch import save_file
 from torch import nn
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from helpers.tampered import tampered
 from helpers.text_helpers import ROOT
-from helpers.trainers import TIMES, Tell, assert_same_end, assert_same_state, make
+from helpers.trainers import TIMES, Tell, assert_same_end, assert_same_state, make, tampered
 from hydra import compose, initialize_config_dir
 
 from fogzo.errors import UserError

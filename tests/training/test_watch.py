@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.tampered import tampered
-from helpers.trainers import ESTIMATORS, QUANTIZERS, TIMES, Tell, assert_same_end, assert_same_state, make
+from helpers.trainers import ESTIMATORS, QUANTIZERS, TIMES, Tell, assert_same_end, assert_same_state, make, tampered
 from torch import nn
 
 import fogzo

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fogzo.checks import choice, number, share
 from fogzo.data.base import Batch
-from fogzo.data.imagenet.whole import opened_image
+from fogzo.data.imagenet.tree import opened_image
 from fogzo.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fogzo.checks import check_arguments, whole
-from fogzo.data.base import FACTS, Batch, DataError, Selection, Split
+from fogzo.data.base import FACTS, Batch, Data, DataError, Selection, Split
 from fogzo.data.imagenet.augment import (
     Mixing,
     check_augmentation,
@@ -27,16 +27,16 @@ from fogzo.data.imagenet.augment import (
     read_image,
     training_transform,
 )
-from fogzo.data.imagenet.classes import (
+from fogzo.data.imagenet.loader import Job, read_ahead
+from fogzo.data.imagenet.tree import (
     check_classes,
+    check_tree,
     class_folders,
     class_list,
     class_list_sha256,
     tree_files,
     tree_sha256,
 )
-from fogzo.data.imagenet.loader import Job, read_ahead
-from fogzo.data.imagenet.whole import check_tree
 from fogzo.errors import keys_of
 from fogzo.seeding import derive_seed
 
@@ -105,13 +105,12 @@ class FolderSplit(Split):
 
 
 @dataclass(frozen=True)
-class FolderData:
+class FolderData(Data):
     """Training and test split of a tree of images, with what goes into the record.
 
     Labels number the class folders in sorted order, as torchvision's ImageFolder does.
     """
 
-    name: str
     train: FolderSplit
     test: FolderSplit
     classes: int
@@ -119,9 +118,6 @@ class FolderData:
     class_list: str  # which classes: the name of a shipped list, or "all"
     class_list_sha256: str
     repeats: int = 1  # times that an image is shown in a row, augmented anew each time
-
-    def to(self, device: torch.device) -> FolderData:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def describe(self) -> dict[str, Any]:
         """Return what a run's record keeps of its data."""
