@@ -186,6 +186,8 @@ class RunFolder:
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of this folder, whole or not at all."""
+        if (self.path / name).is_dir():
+            raise RunError(f"{self.path / name} is a folder, where a file belongs: remove it, and {GOES_ON}")
         with self._written(name):
             atomic_write(self.path / name, data)
 

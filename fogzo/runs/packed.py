@@ -114,7 +114,11 @@ def pack(config: Mapping[str, Any], summary: Mapping[str, Any], metrics: bytes) 
         raise RunError("it has no digest, so nothing shows that it is as the run left it")
     rest = {key: value for key, value in summary.items() if key != "digest"}
     parts = {"config": config, "summary": rest, "metrics": columns, "digest": digest}
-    line = json.dumps({**head(config, summary), **parts}, ensure_ascii=False, allow_nan=False)
+    try:
+        beginning = head(config, summary)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"its config.yaml or summary.json is not whole ({type(error).__name__}: {error})") from error
+    line = json.dumps({**beginning, **parts}, ensure_ascii=False, allow_nan=False)
     unpack(line, Path(), 0)
     return line
 

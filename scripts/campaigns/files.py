@@ -73,7 +73,8 @@ def main() -> None:
             before = held(folder)
             word, text = forked(partial(as_anybody, read), folder)
             after = held(folder)
-            lost = [name for name in before if word == SAID and after.get(name) != before[name]]
+            written = ["run/metrics.jsonl"] if kind == "run that goes on" else []  # it may end with a later refusal
+            lost = [name for name in before if word == SAID and after.get(name) != before[name] and name not in written]
             wrong = "lost: " + ", ".join(lost) if lost else text if word == FAULT else ""
             what = f"{kind}, {file.suffix or 'file'}, {how}: {word}"
             campaign.note(wrong, {"kind": what}, file=str(file.relative_to(folder)), said=text)

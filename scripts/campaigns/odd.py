@@ -30,7 +30,8 @@ def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Return every key of a composed config with its value."""
     if not isinstance(node, dict):
         return [(prefix[:-1], node)]
-    kept = {key: value for key, value in node.items() if key not in ("experiment", "plan")}
+    left_out = ("experiment", "plan", "root")  # in another root a text is prepared anew, for a minute
+    kept = {key: value for key, value in node.items() if key not in left_out}
     return [leaf for key, value in kept.items() for leaf in leaves(value, f"{prefix}{key}.")]
 
 

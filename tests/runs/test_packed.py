@@ -103,6 +103,7 @@ def test_adding_again_changes_nothing_and_another_result_of_the_same_run_is_name
         ("metrics.jsonl", '{"step": 12', '{"st', "metrics are damaged"),
         ("config.yaml", "seed: 11", "seed: 12", "its summary says seed 11, its config 12"),
         ("config.yaml", "seed: 11", "- a", "its config.yaml cannot be read"),
+        ("config.yaml", "seed: 11", "sed: 11", "its config.yaml or summary.json is not whole (KeyError: 'seed')"),
         ("config.yaml", "phase: confirm", "phase: tune", "trial of tuning"),
     ],
 )
