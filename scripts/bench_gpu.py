@@ -11,6 +11,7 @@ from bench_tools import of_recipe
 from gpu_page import Row
 from torch.profiler import ProfilerActivity, profile
 
+from fogzo.training.compilation import How
 from fogzo.training.ledger import PEAK
 from fogzo.training.trainer import Trainer
 
@@ -29,12 +30,15 @@ def measure(
     networks: Mapping[str, Sequence[str]],
     seconds: float,
     *more: str,
-    compiled: Iterable[bool] = (False, True),
+    ways: Iterable[How] | None = None,
 ) -> list[Row]:
-    """Return the rows of ``networks``, with about ``seconds`` of steps for each; ``more`` are further overrides."""
+    """Return the rows of ``networks``, with about ``seconds`` of steps for each; ``more`` are further overrides.
+
+    ``ways``: values of ``compile``; ``None``: those that the device has.
+    """
     rows: list[Row] = []
     for network, keys in networks.items():
-        for how in compiled:
+        for how in ways_on(device) if ways is None else ways:
             base: Row | None = None
             for estimator in ESTIMATORS:
                 given = [*SHARED, *keys, *more, f"device={device}", f"compile={how}", f"estimator={estimator}"]
@@ -44,7 +48,12 @@ def measure(
     return rows
 
 
-def _row(network: str, estimator: str, how: bool, given: list[str], seconds: float, base: Row | None) -> Row:
+def ways_on(device: torch.device) -> list[How]:
+    """Return the values of ``compile`` that mean something on ``device``."""
+    return [False, True, *(["reduce-overhead"] if device.type == "cuda" else [])]  # type: ignore[list-item]
+
+
+def _row(network: str, estimator: str, how: How, given: list[str], seconds: float, base: Row | None) -> Row:
     try:
         one = of_recipe(*given)
         times, flops = _times(one, seconds)

@@ -82,12 +82,12 @@ def main(words: list[str] | None = None) -> int:
         listed = [f"| {one['check']} | {one['outcome']} | {one['seen']} |" for one in found["checks"]]
         pages.append("\n".join(["# What holds here", "", "| check | outcome | seen |", "|---|---|---|", *listed, ""]))
     if arguments.only != "checks":
-        from bench_gpu import ESTIMATORS, NETWORKS, measure  # needs all dependencies
+        from bench_gpu import ESTIMATORS, NETWORKS, measure, ways_on  # needs all dependencies
         from gpu_page import page
 
         left = max(LIMIT - (time.monotonic() - begun), 60.0)
         rows = measure(
-            device, NETWORKS, 0.3 * left / (2 * len(NETWORKS) * len(ESTIMATORS))
+            device, NETWORKS, 0.3 * left / (len(ways_on(device)) * len(NETWORKS) * len(ESTIMATORS))
         )  # the rest: building, warm-up
         found["costs"] = [row._asdict() for row in rows]
         pages.append(page(rows, facts))

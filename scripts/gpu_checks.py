@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from gpu_compile import compiles
 from gpu_loop import ESTIMATORS, QUANTIZERS, Loop, same_bits
 from gpu_ranks import two_ranks
 
@@ -52,21 +53,6 @@ def in_bf16(device: torch.device) -> str:
     return f"at most {max(abs(a - b) for a, b in losses):.1e} from fp32"
 
 
-def compiles(device: torch.device, backend: str = "inductor") -> str:
-    """``torch.compile`` gives the eager losses, and nothing is compiled again after the first two steps."""
-    torch.compiler.reset()
-    loop, plain = Loop(device), Loop(device)
-    for one in (loop, plain):
-        one.model.eval()
-    loop.forward = torch.compile(loop.model, backend=backend)
-    losses = [(float(loop.step(step)), float(plain.step(step))) for step in range(2)]
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    losses += [(float(loop.step(step)), float(plain.step(step))) for step in range(2, 6)]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, "compiled again"
-    assert all(abs(a - b) < 1e-2 * b for a, b in losses), losses
-    return f"{before} graphs, at most {max(abs(a - b) for a, b in losses):.1e} apart"
-
-
 def resumes(device: torch.device, estimator: str) -> str:
     """What is killed after step 3 and goes on from its state ends bit for bit as what was not."""
     whole, killed = Loop(device, estimator), Loop(device, estimator)
@@ -111,6 +97,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     **{f"first loss as on the CPU, {e}": partial(like_the_cpu, estimator=e) for e in ESTIMATORS},
     "bf16 autocast": in_bf16,
     "compile": compiles,
+    "compile, CUDA graphs": partial(compiles, mode="reduce-overhead"),
     **{f"kill and resume, {e}": partial(resumes, estimator=e) for e in ESTIMATORS},
     "memory of one buffer": one_buffer,
     "two ranks": two_ranks,

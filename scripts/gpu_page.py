@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 # the paper's wall-time row (paper.md, section 4): 3.522 B tokens of STE take what 3.0 B take of 70 % STE, 30 % FOGZO
 PAPERS_RATIO = (3.522 / 3.0 - 0.7) / 0.3
+WAYS: dict[bool | str, str] = {False: "eager", True: "compiled", "reduce-overhead": "CUDA graphs"}
 
 
 class Row(NamedTuple):
@@ -14,7 +15,7 @@ class Row(NamedTuple):
 
     network: str
     estimator: str
-    compiled: bool
+    compiled: bool | str  # as the key compile
     seconds: float | None  # a step; None: it did not fit, or another error, which stands in ``note``
     ratio: float | None = None  # to the STE's step, run alike
     flop_limit: float | None = None  # what the ratio would be if time were FLOPs
@@ -37,7 +38,7 @@ def page(rows: Iterable[Row], machine: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        how = "compiled" if row.compiled else "eager"
+        how = WAYS[row.compiled]
         if row.seconds is None:
             lines.append(f"| {row.network} | {row.estimator} | {how} | not run: {row.note} |" + " |" * 5)
             continue
