@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import omegaconf._utils
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -13,6 +15,22 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Hydra copies all its sources, and this store with them, for each group that --help lists: seconds.  One store will do,
 # as it hands out copies of what it holds.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+
+def read_by_libyaml() -> None:
+    """Have OmegaConf read files by libyaml, where it is there, into the same values: a config is made of 17 files."""
+    own: Any = omegaconf._utils.get_yaml_loader()
+    cyaml: Any = yaml.cyaml if yaml.__with_libyaml__ else None
+    if cyaml is None or issubclass(own, cyaml.CParser):
+        return
+
+    class Loader(cyaml.CParser, own):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            cyaml.CParser.__init__(self, stream)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+    omegaconf._utils.get_yaml_loader = lambda: Loader
 
 
 def _store_recipe(scale: str, name: str, of: str, values: dict[str, Any]) -> None:
@@ -54,4 +72,5 @@ def register(table: dict[str, Any]) -> None:
         store(name, {"probe_batch": row["probe_batch"]}, group="network/probes")
 
 
+read_by_libyaml()
 register(OmegaConf.to_container(OmegaConf.load(CONFIGS / "networks.yaml")))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import re
 
+import omegaconf._utils
 import pytest
 import yaml
 from helpers.configs import CONFIGS, composed
@@ -187,3 +188,16 @@ def test_only_the_mlp_is_small_enough_that_n_spsa_evaluates_copies_of_it_togethe
     assert composed("estimator=nspsa").estimator.probe_batch == 32
     assert composed("estimator=nspsa", "model=llama_9m").estimator.probe_batch == 0
     assert composed("estimator=fogzo").estimator.probe_batch == 0
+
+
+def test_configs_read_by_libyaml_are_what_omegaconf_reads():
+    composed()  # which loads the plugin
+    fast = omegaconf._utils.get_yaml_loader()
+    own = next(kind for kind in fast.__mro__ if kind.__name__ == "OmegaConfLoader")
+    texts = [file.read_text() for file in CONFIGS.rglob("*.yaml")]
+    texts.append("a: 1e-3\nb: 2001-01-01\nc: [1, 2e5, .5, inf, .inf]\nd: 0x1F\ne: 1_000\nf: yes")
+    for text in texts:
+        assert repr(yaml.load(text, fast)) == repr(yaml.load(text, own))
+    for loader in (fast, own):
+        with pytest.raises(yaml.constructor.ConstructorError, match="duplicate key a"):
+            yaml.load("a: 1\na: 2", loader)
