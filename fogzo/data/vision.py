@@ -154,7 +154,9 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
             "there (data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
         ) from error
     for file, md5 in zip(FILES, MD5[name], strict=True):
-        if not check_integrity(str(folder / file), md5):
+        with explained(folder / file, "make it readable, or remove that folder", kind=DataError):
+            whole = check_integrity(str(folder / file), md5)
+        if not whole:
             raise DataError(
                 f"{folder / file} is not {name}'s, of MD5 {md5[:12]}...: remove that folder, and the files are fetched "
                 "again"

