@@ -27,14 +27,14 @@ def each_by_itself() -> Iterator[None]:
 
 
 def may_share(x: Tensor) -> bool:
-    """Return whether ``x`` can be known again: not where torch traces, or maps over it, or keeps no version of it."""
+    """Return whether ``x`` can be known again: not where torch traces, maps over it, or keeps no version or values."""
     if (
         torch.compiler.is_compiling()
         or torch.is_inference_mode_enabled()
         or torch._C._are_functorch_transforms_active()
     ):
         return False
-    return _sharing.get() and not x.is_inference()
+    return _sharing.get() and not (x.is_inference() or x.is_meta)
 
 
 class Rounded(NamedTuple):
