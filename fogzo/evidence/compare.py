@@ -128,10 +128,16 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
     >>> sign_flip_p([1.0, 2.0, 3.0, 4.0, 5.0])
     0.0625
+
+    Ties count as equal, though the last bits of differences of percentages differ:
+
+    >>> sign_flip_p([82.50 - 82.33, 82.16 - 82.33, 1.0])
+    0.75
     """
     signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))
     means = np.abs(np.mean(signs * np.asarray(differences), axis=1))
-    return float(np.mean(means >= means[0] * (1 - 1e-14)))  # the first has the signs that were seen
+    rounding = 1e-9 * np.max(np.abs(differences))
+    return float(np.mean(means >= means[0] - rounding))  # the first has the signs that were seen
 
 
 def t_test(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
