@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 KEPT = ROOT / "outputs/campaigns"
+DATA = ROOT / "data"  # all cases share what is prepared
 
 
 class Campaign:
@@ -35,6 +36,7 @@ class Campaign:
         given = parser.parse_args()
         self.count, self.seed, self.only = given.count, given.seed, given.only
         KEPT.mkdir(parents=True, exist_ok=True)
+        DATA.mkdir(exist_ok=True)  # a fresh clone has none, and a link to nothing is not writable
         self.file = KEPT / f"{name}-{given.seed}.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import CONFIGS, ROOT, Campaign, composed
+from campaign import CONFIGS, DATA, Campaign, composed
 from hydra.errors import HydraException
 from odd import GROUPS, drawn
 from omegaconf import DictConfig, open_dict
@@ -63,7 +63,7 @@ def main() -> None:
         overrides = drawn(random.Random(f"{campaign.seed} {number}"))
         with tempfile.TemporaryDirectory() as folder:
             place = [f"results_dir={folder}"]  # before what is drawn, which may name another
-            (Path(folder) / "data").symlink_to(ROOT / "data")
+            (Path(folder) / "data").symlink_to(DATA)
             if isinstance(cfg := composed_or_said(place + overrides), tuple):
                 run = plan = cfg
             else:

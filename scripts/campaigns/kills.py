@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import ROOT, Campaign, composed, options
+from campaign import DATA, Campaign, composed, options
 from hydra.core.global_hydra import GlobalHydra
 from killing import Case, tried
 from omegaconf import DictConfig
@@ -94,7 +94,7 @@ def main() -> None:
             whole, killed = folder / "whole", folder / "killed"
             for place in (whole, killed):
                 place.mkdir(parents=True)
-                (place / "data").symlink_to(ROOT / "data")
+                (place / "data").symlink_to(DATA)
                 if kind.get("work") == "packing":
                     shutil.copytree(Path(top) / "finished", place / "results")
             places, wrong = tried(case_of(kind, dice), int(kind.get("ranks", 1)), dice, whole, killed)
