@@ -24,7 +24,7 @@ FEWEST = 8  # pairs that an interval is made of
 WIDEST = 0.5  # of an interval that is called resolved
 NORMAL = 1.96  # two-sided 95 %
 DOUBT = 3.0  # deviations by which ‖R‖² has to exceed 0 before an angle is believed
-DOUBLINGS = 12  # of the pairs, at which a cosine that is not resolved is looked for
+DOUBLINGS = 8  # of the pairs, at which a cosine that is not resolved is looked for
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 

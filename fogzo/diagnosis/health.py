@@ -13,7 +13,6 @@ from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers import Quantizer, Sign
 
 DEAD = 0.01  # of the surrogate's largest derivative: tanh's is never 0
-CELLS = 20  # of the histogram of distances, over 0 to 1 code units; the last holds what lies beyond
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class TensorHealth:
         scale: mean α, in weight units.
         scale_in_std: that over the weights' standard deviation.
         distance: median distance to the nearest boundary between codes, in code units.
-        distances: share of the weights in each cell of the histogram.
     """
 
     name: str
@@ -36,7 +34,6 @@ class TensorHealth:
     scale: float
     scale_in_std: float
     distance: float
-    distances: list[float]
 
     @property
     def bins(self) -> str:
@@ -73,7 +70,6 @@ def tensor_health(weight: QuantizedWeight) -> TensorHealth:
     dead = int(dead_weights(quantizer, derivative).sum()) / count
     del derivative  # a large tensor's parts are as large as it is
     median = float(distance.median())
-    cells = torch.histc(distance.clamp_(max=1.0), bins=CELLS, min=0.0, max=1.0)
     del distance
     codes = quantizer.codes(latent)
     lowest, highest = (code.item() for code in quantizer.encode(codes.new_tensor([-1e9, 1e9])))
@@ -88,7 +84,6 @@ def tensor_health(weight: QuantizedWeight) -> TensorHealth:
         scale=scale,
         scale_in_std=scale / max(float(latent.std(correction=0)), 1e-30),
         distance=median,
-        distances=(cells / count).tolist(),
     )
 
 

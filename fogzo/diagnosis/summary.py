@@ -92,7 +92,9 @@ def diagnose(
     beta = suggested if beta is None else beta
     path = [] if brief else subject.path()
     asked = partial(measure, weights, subject.closure_of, beta=beta, seed=options.seed)
-    found, probes = _measured(asked, options, told)
+    found = _measured(asked, options, told)
+    pairs = len(found.of_fogzo)
+    probes = math.ceil(pairs / options.batches)
     rows = rows_of(found)
     noise = batch_noise(found)
     flips, interrupted = None, found.interrupted
@@ -106,7 +108,7 @@ def diagnose(
         step=subject.step,
         beta=beta,
         suggested=suggested,
-        pairs=len(found.of_fogzo),
+        pairs=pairs,
         probes=probes,
         verdict=verdict(rows[-1], noise, suggested, d, probes),
         rows=rows,
@@ -118,16 +120,16 @@ def diagnose(
     )
 
 
-def _measured(asked: Callable[..., Slopes], options: Options, told: Told) -> tuple[Slopes, int]:
-    """Return slopes, and the pairs a batch: those asked for, or as many as :data:`SECONDS` hold, by the time of two."""
+def _measured(asked: Callable[..., Slopes], options: Options, told: Told) -> Slopes:
+    """Return slopes of as many pairs as asked for, or as :data:`SECONDS` hold, by the time that two take."""
     probes = options.probes
     if probes is None:
         started = time.monotonic()
         rows_of(two := asked(batches=2, probes=1))
         if two.interrupted:
-            return two, 1
+            return two
         probes = max(FEWEST, min(MOST, int(SECONDS / (time.monotonic() - started) * 2 / options.batches)))
-    return asked(batches=options.batches, probes=probes, told=told), probes
+    return asked(batches=options.batches, probes=probes, told=told)
 
 
 def rows_of(found: Slopes) -> list[Row]:

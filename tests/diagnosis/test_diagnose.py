@@ -195,7 +195,6 @@ def test_codes_dead_weights_and_distances_are_counted():
     assert (health.dead, health.bins, health.scale) == (0.4, "4/4", 1.0)  # beyond ±1.5
     assert health.codes == pytest.approx([0.2, 0.2, 0.4, 0.2])
     assert health.distance == pytest.approx(0.4)
-    assert sum(health.distances) == pytest.approx(1.0)
 
 
 def test_dead_weights_that_come_back_are_counted_along_a_training():
