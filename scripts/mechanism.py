@@ -77,7 +77,7 @@ def look(seed: int, setting: str, method: str) -> list[dict[str, Any]]:
         whole: Any = OmegaConf.to_container(compose("train", ["experiment=long_mlp"]))
         ((_, *job),) = expand(parse(whole["experiment"]), "confirm", [f"cell=alpha1.{method}", f"seed={seed}"])
         job += SETTINGS[setting][1].get(method, [])
-        cfg = compose("train", last_of_each([*job, *kept]))
+        cfg = compose("train", list(last_of_each([*job, *kept])))
     summary = train(cfg)
     subject = Subject(folder)
     flips = {row["step"]: row["flip_share"] for row in subject.logged()}
