@@ -32,8 +32,8 @@ def damage(file: Path, dice: random.Random) -> str:
         file.mkdir()
         return kind
     if kind == "flipped":
-        for _ in range(dice.choice([1, 1, 4, 64])):
-            content[dice.randrange(len(content) or 1)] ^= 1 << dice.randrange(8)
+        for _ in range(dice.choice([1, 1, 4, 64]) if content else 0):
+            content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
     file.write_bytes(content if kind in ("flipped", "unreadable") else content[: dice.randrange(len(content) or 1)])
     if kind == "emptied":
         file.write_bytes(b"")
