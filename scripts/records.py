@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from fogzo.errors import UserError
 from fogzo.runs.identity import label_of
 from fogzo.runs.packed import Run
 from fogzo.runs.records import add, drop, drop_unusable, read_records, record_files
@@ -116,5 +117,7 @@ def show(chosen: Mapping[str, Sequence[str]]) -> None:
 if __name__ == "__main__":
     try:
         main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except BrokenPipeError:  # whoever read this has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from fogzo.errors import one_line
+from fogzo.errors import explained, one_line
 from fogzo.runs.files import atomic_write, read_bytes
 from fogzo.runs.folder import RunError
 from fogzo.runs.identity import label_of, run_name
@@ -222,10 +222,11 @@ def _write(file: Path, lines: list[str]) -> None:
     """Write a file of records, if it is to change, whole or not at all; without lines it goes."""
     if lines == _lines(file):
         return
-    if lines:
-        atomic_write(file, "".join(f"{line}\n" for line in lines).encode())
-    else:
-        file.unlink()
+    with explained(file, "make room, and pack again: no line is lost", problem="cannot be written", kind=RunError):
+        if lines:
+            atomic_write(file, "".join(f"{line}\n" for line in lines).encode())
+        else:
+            file.unlink()
 
 
 def _lines(file: Path) -> list[str]:

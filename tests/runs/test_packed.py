@@ -1,6 +1,8 @@
 """Packed records: lossless, found by what they computed, and never used where a line is damaged or was changed."""
 
+import errno
 import json
+import os
 import subprocess
 
 import pytest
@@ -114,6 +116,22 @@ def test_a_damaged_folder_is_named_and_not_taken(file, old, new, reason, results
     (fault,) = added.faults
     assert (added.new, fault.place, reason in fault.reason or fault.reason) == ([], path, True)
     assert not list(results.glob("records/*.jsonl"))
+
+
+def test_a_disk_that_is_full_is_said_in_a_sentence_and_no_line_is_lost(results, monkeypatch):
+    finished(results)
+    add(results)
+    (file,) = results.glob("records/*.jsonl")
+    before = file.read_bytes()
+    finished(results, run=CONFIG | {"seed": 12})
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fogzo.runs.records.atomic_write", full)
+    with pytest.raises(RunError, match=r"\.jsonl cannot be written \(No space left on device\): make room, and pack"):
+        add(results)
+    assert file.read_bytes() == before
 
 
 def edited(**values):
