@@ -16,20 +16,9 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("results/diagnosis/mechanism.csv")
-SIGN = ("quantizer=sign", "quantizer.surrogate=tanh")
-WINS, TANH = "FOGZO wins: round, α = 1 std, clipped", "FOGZO does not: sign, tanh"
-SETTINGS: dict[str, tuple[str, dict[str, list[str]]]] = {  # title, and by method what differs from long_mlp's cells
-    "alpha1": (WINS, {}),
-    # the best of 9 trials of the STE, 11 of FOGZO and 9 with noise, on seed 5; the displaced STE is not tuned here
-    "tanh": (
-        TANH,
-        {
-            "ste": [*SIGN, "optimizer.lr=0.06"],
-            "noisy_ste_own": [*SIGN, "optimizer.lr=0.06", "estimator.beta_min=0.999999"],
-            "fogzo": [*SIGN, "optimizer.lr=0.03", "estimator.beta_min=0.9999"],
-            "displaced_ste": [*SIGN, "optimizer.lr=0.06", "estimator.sigma=1.0"],
-        },
-    ),
+SETTINGS = {  # experiment and title
+    "alpha1": ("long_mlp", "FOGZO wins: round, α = 1 std, clipped"),
+    "tanh": ("long_mlp_tanh", "FOGZO does not: sign, tanh"),
 }
 METHODS = ("ste", "noisy_ste_own", "fogzo", "displaced_ste")
 SEEDS, EVERY, LOOKED = (61, 62, 63), 100, (100, 500, 1500)  # steps of checkpoints, and of cosines
@@ -74,9 +63,8 @@ def look(seed: int, setting: str, method: str) -> list[dict[str, Any]]:
     folder = Path(f"outputs/mechanism/{setting}.{method}-seed{seed}")
     kept = [f"checkpoint_every={EVERY}", "keep_checkpoints=20", "progress=lines", f"run_dir={folder}", f"seed={seed}"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        whole: Any = OmegaConf.to_container(compose("train", ["experiment=long_mlp"]))
-        ((_, *job),) = expand(parse(whole["experiment"]), "confirm", [f"cell=alpha1.{method}", f"seed={seed}"])
-        job += SETTINGS[setting][1].get(method, [])
+        whole: Any = OmegaConf.to_container(compose("train", [f"experiment={SETTINGS[setting][0]}"]))
+        ((_, *job),) = expand(parse(whole["experiment"]), "confirm", [f"cell={setting}.{method}", f"seed={seed}"])
         cfg = compose("train", list(last_of_each([*job, *kept])))
     summary = train(cfg)
     subject = Subject(folder)
@@ -103,7 +91,7 @@ def draw(rows: Any) -> None:
 
     with plt.rc_context(RC):
         figure, grid = plt.subplots(len(SETTINGS), len(HEADS), figsize=(12.5, 5.2), layout="constrained", sharex=True)
-        for (setting, (title, _)), axes in zip(SETTINGS.items(), grid, strict=True):
+        for (setting, (_, title)), axes in zip(SETTINGS.items(), grid, strict=True):
             for axis, (column, head) in zip(axes, HEADS.items(), strict=True):
                 for method in METHODS:
                     own = rows[(rows.setting == setting) & (rows.method == method)]

@@ -38,6 +38,7 @@ class RatioCase:
 
     @property
     def word(self) -> Word:
+        """Return what the claim came to, by where the published ratio lies in the measured one's interval."""
         ratio = self.ratio
         if ratio is None:
             return Word.NOT_RUN

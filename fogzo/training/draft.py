@@ -13,6 +13,7 @@ from torch import nn
 
 from fogzo.checks import positive
 from fogzo.data.imagenet.folder import check_options
+from fogzo.data.tokenize import check_vocabulary
 from fogzo.errors import UserError, keys_of
 from fogzo.estimators import FOGZO, Estimator
 from fogzo.estimators.replay import tracking_norms
@@ -95,6 +96,9 @@ def check_data(cfg: DictConfig, ranks: int, examples: int | None) -> None:
             f"batch_size={cfg.batch_size} is more than the {examples} training examples of data={cfg.data.name}: give "
             f"a number from 1 to {examples}"
         )
+    if cfg.data.name == "pydocs":  # trains its tokenizer
+        with keys_of("data"):
+            check_vocabulary(cfg.data.vocabulary)
     if "workers" in cfg.data:  # a folder of images
         options = {key: value for key, value in arguments(cfg.data, "data")[1].items() if key != "root"}
         with keys_of("data"):
