@@ -24,6 +24,7 @@ OF_THE_DESIGN = {
         "100 passes",
         "1,000",
         "4,000",
+        "15 passes",
         "1.6 million",
         "near 1",
         "toward 0",
