@@ -43,7 +43,7 @@ def main() -> None:
                 rows += look(seed, setting, method)
                 DATA.parent.mkdir(parents=True, exist_ok=True)
                 pd.DataFrame(rows).to_csv(DATA, index=False, float_format="%.4g")
-        draw(pd.DataFrame(rows))
+        draw(pd.read_csv(DATA))  # as it will be drawn again: rounded
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out(overrides, message, build
 def text_data():
 
     windows = TokenSplit([torch.arange(500).remainder(7).numpy()], sequence=16)
-    return TextData("words", windows, windows, vocabulary=7, sequence=16, tokenizer="none", sha256="")
+    return TextData("words", windows, windows, vocabulary=300, sequence=16, tokenizer="none", sha256="")
 
 
 def test_text_is_no_food_for_an_image_model_nor_images_for_a_language_model(build_trainer, monkeypatch):
@@ -66,21 +66,21 @@ def test_text_is_no_food_for_an_image_model_nor_images_for_a_language_model(buil
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("key", "less", "message"),
     [
-        ("vocabulary", r"words has a vocabulary of 7, more than the model's 5: set model\.vocabulary=7"),
-        ("sequence", r"words has a sequence of 16, more than the model's 5: set model\.sequence=16"),
+        ("vocabulary", 257, r"words has a vocabulary of 300, more than the model's 257: set model\.vocabulary=300"),
+        ("sequence", 5, r"words has a sequence of 16, more than the model's 5: set model\.sequence=16"),
     ],
 )
 def test_text_that_is_too_long_or_has_too_many_tokens_for_the_model_is_refused(
-    key, message, build_trainer, monkeypatch
+    key, less, message, build_trainer, monkeypatch
 ):
     import fogzo.data
 
     monkeypatch.setattr(fogzo.data, "pydocs", lambda **options: text_data())
     small = ("model=llama_mini", "model.layers=1", "model.width=32", "model.heads=2")
     with pytest.raises(ValueError, match=message):
-        build_trainer(*small, f"model.{key}=5", f"data.{key}=5")  # the text itself holds more
+        build_trainer(*small, f"model.{key}={less}", f"data.{key}={less}")  # the text itself holds more
     build_trainer(*small)
 
 
