@@ -61,6 +61,11 @@ class Difference:
         return (self.low, self.high) if self.pairs >= BOOTSTRAPPED else (self.t_low, self.t_high)
 
     @property
+    def p_decides(self) -> float:
+        """The p-value that can be small enough: the exact one if there are pairs enough for it, else the t-test's."""
+        return self.p if self.pairs >= BOOTSTRAPPED else self.p_t
+
+    @property
     def outcome(self) -> Word:
         """Better, worse, not to be told apart, or too few pairs: the rule of ``templates/rules.md``."""
         if self.pairs < FEWEST_PAIRS:
@@ -174,17 +179,14 @@ def one_more_run(values: Sequence[float], level: float = 0.95) -> tuple[float, f
     return mean - half, mean + half
 
 
-def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Return which hypotheses fall when all are tested together (Holm, Scandinavian Journal of Statistics 1979).
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for being tested together (Holm, Scandinavian Journal of Statistics 1979).
 
-    >>> holm([0.04, 0.001, 0.02])
-    [True, True, True]
-    >>> holm([0.04, 0.03, 0.02])
-    [False, False, False]
+    >>> holm([0.03, 0.001, 0.02])
+    [0.04, 0.003, 0.04]
     """
-    falls = [False] * len(p_values)
+    corrected, least = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        if p_values[place] > level / (len(p_values) - rank):
-            break
-        falls[place] = True
-    return falls
+        least = max(least, min(1.0, p_values[place] * (len(p_values) - rank)))
+        corrected[place] = least
+    return corrected

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as part
 from fogzo.checks import choice
 from fogzo.errors import ArgumentError
 from fogzo.evidence.typed import CHECKED
-from fogzo.runs.schema import COMPARED, METRICS
+from fogzo.runs.schema import COMPARED, LOGGED, METRICS
 
 Number = int | float
 
@@ -33,6 +33,7 @@ def _rising(values: tuple[Number, ...]) -> tuple[Number, ...]:
 Values = Annotated[tuple[Number, ...], AfterValidator(_rising)]  # that tuning may try
 Compared = Annotated[str, AfterValidator(lambda key: choice(key, "metric", COMPARED))]
 Shown = Annotated[str, AfterValidator(lambda key: choice(key, "metric", METRICS))]
+Logged = Annotated[str, AfterValidator(lambda key: choice(key, "column", LOGGED))]
 
 
 @part(frozen=True, config=CHECKED)
@@ -195,6 +196,7 @@ class Experiment:
         table: the published table that it is, or is a twin of; ``None`` if there is none.
         exploratory: its runs are no results: no table, figure or claim reads them.
         also: columns that are shown besides what cells are compared by.
+        along: columns of rows that are drawn along training.
         baseline: the method that all are compared with; the first, if the file names none.
         overrides: ``KEY=VALUE`` of every cell.
     """
@@ -210,6 +212,7 @@ class Experiment:
     exploratory: bool = False
     metric: Compared = "train_loss"
     also: tuple[Shown, ...] = ()
+    along: tuple[Logged, ...] = ()
     baseline: str = ""
     overrides: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = ()

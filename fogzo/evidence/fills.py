@@ -19,6 +19,7 @@ from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect
 from fogzo.evidence.render import LAYOUTS, markdown, rendered
+from fogzo.evidence.tables.decisions import decisions_table
 from fogzo.evidence.tables.overview import claims_table
 from fogzo.evidence.verdicts import Case, effects_of, pairs_of, run_of
 from fogzo.evidence.words import OUTCOMES
@@ -126,6 +127,7 @@ def ratio(evidence: Evidence, first: str, second: str) -> str:
 
 KINDS = {
     "claims": claims,
+    "decisions": lambda *asked: f"\n\n{markdown(decisions_table(*asked))}\n",
     "value": value,
     "difference": difference,
     # the smallest to the greatest difference of the settings

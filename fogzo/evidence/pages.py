@@ -17,6 +17,7 @@ FIGURES = {  # an experiment's figures by the end of their names
     "": "against steps and cost",
     "_differences": "paired differences to the baseline",
     "_sensitivity": "sensitivity",
+    "_along": "codes that flip, and agreement, along training",
 }
 
 

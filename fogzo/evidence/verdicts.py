@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fogzo.evidence.compare import Difference, holm
+from fogzo.evidence.compare import LEVEL, Difference, holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect
@@ -195,8 +195,8 @@ def word_of(cases: Sequence[Case]) -> Word:
     directions = [signs.get(case.outcome, 0) * (-1 if case.direction < 0 else 1) for case in cases]
     if directions[0] and len(set(directions)) == 1:
         return words[directions[0]]
-    stands = holm([0.0 if case.difference is None else case.difference.p_t for case in cases])
-    left = {direction for direction, holds in zip(directions, stands, strict=True) if direction and holds}
+    corrected = holm([0.0 if case.difference is None else case.difference.p_t for case in cases])
+    left = {direction for direction, p in zip(directions, corrected, strict=True) if direction and p <= LEVEL}
     if len(left) == 2:
         return Word.MIXED
     if left:

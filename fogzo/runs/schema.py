@@ -78,6 +78,7 @@ def keys_of_kind(kind: Kind) -> tuple[str, ...]:
     return tuple(column.key for column in COLUMNS if column.kind == kind)
 
 
+LOGGED = {column.key: column for column in COLUMNS}
 COSTS = {column.key: column for column in COLUMNS if column.kind == "cost"}
 # what tables show of a summary, by its key there
 METRICS = {column.summary_key: column for column in COLUMNS if column.kind in ("task", "loss", "diagnostic")}

@@ -4,8 +4,10 @@ import matplotlib.pyplot as plt
 import pytest
 from helpers import made_up
 
+from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.style import plain_ticks, save
+from fogzo.evidence.tables.decisions import decisions_table
 from fogzo.evidence.tables.overview import equal_baseline, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
@@ -59,6 +61,29 @@ def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_na
     assert table.texts()[2][2].endswith("ppl better")
     assert table.texts()[2][3:] == ["–", "–"]
     assert table.blocks == [0, 2]
+
+
+def test_decisions_are_corrected_within_a_setting(found):
+    asked = {"FOGZO": ("fogzo", "ste"), "noise": ("noisy_ste", "ste"), "none": ("nspsa_1", "ste")}
+    table = decisions_table(found[:1], asked)
+    (_title, label, seeds, fogzo, noise, none), _ = table.texts()
+    assert (label, seeds, none) == (found[0].cells["deit.ste"].setting.label, "6", "–")
+    # the least p of six pairs is 2/64: alone it decides, as the lesser of two it does not, not even where all agree
+    assert fogzo.startswith("open: ")
+    assert fogzo.endswith("points better (0.062)")
+    assert noise.startswith("open: ")
+    (_title, _label, _seeds, alone), _ = decisions_table(found[:1], {"FOGZO": asked["FOGZO"]}).texts()
+    assert alone == fogzo.removeprefix("open: ").replace("0.062", "0.031")
+    assert decisions_table(found[:1], {"none": asked["none"]}).texts() == []
+
+
+def test_columns_along_training_have_a_panel_each_in_every_setting(found):
+    ((*panels,),) = curve_figures(found[0], ["flip_share", "agreement"])
+    assert [(cells[0].setting.name, key) for cells, key in panels] == [
+        (setting, key) for setting in ("deit", "resnet") for key in ("flip_share", "agreement")
+    ]
+    labels = [axis.get_ylabel() for axis in curves(found[0], panels).axes]
+    assert labels == ["codes that flipped, share", "agreement"] * 2
 
 
 def test_the_figure_is_drawn_of_what_was_run(found, tmp_path):

@@ -26,6 +26,9 @@ def drawings(every: Sequence[Evidence]) -> dict[str, Callable[[], Figure]]:
         if any(map(evidence.finished, evidence.cells.values())):
             for number, panels in enumerate(curve_figures(evidence), 1):
                 draw[_numbered(evidence.name, number)] = partial(curves, evidence, panels)
+            if evidence.experiment.along:
+                for number, panels in enumerate(curve_figures(evidence, evidence.experiment.along), 1):
+                    draw[_numbered(f"{evidence.name}_along", number)] = partial(curves, evidence, panels)
             draw[f"{evidence.name}_differences"] = partial(differences, evidence)
             for number, axes in enumerate(sensitivity_figures(evidence), 1):
                 draw[_numbered(f"{evidence.name}_sensitivity", number)] = partial(sensitivity, evidence, axes)

@@ -1,4 +1,4 @@
-"""Curves from run records: a metric against compute.  The same records give the same bytes."""
+"""Curves from run records: columns of their rows against compute.  The same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from fogzo.evidence.experiment import Cell
 from fogzo.evidence.figures.style import WIDE, Handles, figures_of, line, plain_ticks, small_multiples
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.packed import Run
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import LOGGED
 
 CURVES = 5  # of a panel
 FEWEST_POINTS = 4
-Panel = Sequence[Cell]
+Cells = Sequence[Cell]
+Panel = tuple[Cells, str]  # and the column that is drawn
 
 
-def curve_figures(evidence: Evidence) -> list[Sequence[Panel]]:
-    """Return the panels of each figure: the metric against compute, a panel or more for each setting."""
-    return figures_of([panel for cells in evidence.settings().values() for panel in _panels_of(evidence, cells)])
+def curve_figures(evidence: Evidence, along: Sequence[str] = ()) -> list[Sequence[Panel]]:
+    """Return the panels of each figure, one or more for each setting: the metric, or the columns ``along``."""
+    panels = [cells for setting in evidence.settings().values() for cells in _panels_of(evidence, setting)]
+    if not along:
+        return figures_of([(cells, _metric(evidence, cells)) for cells in panels])
+    return figures_of([(cells, key) for cells in panels for key in along])
 
 
-def _panels_of(evidence: Evidence, cells: Panel) -> list[Panel]:
+def _panels_of(evidence: Evidence, cells: Cells) -> list[Cells]:
     """Return the cells of one setting that were run, few enough for a panel, without those that borrow tuned values."""
     cells = [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]
     families: dict[str, list[Cell]] = {}
     for cell in cells:
         large = sum(other.method.family == cell.method.family for other in cells) >= CURVES
         families.setdefault(cell.method.family if large else "", []).append(cell)
-    panels: list[Panel] = []
+    panels: list[Cells] = []
     for family in families.values():
         first = [cell for cell in family if evidence.baseline(cell) is None]
         others = [cell for cell in family if cell not in first]
@@ -43,12 +47,12 @@ def _panels_of(evidence: Evidence, cells: Panel) -> list[Panel]:
 
 
 def curves(evidence: Evidence, panels: Sequence[Panel]) -> Figure:
-    """Return a figure of the metric against FLOPs: means over seeds, and between which values they lie."""
+    """Return a figure of columns against FLOPs: means over seeds, and between which values they lie."""
     return small_multiples(panels, partial(_panel, evidence), height=2.9, above=0.9)
 
 
-def _panel(evidence: Evidence, axis: Any, cells: Panel, handles: Handles) -> None:
-    key = _logged(evidence, cells)
+def _panel(evidence: Evidence, axis: Any, panel: Panel, handles: Handles) -> None:
+    cells, key = panel
     late, extent = [], []
     for cell in cells:
         flops, values = _aligned(evidence.finished(cell), key)
@@ -61,12 +65,12 @@ def _panel(evidence: Evidence, axis: Any, cells: Panel, handles: Handles) -> Non
             axis.fill_between(flops, values.min(0), values.max(0), color=style["color"], alpha=0.12, lw=0)
         extent.append(flops[-1])
         handles.setdefault(cell.label, handle)
-    axis.set(xlabel="FLOPs", ylabel=METRICS[key].label if key in METRICS else "loss of the batches")
+    axis.set(xlabel="FLOPs", ylabel=LOGGED[key].label)
     axis.set_title(cells[0].setting.label if cells[0].setting.name else "", loc="left", fontsize=8.5)
     if not late:
         return
     bottom, top = (float(end(end(values.flat) for values in late)) for end in (min, max))
-    if key != "accuracy" and bottom > 0:
+    if (key == "loss" or LOGGED[key].higher_is_better is False) and bottom > 0:
         axis.set_yscale("log")
         axis.set_ylim(bottom * (bottom / top) ** 0.06, top * (top / bottom) ** 0.06 if top > bottom else top * 1.1)
         plain_ticks(axis.yaxis)
@@ -78,7 +82,7 @@ def _panel(evidence: Evidence, axis: Any, cells: Panel, handles: Handles) -> Non
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _logged(evidence: Evidence, cells: Panel) -> str:
+def _metric(evidence: Evidence, cells: Cells) -> str:
     """Return what was logged often enough to draw: the metric, else the loss of the batches."""
     key = cells[0].metric
     counts = [len(_rows(run, key)) for cell in cells for run in evidence.finished(cell)]
