@@ -122,6 +122,8 @@ class CompilerOnDemand(ModuleType):
         return function
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__file__":  # ``inspect`` asks all modules, also while torch.distributed is half imported
+            raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)

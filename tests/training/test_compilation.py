@@ -149,3 +149,12 @@ def test_the_compiler_loads_when_it_is_needed_and_not_for_an_optimizer():
         optimizer.step()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
+
+
+def test_a_library_that_looks_through_all_modules_while_it_loads_still_loads():
+    text = """
+        from fogzo.training.compilation import spare_compiler
+        spare_compiler()
+        from transformers import LlamaForCausalLM  # by torch.distributed.tensor, whose operations name their source
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
