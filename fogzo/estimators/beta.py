@@ -56,7 +56,8 @@ def held(value: OverSteps, check: Callable[[float], float]) -> OverSteps:
 
 
 def value_at(value: OverSteps, step: int, check: Callable[[float], float]) -> float:
-    """Return ``value``, or what the function is at ``step``, held by ``check``."""
+    """Return ``value``, or what the function is at ``step``, held by ``check``, before anything is computed."""
+    whole(step, "step", lowest=0)
     return check(value(step) if callable(value) else value)
 
 

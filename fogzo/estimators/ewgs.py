@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fogzo.checks import share, whole
+from fogzo.checks import share
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights, first_order
 from fogzo.estimators.beta import OverSteps, held, value_at
 from fogzo.quantize import QuantizedWeight
@@ -39,7 +39,7 @@ class EWGS(Estimator):
     @torch.no_grad()
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         """Fill ``.grad`` by the STE's gradient, entry by entry scaled."""
-        delta = value_at(self.delta, whole(step, "step", lowest=0), check_delta)
+        delta = value_at(self.delta, step, check_delta)
         loss, weights = first_order(closure, self.weights)
         for weight in weights:
             quantizer, grad = weight.quantizer, weight.latent.grad

@@ -117,6 +117,7 @@ def guide_of(
     Raises:
         UserError: when ``.grad`` is not empty on entry, or empty afterwards.
     """
+    whole(step, "step", lowest=0)
     random_state = RandomState({weight.latent.device for weight in weights})
     loss, reached = first_order(closure, weights)
     guide = Guide(reached, seed=seed, step=step, epsilon=epsilon, guide_norm=guide_norm)

@@ -40,7 +40,7 @@ class IntermittentFOGZO(Estimator):
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         """Fill ``.grad`` as FOGZO in every k-th step, else by the STE's gradient times what FOGZO measured last."""
-        if step % self.every == 0:
+        if whole(step, "step", lowest=0) % self.every == 0:
             estimate = self.inner.estimate(closure, step=step)
             if estimate.agreement is not None:  # nan: a zero guide, along which nothing was measured
                 before = self.agreement.to(estimate.agreement)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fogzo.checks import whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights, first_order, loss_of
 from fogzo.quantize import QuantizedWeight
 
@@ -26,6 +27,7 @@ class StraightThrough(Estimator):
 
     def estimate(self, closure: Closure, *, step: int) -> Estimate:
         """Fill ``.grad`` by back-propagation."""
+        whole(step, "step", lowest=0)  # as of the others, though it has no noise
         if self.weights is not None:
             return Estimate(loss=first_order(closure, self.weights)[0])
         with torch.enable_grad():
