@@ -19,7 +19,8 @@ class Closure(Protocol):
     """This step's loss at the current parameters, a tensor of one number.
 
     With ``backward=True`` it also calls ``backward()``, so that ``.grad`` holds the straight-through gradient of the
-    whole batch (micro-batches live inside).  Otherwise it is called under ``torch.no_grad()``.
+    whole batch (micro-batches live inside), scaled as the loss that is returned.  Otherwise it is called under
+    ``torch.no_grad()``.
 
     One that knows a faster way to evaluate batched probes than ``torch.func.vmap`` around itself has an attribute
     ``stacked_losses(weights, stacks)``: stacks of shape (K, *weight.shape) give losses of shape (K,).
