@@ -28,9 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="a folder with configs/experiment/ and results/")
     os.chdir(parser.parse_args().root)  # so that no page names a path of this machine
-    for folder in ("figures", "tables"):
-        (SITE / folder).mkdir(parents=True, exist_ok=True)
     try:
+        for folder in ("figures", "tables"):
+            (SITE / folder).mkdir(parents=True, exist_ok=True)
         every = [gather(experiment) for experiment in confirmed_experiments()]
         for name, draw in drawings(every).items():
             save(draw(), *(SITE / "figures" / f"{name}.{ending}" for ending in ("svg", "png")))
@@ -43,6 +43,9 @@ def main() -> None:
         atomic_write(SITE / "report.html", report(every).encode())
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+    except OSError as error:  # what cannot be read says so itself
+        reason = f"{error.filename} cannot be written ({error.strerror})"
+        raise SystemExit(f"error: {reason}: make room, and run it again") from error
     print(SITE / "report.html")
 
 

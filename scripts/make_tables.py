@@ -43,6 +43,9 @@ def main() -> None:
         fill_pages(every)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+    except OSError as error:  # what cannot be read says so itself
+        reason = f"{error.filename} cannot be written ({error.strerror})"
+        raise SystemExit(f"error: {reason}: make room, and run it again") from error
     of_evidence = [problem for evidence in every for problem in [*evidence.problems, *evidence.tuning_faults()]]
     problems = [*map(str, unpacked), *of_evidence]
     if problems:  # all the rest is written; but a record that is not used, or not to be, must not go unnoticed

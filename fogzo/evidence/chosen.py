@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fogzo.checks import check_arguments
-from fogzo.errors import UserError
+from fogzo.errors import UserError, explained
 from fogzo.evidence.experiment import Cell, Experiment, Tuning, as_overrides, last_of_each
 from fogzo.runs.files import atomic_write, parse_yaml, read_bytes
 from fogzo.runs.schema import METRICS
@@ -90,8 +90,9 @@ def write_chosen(experiment: Experiment, cell: Cell, choice: Choice) -> None:
         f"# with the {best} {tuning.metric} on seed {_seeds(tuning, ' and ')}, and all that was tried.\n"
         + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text.encode())
+    with explained(path, "make room, and tune again: what was trained is kept", problem="cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text.encode())
 
 
 def _entry(choice: Choice) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def atomic_write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk says of no file that it was to be written
         with suppress(OSError):
             temporary.unlink()
         raise

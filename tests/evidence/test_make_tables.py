@@ -36,6 +36,20 @@ def outputs(root):
     return [{file.name: file.read_bytes() for file in files} for files in (results, site)]
 
 
+def test_a_disk_without_room_is_named_in_one_sentence_and_what_was_there_stays(built):
+    before = outputs(built)
+    for what, place in (("tables", "results/figures/"), ("report", "site/figures/")):
+        command = [sys.executable, f"scripts/make_{what}.py", "--root", str(built)]
+        # no file may grow beyond a byte, which needs no disk of our own
+        limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **limit)
+        assert re.fullmatch(
+            rf"error: {place}\S+ cannot be written \(File too large\): make room, and run it again\n", done.stderr
+        )
+        assert done.returncode == 1
+    assert outputs(built) == before
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A project of one experiment and what `make tables` made of it; read only."""

@@ -107,4 +107,6 @@ def save(figure: Figure, *files: Path) -> None:
             rounded = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), drawing.getvalue())
             atomic_write(file, rounded.encode())
         else:
-            figure.savefig(file, dpi=110, metadata={"Software": None})
+            pixels = io.BytesIO()
+            figure.savefig(pixels, format="png", dpi=110, metadata={"Software": None})
+            atomic_write(file, pixels.getvalue())
