@@ -16,6 +16,7 @@ from fogzo.checks import check_arguments, choice, did_you_mean, number, positive
 from fogzo.errors import ArgumentError, UserError, keys_of, one_line
 from fogzo.training.compilation import How
 from fogzo.training.devices import MOST_THREADS
+from fogzo.training.overrides import owners
 from fogzo.training.schedules import WAYS, over_steps
 
 GROUPS = ("model", "quantizer", "activations", "estimator", "data", "optimizer", "schedule", "logger")
@@ -202,7 +203,7 @@ def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str
             if key not in free:
                 written = {argument: config_key for config_key, (argument, _) in WAYS.items()}
                 meant = did_you_mean(f"{group}.{key}", [f"{group}.{written.get(one, one)}" for one in free])
-                raise UserError(f"{group}.{key} is no key of {group}={name}{meant}")
+                raise UserError(f"{group}.{key} is no key of {group}={name}{meant or owners(f'{group}.{key}')}")
     with keys_of(group):
         check_arguments(make, described)
     return make, described

@@ -11,10 +11,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from fogzo.checks import positive
+from fogzo.checks import number, positive
 from fogzo.data.imagenet.folder import check_options
 from fogzo.data.tokenize import check_vocabulary
-from fogzo.errors import UserError, keys_of
+from fogzo.errors import ArgumentError, UserError, keys_of
 from fogzo.estimators import FOGZO, Estimator
 from fogzo.estimators.replay import tracking_norms
 from fogzo.models.libraries import outer_layers
@@ -197,6 +197,11 @@ def check_samples(cfg: DictConfig, ranks: int) -> None:
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer, with its fused kernels on CUDA."""
     positive(cfg.optimizer.lr, "optimizer.lr")
+    for key in ("momentum", "weight_decay"):  # torch's own words have no way out
+        number(cfg.optimizer.get(key, 0), f"optimizer.{key}", lowest=0)
+    betas = cfg.optimizer.get("betas")
+    if isinstance(betas, ListConfig) and any(isinstance(one, int | float) and not 0 <= one < 1 for one in betas):
+        raise ArgumentError("optimizer.betas", list(betas), "is not possible: give two numbers of at least 0, below 1")
     fused = {"fused": True} if next(model.parameters()).is_cuda else {}
     groups = parameter_groups(model, cfg.optimizer.weight_decay)
     optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer, "optimizer", groups, **fused)

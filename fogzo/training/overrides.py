@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -53,7 +52,7 @@ def explanation(overrides: Sequence[str], configs: Path) -> str | None:
         given = [one.key_or_group for one in of_run if not (one.is_add() or one.is_force_add())]
         for key in given:
             if not groups[key] and not _has(config, key):
-                return _missing(config, key, choices, loader)
+                return _missing(config, key, choices)
     return None
 
 
@@ -70,16 +69,24 @@ def _has(config: DictConfig, key: str) -> bool:
     return isinstance(parent, DictConfig) and key.rpartition(".")[2] in parent
 
 
-def _missing(config: DictConfig, key: str, choices: list[str], loader: ConfigLoader) -> str:
+def _missing(config: DictConfig, key: str, choices: Sequence[str]) -> str:
     if meant := did_you_mean(key, _keys(OmegaConf.to_container(config), "")):
         return f"{key} is no key of this run{meant}"
     group = key.partition(".")[0]
-    if not (options := loader.get_group_options(group)) or "." not in key:
+    if "." not in key or not GlobalHydra.instance().config_loader().get_group_options(group):
         return f"{key} is no key of a run: python train.py --cfg job prints those that there are"
-    others = [choice for choice in choices if not choice.startswith(f"{group}=")]
-    owners = [option for option in options if _has(compose("train", [*others, f"{group}={option}"]), key)]
-    has_not = f"{key} is no key of {group}={config[group].name}"
-    return f"{has_not}: {', '.join(f'{group}={owner}' for owner in owners)} would have it" if owners else has_not
+    return f"{key} is no key of {group}={config[group].name}{owners(key, choices)}"
+
+
+def owners(key: str, choices: Sequence[str] = ()) -> str:
+    """Return ``: GROUP=CHOICE, ... would have it``, of ``key``; nothing if none has, or where Hydra is not at hand."""
+    if not GlobalHydra.instance().is_initialized():
+        return ""
+    group = key.partition(".")[0]
+    given = [choice for choice in choices if not choice.startswith(f"{group}=")]
+    every = [f"{group}={option}" for option in GlobalHydra.instance().config_loader().get_group_options(group)]
+    having = [choice for choice in every if _has(compose("train", [*given, choice]), key)]
+    return f": {', '.join(having)} would have it" if having else ""
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Every boolean, number and choice of every group is refused in one sentence where it is of another kind."""
 
 import functools
+import math
 import re
 
 import pytest
@@ -8,11 +9,12 @@ from helpers.configs import CONFIGS, composed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from torch import nn
 
 from fogzo.checks import did_you_mean
 from fogzo.errors import UserError
 from fogzo.training.config import arguments, check_keys
-from fogzo.training.draft import check_data
+from fogzo.training.draft import build_optimizer, check_data, total_steps
 from fogzo.training.launch import train
 from fogzo.training.overrides import cautions, explanation
 
@@ -75,6 +77,10 @@ def test_the_booleans_are_those_that_were_once_taken_for_true():
         ("beta_min=0.9", "beta_min is no key of this run: did you mean estimator.beta_min?"),
         ("estimator=ste estimator.epsilon=4", "estimator.epsilon is no key of estimator=ste: .*estimator=fogzo"),
         ("optimizer.betas=[1,2]", "optimizer.betas is no key of optimizer=sgd: optimizer=adamw would have it"),
+        (
+            "estimator=ste estimator.samples=4",
+            "estimator.samples is no key of estimator=ste: .*estimator=fogzo, .*nspsa",
+        ),
         ("~optimizer", "~optimizer leaves nothing to train with: choose one of adamw, sgd"),
         ("estimator=ste,fgzo", "estimator=fgzo is not known: choose one of .*; did you mean fogzo?"),
         ("a=b=c", "mismatched input '='"),
@@ -158,6 +164,37 @@ def test_a_key_that_was_taken_out_is_named():
         train(composed("~results_dir", "plan=true"))
     with pytest.raises(UserError, match=r"^data\.root=7 is not possible: give text"):
         train(composed("model=llama_mini", "data.root=7", "plan=true"))
+
+
+def test_a_key_that_is_appended_is_refused_with_the_choices_that_have_it():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", ["estimator=ste", "+estimator.samples=4"])
+        said = r"^estimator\.samples is no key of estimator=ste: .*estimator=fogzo, .*estimator=nspsa.* would have it$"
+        with pytest.raises(UserError, match=said):
+            arguments(cfg.estimator, "estimator")
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("optimizer=adamw optimizer.betas=[0.9,1.5]", "give two numbers of at least 0, below 1"),
+        ("optimizer=adamw optimizer.weight_decay=-1", "give a number of at least 0"),
+        ("optimizer.momentum=-1", "give a number of at least 0"),
+    ],
+)
+def test_an_optimizers_values_outside_its_range_are_refused_with_the_range(override, rule):
+    key = override.split()[-1].partition("=")[0]
+    with pytest.raises(UserError, match=f"^{key}=.* is not possible: {rule}$"):
+        build_optimizer(composed(*override.split()), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "steps"), [(2, 3999, 3), (10, 3000, 14), (1, 4000, 1), (2, 4000, 2), (0.5, 100, 20)]
+)
+def test_epochs_take_as_many_steps_as_it_takes_to_see_all_examples_so_often(epochs, batch_size, steps):
+    cfg = composed("steps=null", f"epochs={epochs}", f"batch_size={batch_size}")
+    assert total_steps(cfg, 4000) == math.ceil(epochs * 4000 / batch_size) == steps
 
 
 def test_nspsa_with_quest_is_told_to_clip():
