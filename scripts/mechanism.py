@@ -90,7 +90,7 @@ def draw(rows: Any) -> None:
     from fogzo.evidence.parse import standard_methods
 
     with plt.rc_context(RC):
-        figure, grid = plt.subplots(len(SETTINGS), len(HEADS), figsize=(12.5, 5.2), layout="constrained", sharex=True)
+        figure, grid = plt.subplots(len(SETTINGS), len(HEADS), figsize=(12.5, 5.2), sharex=True)
         for (setting, (_, title)), axes in zip(SETTINGS.items(), grid, strict=True):
             for axis, (column, head) in zip(axes, HEADS.items(), strict=True):
                 for method in METHODS:

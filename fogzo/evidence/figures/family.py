@@ -30,7 +30,7 @@ def members(every: Sequence[Evidence]) -> Figure:
         if number == 0 or rows[number - 1].experiment != row.experiment:
             lines.append(row.experiment)
         lines.append(row)
-    figure = Figure(figsize=(3.2 + 1.05 * len(labels), 1.2 + 0.34 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(3.2 + 1.05 * len(labels), 1.2 + 0.34 * len(lines)))
     axis = figure.subplots()
     within: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}  # a box has room for its text
     for y, line in enumerate(lines):

@@ -56,7 +56,7 @@ def forest(asked: Mapping[str, Sequence[Row]]) -> Figure:
     """Return a forest plot: differences with their intervals and seeds, a panel a metric."""
     panels = {key: rows for key, rows in asked.items() if rows}
     heights = [len(rows) + 1.5 for rows in panels.values()] or [1.0]
-    figure = Figure(figsize=(10.5, 0.7 + 0.3 * sum(heights)), layout="constrained")
+    figure = Figure(figsize=(10.5, 0.7 + 0.3 * sum(heights)))
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
     for axis, (key, rows) in zip(axes[:, 0], panels.items(), strict=False):
         _panel(axis, key, rows)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fogzo.evidence.experiment import Method
 from fogzo.runs.files import atomic_write
@@ -38,7 +39,7 @@ def small_multiples(
     """Return a figure of panels, at most 3 side by side, under one legend; heights in inches, of a row and above."""
     across = min(3, len(panels)) if len(panels) != 4 else 2
     down = math.ceil(len(panels) / across)
-    figure, handles = Figure(figsize=(10.5, above + height * down), layout="constrained"), Handles()
+    figure, handles = Figure(figsize=(10.5, above + height * down)), Handles()
     axes = figure.subplots(down, across, squeeze=False).flat
     for axis, panel in zip(axes, panels, strict=False):
         draw(axis, panel, handles)
@@ -95,10 +96,8 @@ def plain_ticks(axis: Any) -> None:
 
 @matplotlib.rc_context(RC)
 def save(figure: Figure, *files: Path) -> None:
-    """Write a figure to each of the files, in the format of its name."""
-    if (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)
-        figure.set_layout_engine("none")  # what it has laid out stays: it would draw all a second time for it
+    """Lay a figure out, and write it to each of the files, in the format of its name."""
+    ConstrainedLayoutEngine().execute(figure)  # as the figure's own engine it would draw all a second time
     for file in files:
         if file.suffix == ".svg":
             drawing = io.StringIO()
