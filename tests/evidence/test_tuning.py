@@ -1,5 +1,6 @@
 """Tuning: the command that carries searches out, killed and started again, and what it refuses."""
 
+import errno
 import os
 import signal
 
@@ -7,6 +8,8 @@ import pytest
 import yaml
 from helpers.cli import Command, run
 
+from fogzo.errors import UserError
+from fogzo.evidence.chosen import Choice, write_chosen
 from fogzo.evidence.parse import parse
 from fogzo.evidence.tuning import check_own_file
 
@@ -23,6 +26,25 @@ def test_values_of_other_trials_go_over_the_tables_own_with_a_note_and_of_a_chan
         ValueError, match=r"steps=5 would leave values in x\.yaml .* with experiment\.tuning\.chosen=FILE"
     ):
         check_own_file(experiment, ["experiment=x", "steps=5"], 12)
+
+
+def test_a_full_disk_is_said_with_the_file_of_chosen_values_that_it_leaves_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "chosen.yaml"
+    tuning = {"seed": 0, "trials": 1, "chosen": str(file)}
+    experiment = parse({"name": "x", "seeds": [1], "methods": {"ste": None}, "tuning": tuning})
+    (cell,) = experiment.cells.values()
+    write_chosen(experiment, cell, Choice({"optimizer.lr": 0.1}, [], 1, []))
+    before = file.read_bytes()
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fogzo.evidence.chosen.atomic_write", full)
+    with pytest.raises(
+        UserError, match=r"chosen\.yaml cannot be written \(No space left on device\): make room, and tune"
+    ):
+        write_chosen(experiment, cell, Choice({"optimizer.lr": 0.2}, [], 1, []))
+    assert file.read_bytes() == before
 
 
 def words(folder, jobs):
