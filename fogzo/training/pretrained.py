@@ -59,7 +59,7 @@ def initialise(model: nn.Module, path: str | Path) -> list[str]:
     Raises:
         UserError: if the file cannot be read, or nothing in it fits the model.
     """
-    there, latents = _read(weights_file(path))
+    there, latents = read_weights(weights_file(path))
     turned = [name + ".weight" for name, module in model.named_modules() if is_transposed(module)]
     for name in latents:  # which are (out, in) of every layer
         if any(f".{name}".endswith(f".{one}") or f".{one}".endswith(f".{name}") for one in turned):
@@ -87,19 +87,14 @@ def initialise(model: nn.Module, path: str | Path) -> list[str]:
     return [f"weights of {path}: {len(fitting)} of {len(own)} tensors taken over", *(["; ".join(left)] if left else [])]
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the full-precision weights in ``file`` by name; of a quantized network the latent ones (out, in).
+def read_weights(file: Path) -> tuple[dict[str, Tensor], set[str]]:
+    """Return the full-precision weights in ``file`` by name, and which are latent ones of a quantized network.
 
     Nothing in the file is run: it is safetensors, or read with ``weights_only``.
 
     Raises:
         UserError: if it is damaged, or holds no state dict.
     """
-    return _read(file)[0]
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], set[str]]:
-    """Return the weights, and which of them are latent ones."""
     unreadable = (RuntimeError, pickle.UnpicklingError, SafetensorError, KeyError, AttributeError)
     with explained(file, WAY_OUT, problem="cannot be read as weights", also=unreadable):
         if file.suffix == ".safetensors":

@@ -76,8 +76,9 @@ def test_a_run_begins_from_a_full_precision_run_and_its_scales_are_fitted_to_tho
         plain = twin.get_parameter(weight.name).detach()
         torch.testing.assert_close(weight.latent.detach(), plain)
         torch.testing.assert_close(weight.quantizer.alpha, 2 * plain.std(correction=0))
-    again = read_weights(Path("run/model.pt"))  # of a quantized run the latents
+    again, latents = read_weights(Path("run/model.pt"))  # of a quantized run the latents
     assert again.keys() == twin.state_dict().keys()
+    assert latents == {weight.name for weight in fogzo.quantized_weights(run)}
 
 
 def test_the_content_and_not_the_path_is_part_of_a_runs_identity(train, tmp_path):
