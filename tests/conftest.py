@@ -18,6 +18,15 @@ def _fixed_seed_and_threads():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_command_outlives_its_test():
+    from helpers.cli import STARTED
+
+    yield
+    while STARTED:
+        STARTED.pop().end()
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The embedded digits, read once."""

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+STARTED = []  # commands of the test that runs
 MODULES = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "markdown-it-py": "markdown_it"}
 
 
@@ -78,6 +79,7 @@ class Command:
         self._process = server().Process(target=_carry_out, args=told)
         self._process.start()
         self.pid = self._process.pid
+        STARTED.append(self)
 
     @property
     def out(self):
@@ -118,6 +120,16 @@ class Command:
                 time.sleep(0.05)
             os.killpg(self.pid, signal.SIGKILL)
             pytest.fail("a process that it started goes on without it")
+
+    def end(self):
+        """Kill what is left of it and of the processes that it started, and remove what they printed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self._process.is_alive():  # killed a moment ago, or not yet the leader of its group
+            self._process.kill()
+            self._process.join()
+        for file in self._files:
+            file.unlink(missing_ok=True)
 
 
 def run(script, *words, **options):
