@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers.cli import ROOT, run
+from helpers.cli import ROOT, Command, run
 from helpers.text_helpers import write_set
 from helpers.two_ranks import CASES, NORMS, normalise, train
 from torch import nn
@@ -129,30 +129,50 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
     assert said.startswith(f"rank 1: error: the text set c4 in {tmp_path}/nowhere/c4 is not there")
 
 
+UNENDING = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0"]
+
+
+def same_step_of_both(said):
+    stops = re.findall(r"stopped by SIGUSR1 after step (\d+)", said)
+    return len(stops) == 2 and len(set(stops)) == 1
+
+
+def test_ranks_that_get_sigusr1_save_and_stop_after_the_same_step(tmp_path):
+    process = Command("train.py", *UNENDING, f"run_dir={tmp_path}", ranks=2)
+    process.wait_until(lambda: logged(tmp_path))
+    os.killpg(process.pid, signal.SIGUSR1)  # to what waits for the ranks too, which dies of it
+    process.wait_for_its_processes()
+    assert same_step_of_both(process.err), process.err
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def logged(folder):
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_torchrun_passes_sigusr1_on_where_it_is_told_to_as_the_pages_say(tmp_path):
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (option,) = re.findall(r"torchrun .*(--signals-to-handle=\S+)", page)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", option]
-    length = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0", f"run_dir={tmp_path}"]
     process = subprocess.Popen(
-        [*launcher, "train.py", *length],
+        [*launcher, "train.py", *UNENDING, f"run_dir={tmp_path}"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    metrics, begun = tmp_path / "metrics.jsonl", time.monotonic()
-    while not (metrics.exists() and metrics.stat().st_size):
+    begun = time.monotonic()
+    while not logged(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < begun + 120
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    stops = re.findall(r"stopped by SIGUSR1 after step (\d+)", said)
-    assert len(stops) == 2
-    assert len(set(stops)) == 1
+    assert same_step_of_both(said), said
     assert (tmp_path / "checkpoint.pt").exists()
 
 
