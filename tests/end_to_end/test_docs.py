@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from functools import partial
 
 import pytest
 import torch
@@ -68,8 +69,12 @@ def test_the_table_of_loops_leads_to_each_snippet():
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory", "ignore:.broadcast_buffers. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", loops())
-def test_a_loop_of_the_library_page_runs(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "eager") for name in loops()), pytest.param("torch.compile", "inductor", marks=pytest.mark.slow)],
+)
+def test_a_loop_of_the_library_page_runs(name, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
