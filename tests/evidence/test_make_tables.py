@@ -221,6 +221,7 @@ def test_settings_that_vary_a_number_have_a_figure_of_it(tmp_path):
     assert "twin_sensitivity.svg" in (tmp_path / "results/tables/twin.md").read_text()
 
 
+@pytest.mark.slow
 def test_500_records_take_less_than_20_seconds(tmp_path):
     for number in range(10):
         made = experiment(f"many{number}", settings=("deit", "resnet"), seeds=(11, 12, 13, 14, 15))
