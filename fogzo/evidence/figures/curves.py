@@ -27,7 +27,13 @@ def curve_figures(evidence: Evidence, along: Sequence[str] = ()) -> list[Sequenc
     panels = [cells for setting in evidence.settings().values() for cells in _panels_of(evidence, setting)]
     if not along:
         return figures_of([(cells, _metric(evidence, cells)) for cells in panels])
-    return figures_of([(cells, key) for cells in panels for key in along])
+    logged = [(cells, key) for cells in panels for key in along if any(map(partial(_logs, evidence, key), cells))]
+    return figures_of(logged)
+
+
+def _logs(evidence: Evidence, key: str, cell: Cell) -> bool:
+    """Return whether a cell's runs have the column: the STE has no agreement."""
+    return any(_rows(run, key) for run in evidence.finished(cell))
 
 
 def _panels_of(evidence: Evidence, cells: Cells) -> list[Cells]:
