@@ -56,7 +56,7 @@ def held(value: OverSteps, check: Callable[[float], float]) -> OverSteps:
 
 
 def value_at(value: OverSteps, step: int, check: Callable[[float], float]) -> float:
-    """Return ``value``, or what the function is at ``step``, held by ``check``, before anything is computed."""
+    """Return ``value``, or what the function is at ``step``, held by ``check``; a step that is none is refused."""
     whole(step, "step", lowest=0)
     return check(value(step) if callable(value) else value)
 

@@ -17,7 +17,7 @@ from fogzo.errors import UserError
 from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.numbers import Effect
+from fogzo.evidence.numbers import Effect, from_to
 from fogzo.evidence.render import LAYOUTS, markdown, rendered
 from fogzo.evidence.tables.decisions import decisions_table
 from fogzo.evidence.tables.overview import claims_table
@@ -136,6 +136,6 @@ KINDS = {
     "count": count,
     "settings": lambda *asked: len(cases(*asked)),
     "ratio": ratio,
-    "seeds": lambda of: " to ".join(map(str, sorted({f([len(e.experiment.seeds) for e in of]) for f in (min, max)}))),
+    "seeds": lambda of: from_to(len(evidence.experiment.seeds) for evidence in of),
     "runs": lambda of: f"{sum(len(evidence.all_runs()) for evidence in of):,}",
 }

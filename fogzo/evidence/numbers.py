@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -32,6 +32,16 @@ def short(value: float) -> str:
     if value >= 1e7:
         return f"{value:.2e}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def from_to(counts: Iterable[int]) -> str:
+    """Return the least and the greatest of some counts, once where they are the same.
+
+    >>> from_to([10, 5, 8]), from_to([5, 5])
+    ('5 to 10', '5')
+    """
+    known = sorted(counts)
+    return " to ".join(dict.fromkeys(map(str, (known[0], known[-1]))))
 
 
 def signed(value: float, digits: int) -> str:

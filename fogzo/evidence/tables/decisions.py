@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fogzo.evidence.compare import LEVEL, holm
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.numbers import Effect
+from fogzo.evidence.numbers import Effect, from_to
 from fogzo.evidence.tables import Entry, Span, Table, on_page
 from fogzo.evidence.verdicts import Case
 from fogzo.evidence.words import Word
@@ -35,14 +35,10 @@ def decisions_table(every: Sequence[Evidence], asked: Mapping[str, tuple[str, st
             }
             run = {header: case for header, case in cases.items() if case.difference}
             if run:
-                seeds = sorted({case.difference.pairs for case in run.values() if case.difference})
-                place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": _range(seeds)}
+                seeds = from_to(case.difference.pairs for case in run.values() if case.difference)
+                place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
                 rows.append(on_page(place | dict.fromkeys(asked) | _decided(run)))
     return Table(rows, [NOTE] if rows else [])
-
-
-def _range(seeds: Sequence[int]) -> str:
-    return " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
 
 
 def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:

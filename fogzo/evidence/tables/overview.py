@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fogzo.evidence.claims import Claim, RatioCase
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
-from fogzo.evidence.numbers import Effect, short
+from fogzo.evidence.numbers import Effect, from_to, short
 from fogzo.evidence.published import published_difference, published_direction
 from fogzo.evidence.tables import Row, Table, link, on_page, quantity, verdict, whole_effect
 from fogzo.evidence.tables.compute import ratio_entries
@@ -47,7 +47,7 @@ def _seeds(claim: Claim, scale: str) -> str | None:
     """Return how many pairs of seeds the settings have."""
     found = [case.difference for case in claim.judged(scale)] + [case.ratio for case in claim.judged_ratios(scale)]
     pairs = {one.pairs for one in found if one is not None}
-    return " to ".join(map(str, sorted({min(pairs), max(pairs)}))) if pairs else None
+    return from_to(pairs) if pairs else None
 
 
 def cases_table(claim: Claim) -> Table:
