@@ -1,4 +1,4 @@
-"""Numbers in the sentences of docs/replication.md: filled in from the records, never typed."""
+"""Numbers in the sentences of docs/replication.md and docs/choosing.md: filled in from the records, never typed."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,24 @@ from fogzo.evidence.parse import confirmed_experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "replication.md"
+CHOOSING = ROOT / "docs" / "choosing.md"
 # What describes a setting, a method or a claim of the paper; none is a result of ours
 OF_THE_DESIGN = {
-    *("2-bit", "two bits", "1 bit", "n = 1", "n = 7960", "5/3", "0.999", "0.99999", "0.01 ε̄", "β = 1", "796"),
+    *(
+        "2-bit",
+        "two bits",
+        "1 bit",
+        "2 bits",
+        "4 bits",
+        "n = 1",
+        "n = 7960",
+        "5/3",
+        "0.999",
+        "0.99999",
+        "0.01 ε̄",
+        "β = 1",
+        "796",
+    ),
     *(
         "1 to 8 %",
         "1 to 2 %",
@@ -40,14 +55,16 @@ def every():
         yield [gather(experiment) for experiment in confirmed_experiments()]
 
 
-def test_the_page_says_what_the_records_say(every):
-    text = PAGE.read_text(encoding="utf-8")
-    assert len(FILL.findall(text)) > 40
-    assert fill(text, every, "docs/replication.md") == text
+@pytest.mark.parametrize(("page", "fewest"), [(PAGE, 40), (CHOOSING, 10), (ROOT / "README.md", 3)])
+def test_a_page_says_what_the_records_say(every, page, fewest):
+    text = page.read_text(encoding="utf-8")
+    assert len(FILL.findall(text)) >= fewest
+    assert fill(text, every, page.name) == text
 
 
-def test_no_number_of_a_result_is_typed():
-    text = FILL.sub("", PAGE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", [PAGE, CHOOSING])
+def test_no_number_of_a_result_is_typed(page):
+    text = FILL.sub("", page.read_text(encoding="utf-8"))
     text = re.sub(r"`[^`]*`|!?\[[^\]]*\]\([^)]*\)|^#+ .*$|^\| [1-7]\. ", "", text, flags=re.MULTILINE)
     for known in sorted(OF_THE_DESIGN, key=len, reverse=True):
         text = text.replace(known, "")
