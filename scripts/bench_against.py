@@ -23,15 +23,16 @@ import torch
 from hydra import compose, initialize_config_dir
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+figures, sys.stdout = sys.stdout, sys.stderr  # a data set that is prepared says so
 from fogzo.training.build import build
 with initialize_config_dir(str(Path.cwd() / "configs"), version_base="1.3"):
     trainers = [build(compose("train", [sys.argv[1], f"estimator={name}", "threads=1"])) for name in ("ste", "fogzo")]
 forward, backward = trainers[0].ledger.forward_flops, trainers[0].ledger.backward_flops
-print((3 * forward + backward) / (forward + backward), flush=True)
+print((3 * forward + backward) / (forward + backward), file=figures, flush=True)
 for step, line in enumerate(sys.stdin):
     begun = time.process_time()  # what other processes take does not count
     trainers[int(line)].train_step(step)
-    print(time.process_time() - begun, flush=True)
+    print(time.process_time() - begun, file=figures, flush=True)
 """
 Times = dict[str, list[list[float]]]  # of each tree: seconds of the STE's steps, and of FOGZO's
 

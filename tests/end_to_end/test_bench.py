@@ -71,6 +71,25 @@ def test_functions_take_turns_and_the_first_two_rounds_do_not_count(scripts):
     assert [len(own) for own in times] == [3, 3]
 
 
+def test_what_a_tree_says_while_it_prepares_its_data_is_no_figure(scripts, tmp_path):
+    import bench_against
+
+    (tmp_path / "configs").symlink_to(SCRIPTS.parent / "configs")
+    package = tmp_path / "fogzo" / "training"
+    package.mkdir(parents=True)
+    (package / "build.py").write_text(
+        """from types import SimpleNamespace
+def build(config):
+    print("preparing the embedded text, once")
+    ledger = SimpleNamespace(forward_flops=1.0, backward_flops=2.0)
+    return SimpleNamespace(ledger=ledger, train_step=lambda step: print("a step"))
+"""
+    )
+    limit, times = bench_against.measured({"here": tmp_path}, "model=mlp", rounds=3)
+    assert limit == pytest.approx(5 / 3)
+    assert [len(own) for own in times["here"]] == [3, 3]
+
+
 def test_the_text_has_the_size_and_no_document_twice(scripts, tmp_path):
     _, processes = scripts
     texts = list(processes.library_sources(0.2))
