@@ -77,6 +77,7 @@ def test_what_a_tree_says_while_it_prepares_its_data_is_no_figure(scripts, tmp_p
     (tmp_path / "configs").symlink_to(SCRIPTS.parent / "configs")
     package = tmp_path / "fogzo" / "training"
     package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()  # else an installed package of that name comes first
     (package / "build.py").write_text(
         """from types import SimpleNamespace
 def build(config):
