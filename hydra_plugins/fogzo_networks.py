@@ -44,13 +44,13 @@ def register(table: dict[str, Any]) -> None:
     store = ConfigStore.instance().store
     rates: dict[str, dict[str, float]] = {}
     for name, row in table["llamas"].items():
-        lr, steps = row.pop("lr"), row.pop("steps")
+        lr, steps, short = row.pop("lr"), row.pop("steps"), row.pop("mini", {})
         rates[name] = {"mini": row.pop("lr_mini", lr), "paper": lr}
         store(name, {"name": name, **table["llama"], **row}, group="model")
         long = {"steps": steps}
         if name == "llama_mini":
             long["model"] = {key: table["llama"][key] for key in ("vocabulary", "sequence")}
-        for scale, values in (("mini", {}), ("paper", long)):
+        for scale, values in (("mini", short), ("paper", long)):
             if not (CONFIGS / "recipe" / scale / f"{name}.yaml").exists():  # llama_mini has one of its own
                 _store_recipe(scale, name, "llama", values)
     for scale, recipes in table["recipes"].items():

@@ -141,10 +141,10 @@ IDENTITIES = {
     "model=llama_mini scale=mini estimator=fogzo": "50a2864e",
     "model=llama_mini quantizer=lsq estimator=ste": "d0772117",
     "model=llama_mini scale=paper estimator=noisy_ste": "0768150b",
-    "model=llama_9m scale=mini estimator=ste_longer": "7098efd4",
+    "model=llama_9m scale=mini estimator=ste_longer": "eabec23e",
     "model=llama_30m scale=paper estimator=phased": "2c3bd7f6",
     "model=llama_300m scale=paper estimator=fogzo": "d1a30723",
-    "model=llama_200m scale=mini estimator=nspsa": "e72747e3",
+    "model=llama_200m scale=mini estimator=nspsa": "bcc845a0",
 }
 
 
