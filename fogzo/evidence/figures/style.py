@@ -112,8 +112,8 @@ def save(figure: Figure, *files: Path) -> None:
 def _plain(drawing: str) -> str:
     """Return an SVG with rounded coordinates, and with ids that say in which order they come.
 
-    A hundredth of a point: a third smaller, and no eye sees it.  Matplotlib hashes unrounded coordinates into its ids, so
-    that another processor's last bit would give another file.
+    To a hundredth of a point: a third smaller, and no eye sees it.  Matplotlib hashes unrounded coordinates into its
+    ids, so that another processor's last bit would give another file.
 
     >>> _plain('<clipPath id="p0123456789"/><path d="M 1.23456 2" clip-path="url(#p0123456789)"/>')
     '<clipPath id="p1"/><path d="M 1.23 2" clip-path="url(#p1)"/>'
