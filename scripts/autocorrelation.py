@@ -6,8 +6,8 @@ autocorrelation from row to row, after a straight line is taken out of each run;
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,9 @@ FEWEST_ROWS = 8
 
 
 def main() -> None:
-    column = sys.argv[1] if len(sys.argv) > 1 else "agreement"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("column", nargs="?", default="agreement", metavar="COLUMN", help="of metrics.jsonl")
+    column = parser.parse_args().column
     os.chdir(Path(__file__).resolve().parent.parent)
     print(f"{'cell':44s} {'seeds':>5s} {'mean':>7s} {'std':>6s} {'lag 1':>6s}   of {column}")
     for evidence in map(gather, confirmed_experiments()):

@@ -8,15 +8,6 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-from bench_against import against
-from bench_data import data
-from bench_method import method
-from bench_models import models
-from bench_processes import processes
-
-from fogzo.data import mnist5k
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -26,6 +17,16 @@ def main() -> None:
     )
     parser.add_argument("--against", metavar="COMMIT", help="measure the steps of that commit too, in alternation")
     arguments = parser.parse_args()
+
+    import torch  # with what follows it takes a second, which --help need not
+    from bench_against import against
+    from bench_data import data
+    from bench_method import method
+    from bench_models import models
+    from bench_processes import processes
+
+    from fogzo.data import mnist5k
+
     rounds = 3 if arguments.quick else 40
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads unless said otherwise, {rounds} rounds or more\n"

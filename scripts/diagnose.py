@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER|CHECKPOINT", help="one or two")
     parser.add_argument("--batches", type=int, default=8, help="of training data (default 8)")
-    parser.add_argument("--probes", type=int, help="pairs a batch (default: what 3 minutes hold, from 8 to 256)")
+    parser.add_argument("--probes", type=int, help="pairs a batch (default: what 3 minutes hold, from 8 to 1,024)")
     parser.add_argument("--beta", type=float, help="FOGZO's β (default: the run's own at its end)")
     parser.add_argument("--seed", type=int, default=0, help="of the probes")
     parser.add_argument("--page", type=Path, help="where the page goes (FILE.html; its JSON is FILE.json)")

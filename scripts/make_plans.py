@@ -5,6 +5,7 @@ python scripts/make_plans.py
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -47,6 +48,7 @@ def planned_recipe(scale: str, model: str) -> str:
 
 def main() -> None:
     """Plan all recipes, and write the page."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         models = GlobalHydra.instance().config_loader().get_group_options("model")
     libraries = OmegaConf.load(ROOT / "configs" / "networks.yaml").libraries  # their size is the user's choice

@@ -8,6 +8,7 @@ nothing is left to do; 1: something is.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -19,9 +20,12 @@ from fogzo.runs.records import add
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="experiment=NAME", help="those to look at (default: all)")
+    given = parser.parse_args().experiments
     os.chdir(CONFIGS.parent)  # the files of chosen values are named relative to it
     files = {file.stem: file for file in sorted(Path("configs/experiment").glob("*.yaml"))}
-    asked = [word.removeprefix("experiment=") for word in sys.argv[1:]]
+    asked = [word.removeprefix("experiment=") for word in given]
     if unknown := [name for name in asked if name not in files]:
         sys.exit(f"error: experiment={unknown[0]} is not known: choose from {', '.join(files)}")
     added = add(Path("results"))

@@ -91,10 +91,10 @@ class Moments:
         return Interval(*(math.sqrt(self.own_square / norm) for norm in norms))
 
     def factor(self) -> float | None:
-        """Return by how many times as many pairs the cosine would be resolved, if any number in reach would do."""
+        """Return how many times as many pairs would resolve a cosine that is not, if any number in reach would."""
         least = self.dot**2 / self.own_square if self.own_square > 0 else 0.0
         square = self.square if self._has_length else least  # what g sees of a length that is not there yet
-        for factor in 2.0 ** np.arange(DOUBLINGS):
+        for factor in 2.0 ** np.arange(1, DOUBLINGS + 1):
             covariance = self.covariance / factor
             covariance[1, 1] -= min(self.noise_of_noise, self.covariance[1, 1]) * (1 - 1 / factor) / factor
             if replace(self, square=square, covariance=covariance).cosine().resolved:

@@ -59,4 +59,13 @@ def page(every: Sequence[Diagnosis]) -> str:
         }
         for found in every
     ]
-    return environment.get_template("page.html.j2").render(runs=runs, kinds=KINDS)
+    # curves of all runs have the same axes, so that they can be compared
+    points, rows = ([one for found in every for one in getattr(found, name)] for name in ("path", "logged"))
+    most = {
+        "flip_share": max((row["flip_share"] for row in rows), default=0),
+        "dead": max((point.dead for point in points), default=0),
+        "revived": max((point.revived for point in points), default=0),
+        "scale": max((scale for point in points for scale in point.scales), default=0),
+    }
+    last = max([row["step"] for row in rows] + [point.step for point in points], default=0)
+    return environment.get_template("page.html.j2").render(runs=runs, kinds=KINDS, most=most, last_step=last)

@@ -17,7 +17,7 @@ from fogzo.diagnosis.subject import Options, Subject
 
 AVERAGED = 20.0  # batches that momentum averages: (1 + 0.9) / (1 - 0.9)
 RIGHT = 0.95  # a cosine from which on the STE's direction is taken to be right
-SECONDS, FEWEST, MOST = 180.0, 8, 256  # of a measurement, and pairs a batch, where nothing else was asked for
+SECONDS, FEWEST, MOST = 180.0, 8, 1024  # of a measurement, and pairs a batch, where nothing else was asked for
 UNKNOWN = Interval(0.0, -1.0, 1.0)
 
 
@@ -162,7 +162,8 @@ def resolution(rows: list[Row], probes: int) -> str:
     share = sum(row.weights for row in unclear) / network.weights
     if not unclear:
         return f"{probes} probes a batch resolve the bias of every tensor"
-    said = f"{share:.0%} of the weights are in tensors whose bias {probes} probes a batch do not resolve"
+    part = f"{share:.0%}" if share >= 0.01 else "less than 1%"
+    said = f"{part} of the weights are in tensors whose bias {probes} probes a batch do not resolve"
     factors = [row.factor for row in unclear if row.factor]
     if not factors:
         return f"{said}, and no number in reach would"

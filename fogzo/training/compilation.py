@@ -6,6 +6,9 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any, Literal
 
@@ -129,6 +132,28 @@ class CompilerOnDemand(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class LoadedMeanwhile(MetaPathFinder, Loader):
+    """Finds the parts of ``torch._dynamo`` that are there by the time they are looked for.
+
+    Asked for a part, Python asks what stands for the whole where parts lie, which loads them all, and would then load
+    this one again: a second ``torch._dynamo.utils``, whose counters stay at zero.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        there = fullname.startswith("torch._dynamo.") and fullname in sys.modules
+        return spec_from_loader(fullname, self) if there else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = sys.modules[spec.name]
+        self.own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.own_spec
+
+
 def spare_compiler() -> None:
     """Load torch's compiler, which is half of the time that a small run takes to start, when somebody needs it."""
-    sys.modules.setdefault("torch._dynamo", CompilerOnDemand("torch._dynamo"))
+    if "torch._dynamo" not in sys.modules:
+        sys.modules["torch._dynamo"] = CompilerOnDemand("torch._dynamo")
+        sys.meta_path.insert(0, LoadedMeanwhile())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -146,9 +147,20 @@ def gpus() -> list[str]:
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
 
 
-def gpu_facts(device: torch.device) -> dict[str, Any]:
-    """Return, on CUDA, ``gpu``: the GPU's name and the versions of CUDA and cuDNN that torch uses; else nothing."""
-    if device.type != "cuda":
-        return {}
-    libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
-    return {"gpu": {"name": torch.cuda.get_device_name(device), **libraries}}
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Return what decides a run's last bits: ``gpu``, with CUDA and cuDNN, or ``processor``, as torch uses it."""
+    if device.type == "cuda":
+        libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+        return {"gpu": {"name": torch.cuda.get_device_name(device), **libraries}}
+    return {"processor": {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}}
+
+
+def _processor() -> str:
+    with suppress(OSError):  # Linux alone has this file, and there platform knows no more than the architecture
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [
+            value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"
+        ]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()

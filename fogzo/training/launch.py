@@ -18,7 +18,7 @@ from fogzo.training.build import build, reporters
 from fogzo.training.closure import choose_probes
 from fogzo.training.config import check_choices, check_keys
 from fogzo.training.console import advice_on_divergence, announcement, headline, say
-from fogzo.training.devices import choose_device, exclusive_gpu, gpu_facts, memory_explained
+from fogzo.training.devices import choose_device, device_facts, exclusive_gpu, memory_explained
 from fogzo.training.distributed import process_group
 from fogzo.training.draft import draft
 from fogzo.training.ledger import PEAK
@@ -96,7 +96,7 @@ def _carry_out(cfg: DictConfig, asked: Asked) -> dict[str, Any]:
 def _lead(cfg: DictConfig, trainer: Trainer, asked: Asked) -> dict[str, Any]:
     """Train as rank 0, which alone holds the folder, writes and speaks.  Returns the summary."""
     record, path = asked.record, asked.path
-    code = provenance() | gpu_facts(trainer.device)  # before training: the files may change while it goes on
+    code = provenance() | device_facts(trainer.device)  # before training: the files may change while it goes on
     new = not (path / "config.yaml").exists()
     folder = RunFolder(path, record, place="run_dir" if cfg.run_dir else "results_dir")
     try:

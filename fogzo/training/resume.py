@@ -162,8 +162,14 @@ def named_checkpoint(given: str) -> Path:
     """Return the path that ``begin_from`` gives; UserError if no file is there."""
     path = Path(given)
     if path.is_dir():
-        files = existing(path / "checkpoint.pt")
-        raise UserError(f"begin_from={path} is a folder: " + (f"name its begin_from={files[0]}" if files else OTHER))
+        way_out = OTHER
+        if files := existing(path / "checkpoint.pt"):
+            way_out = f"name its begin_from={files[0]}"
+        elif (path / "model.pt").exists():
+            way_out = f"it keeps weights alone, from which init_from={path} begins"
+        raise UserError(f"begin_from={path} is a folder: {way_out}")
+    if path.name in ("model.pt", "best.pt") and path.is_file():
+        raise UserError(f"begin_from={path} holds weights alone: init_from={path} begins from them")
     if not path.is_file():
         raise UserError(f"begin_from={path} is not there: {OTHER}")
     return path

@@ -24,7 +24,7 @@ from fogzo.runs.folder import RunError, RunFolder
 from fogzo.runs.provenance import provenance
 from fogzo.training.build import build
 from fogzo.training.config import Settings
-from fogzo.training.devices import gpu_facts
+from fogzo.training.devices import device_facts
 from fogzo.training.record import plain_record, run_path
 from fogzo.training.schedules import LearningRate
 
@@ -239,11 +239,13 @@ def test_a_finished_run_names_its_data_and_is_not_taken_for_one_of_other_data(tr
 def test_a_record_says_what_computed_it(monkeypatch):
     here = provenance()
     assert here["versions"].keys() >= {"torch", "timm", "transformers", "tokenizers", "datasets", "pillow"}
-    assert gpu_facts(torch.device("cpu")) == {}
+    processor = device_facts(torch.device("cpu"))["processor"]
+    assert processor["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert processor["name"]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(fogzo.runs.provenance, "PACKAGES", ("torch", "no-such-package"))
     assert provenance()["versions"].keys() == {"python", "torch"}
-    assert gpu_facts(torch.device("cuda", 1))["gpu"] == {
+    assert device_facts(torch.device("cuda", 1))["gpu"] == {
         "name": "GPU 1",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),

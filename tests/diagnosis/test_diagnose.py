@@ -54,6 +54,10 @@ def test_two_runs_side_by_side_give_a_page_of_its_own_a_json_and_a_table(runs, c
     assert text.count("<article>") == 2
     assert "http" not in text
     assert text.count("<svg ") == 6 + 3  # cosines and codes, what the log holds, and of the first what checkpoints hold
+    flips = [part for part in text.split("<svg ") if "codes flipped since" in part]
+    tops = [re.search(r'y="30">([0-9.e-]+)<', part)[1] for part in flips]
+    assert len(tops) == 2  # the same axes, so that the two can be compared
+    assert tops[0] == tops[1]
     ste, other = json.loads(page.with_suffix(".json").read_text())
     assert [row["name"] for row in ste["rows"]] == [
         "hidden.weight", "hidden.bias", "head.weight", "head.bias", "network",
@@ -162,6 +166,8 @@ def test_the_number_of_probes_that_would_do_is_said():
         "about --probes 64 would resolve 1 of these 2"
     )
     assert said(Row("a", 100, 0.0, matched=lost)).endswith("do not resolve, and no number in reach would")
+    network = Row("network", 1000, 0.0)
+    assert said(Row("a", 990, 0.0, matched=sure), Row("b", 4, 0.0, matched=lost)).startswith("less than 1% of the")
 
 
 def closures_of(trainer):

@@ -138,6 +138,16 @@ def test_a_training_command_of_the_pages_composes(command):
     composed(command.partition("&")[0])
 
 
+COMMANDS = {file.name for file in (ROOT / "scripts").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}
+
+
+@pytest.mark.parametrize("script", sorted(COMMANDS - {"run_exported.py"}))  # which is to be copied, and stands alone
+def test_a_script_that_is_asked_for_help_gives_it_and_does_no_more(script, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    assert run_script(f"scripts/{script}", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
 @pytest.mark.parametrize("script", ["prepare_imagenet100", "prepare_text"])
 def test_a_script_knows_the_options_that_the_pages_give_it(script, capsys):
     assert run_script(f"scripts/{script}.py", "--help") == 0

@@ -151,6 +151,24 @@ def test_the_compiler_loads_when_it_is_needed_and_not_for_an_optimizer():
     subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
 
 
+def test_a_part_of_the_compiler_that_is_asked_for_first_is_loaded_once():
+    text = """
+        import sys
+        from fogzo.training.compilation import Compiled, outcome, spare_compiler
+        spare_compiler()
+        from torch._dynamo.utils import counters  # as Compiled asks for it
+        import torch
+        import torch._dynamo.output_graph
+        assert torch._dynamo.output_graph.counters is counters
+        assert sys.modules["torch._dynamo.utils"].__spec__.origin.endswith("utils.py")
+        through = Compiled(torch.nn.Linear(2, 2))
+        through.forward = torch.compile(through.network, backend="eager")
+        through(torch.ones(1, 2))
+        assert outcome() == {"compiled": True}
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
+
+
 def test_a_library_that_looks_through_all_modules_while_it_loads_still_loads():
     text = """
         from fogzo.training.compilation import spare_compiler

@@ -119,6 +119,17 @@ def test_a_folder_is_told_of_its_checkpoint_and_that_is_gone_on_from(open_run, g
         begun(open_run, good.parent, "empty")
 
 
+def test_where_there_are_weights_alone_the_key_that_takes_them_is_named(tmp_path):
+    over = ["threads=1", "estimator=ste", "steps=2"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        assert train(compose("train", [*over, f"run_dir={tmp_path}/first"])) is not None
+        for place in (tmp_path / "first", tmp_path / "first" / "model.pt"):
+            with pytest.raises(UserError, match="weights alone") as caught:
+                train(compose("train", [*over, f"begin_from={place}", f"run_dir={tmp_path}/second"]))
+            advised = next(word for word in str(caught.value).split() if word.startswith("init_from="))
+            assert train(compose("train", [*over, advised, f"run_dir={tmp_path}/{len(advised)}"])) is not None
+
+
 def test_what_a_diverged_run_advises_goes_on_and_its_summary_says_from_where(tmp_path, capsys, monkeypatch):
     def run(name, *overrides):
         chosen = ["threads=1", "batch_size=20", "steps=40", "estimator=ste", f"run_dir={tmp_path / name}", *overrides]
