@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo.errors import UserError, one_line
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Job = list[str]  # its overrides
 
 
@@ -63,6 +64,7 @@ class ExperimentSweeper(BasicSweeper):
             UserError: naming each such job and its reason.
         """
         from fogzo.training.launch import check  # torch loads here, not for --help
+        from fogzo.training.overrides import explanation
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -83,7 +85,9 @@ class ExperimentSweeper(BasicSweeper):
                     finished[number] = JobReturn(overrides=job, status=JobStatus.COMPLETED)
                     finished[number].return_value, lacks = result
                     notes += lacks
-            except (ValueError, HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException) as error:  # whose own advice is for other programs
+                refused.setdefault(explanation(job, CONFIGS) or one_line(error), []).append(name)
+            except ValueError as error:
                 refused.setdefault(one_line(error), []).append(name)
         if refused:
             reasons = (f"{', '.join(some)}: {reason}" for reason, some in refused.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ import yaml
 
 from fogzo.checks import check_arguments
 from fogzo.errors import UserError, explained
-from fogzo.evidence.experiment import Cell, Experiment, Tuning, as_overrides, last_of_each
+from fogzo.evidence.experiment import Cell, Experiment, Tuning, as_overrides, key_of, last_of_each
 from fogzo.runs.files import atomic_write, parse_yaml, read_bytes
 from fogzo.runs.schema import METRICS
 
+CHOSEN = "experiment.tuning.chosen"  # the key that names the file
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 
@@ -100,27 +102,30 @@ def _entry(choice: Choice) -> dict[str, Any]:
     return {key: value for key, value in vars(choice).items() if key not in empty}
 
 
-def tuned_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def tuned_values(experiment: Experiment, cell: Cell, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return the values that tuning chose for ``cell``, with those that it borrows.
+
+    Args:
+        given: ``KEY=VALUE`` that the command which a refusal names is to repeat.
 
     Raises:
         UserError: if the cell, or the one that it borrows from, was not tuned yet, or under other overrides.
     """
-    return borrowed_values(experiment, cell) | _best_values(experiment, cell)
+    return borrowed_values(experiment, cell, given) | _best_values(experiment, cell, given)
 
 
-def borrowed_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def borrowed_values(experiment: Experiment, cell: Cell, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return what ``cell`` takes over from the cell ``tuned_as``: the values of keys that it does not search itself."""
     if cell.tuned_as is None:
         return {}
-    values = _best_values(experiment, experiment.cells[cell.tuned_as])
+    values = _best_values(experiment, experiment.cells[cell.tuned_as], given)
     return {key: value for key, value in values.items() if key not in cell.search}
 
 
-def _best_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def _best_values(experiment: Experiment, cell: Cell, given: Sequence[str]) -> dict[str, Any]:
     if not cell.search:
         return {}
-    file, way_out = experiment.tuning.chosen, f"first run `{tune_command(experiment.name, cell)}`"
+    file, way_out = experiment.tuning.chosen, f"first run `{tune_command(experiment.name, cell, given)}`"
     choice = read_chosen(experiment).get(cell.name)
     if choice is None:
         raise UserError(f"{file} holds no tuned values for {cell.name}: {way_out}")
@@ -188,10 +193,15 @@ def tuning_faults(experiment: Experiment, cell: Cell) -> dict[str, str]:
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def tune_command(experiment: str, cell: Cell) -> str:
-    """Return what tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done."""
+def tune_command(experiment: str, cell: Cell, given: Sequence[str] = ()) -> str:
+    """Return what tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done.
+
+    Args:
+        given: ``KEY=VALUE`` of the command line, which the command repeats but for what it says itself.
+    """
     cells = [name for name in (cell.tuned_as, cell.name if cell.search else None) if name]
-    return f"python scripts/tune.py experiment={experiment} cell={','.join(cells)}"
+    others = [override for override in given if key_of(override) not in ("experiment", "phase", "cell", "setting")]
+    return shlex.join(["python", "scripts/tune.py", f"experiment={experiment}", f"cell={','.join(cells)}", *others])
 
 
 def whole_commands(experiment: Experiment) -> list[str]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fogzo.errors import UserError
-from fogzo.evidence.chosen import UNLISTED, borrowed_values, read_chosen, tune_command, tuned_values, tuning_faults
+from fogzo.evidence.chosen import (
+    CHOSEN,
+    UNLISTED,
+    borrowed_values,
+    read_chosen,
+    tune_command,
+    tuned_values,
+    tuning_faults,
+)
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of, last_of_each
 
 
@@ -26,7 +34,7 @@ def expand(experiment: Experiment, phase: str, given: Sequence[str]) -> list[lis
     values_given = {key_of(override): override.partition("=")[2] for override in given}
     jobs = []
     for cell in experiment.choose(cell=values_given.get("cell"), setting=values_given.get("setting")):
-        for values, seed in _runs_of(experiment, cell, phase, values_given):
+        for values, seed in _runs_of(experiment, cell, phase, given):
             overrides = [*cell.overrides, *as_overrides(values)]
             overrides += [*(experiment.tuning.overrides if phase == "tune" else ()), f"seed={seed}"]
             left = [override for override in last_of_each(overrides) if key_of(override) not in values_given]
@@ -35,25 +43,26 @@ def expand(experiment: Experiment, phase: str, given: Sequence[str]) -> list[lis
 
 
 def _runs_of(
-    experiment: Experiment, cell: Cell, phase: str, keys_given: Collection[str]
+    experiment: Experiment, cell: Cell, phase: str, given: Sequence[str]
 ) -> Iterable[tuple[dict[str, Any], int]]:
     """Return the values of the tuned keys, and the seed, of every run of ``cell``."""
     if phase == "tune":
-        borrowed = borrowed_values(experiment, cell)
+        borrowed = borrowed_values(experiment, cell, given)
         return [(borrowed | point, seed) for point in cell.points() for seed in experiment.tuning.seeds]
     tuned_keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
     # on the command line they take the place of tuning
-    values = {} if tuned_keys <= set(keys_given) else _values_for_runs(experiment, cell)
+    where = [override for override in given if key_of(override) == CHOSEN]
+    values = {} if tuned_keys <= set(map(key_of, given)) else _values_for_runs(experiment, cell, where)
     return [(values, seed) for seed in experiment.seeds]
 
 
-def _values_for_runs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the tuned values of ``cell``, if they are what the experiment asks for."""
-    values = tuned_values(experiment, cell)
+def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -> dict[str, Any]:
+    """Return the tuned values of ``cell``, if they are what the experiment asks for; ``where``: the file, if given."""
+    values = tuned_values(experiment, cell, where)
     faults = {name: fault for name, fault in tuning_faults(experiment, cell).items() if fault != UNLISTED}
     if not faults:
         return values
-    way_out = f"first run `{tune_command(experiment.name, cell)}`"
+    way_out = f"first run `{tune_command(experiment.name, cell, where)}`"
     choices = read_chosen(experiment)
     spent = max(len(choices[name].points()) for name in faults)
     with_less = replace(experiment, tuning=replace(experiment.tuning, trials=spent))

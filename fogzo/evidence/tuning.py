@@ -20,14 +20,13 @@ from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError
 from fogzo.evidence import pool as workers
-from fogzo.evidence.chosen import borrowed_values, tune_command, tuned_under, write_chosen
+from fogzo.evidence.chosen import CHOSEN, borrowed_values, tune_command, tuned_under, write_chosen
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.search import CellSearch
 from fogzo.runs.identity import PRESENTATION
 
 # what is given on the command line and changes no trial's outcome
-CHOSEN = "experiment.tuning.chosen"
 ELSEWHERE = (CHOSEN, "experiment.tuning.trials", "results_dir", "setting", "device", *PRESENTATION)
 
 
@@ -65,14 +64,14 @@ def _cells_to_tune(experiment: Experiment, given: Sequence[str]) -> list[Cell]:
     searched = [cell for cell in asked if cell.search]
     idle = [cell for cell in asked if not cell.search]
     if idle and ("cell" in values or not searched):  # named, or all that there is: it must not look as if it were tuned
-        raise UserError(_nothing_to_tune(experiment, idle[0]))
+        raise UserError(_nothing_to_tune(experiment, idle[0], given))
     return searched
 
 
-def _nothing_to_tune(experiment: Experiment, cell: Cell) -> str:
+def _nothing_to_tune(experiment: Experiment, cell: Cell, given: Sequence[str]) -> str:
     if cell.tuned_as is None:
         return f"{cell.name} searches nothing, so that there is nothing to tune: train it, or give it a search"
-    command = tune_command(experiment.name, cell)
+    command = tune_command(experiment.name, cell, given)
     return f"{cell.name} searches nothing, it takes the values of {cell.tuned_as}: run `{command}`"
 
 
@@ -133,7 +132,8 @@ class _Searches:
     def _search(self, cell: Cell, pool: ProcessPoolExecutor) -> None:
         if cell.tuned_as in self.ended:
             self.ended[cell.tuned_as].result()
-        borrowed, overrides = borrowed_values(self.experiment, cell), tuned_under(self.experiment, cell)
+        borrowed = borrowed_values(self.experiment, cell, self.given)
+        overrides = tuned_under(self.experiment, cell)
         depends_on = [*overrides, *as_overrides(borrowed), *self.changed]
         search = CellSearch(cell, trials=self.trials, metric=self.experiment.tuning.metric, depends_on=depends_on)
         while (point := search.next_point()) is not None:

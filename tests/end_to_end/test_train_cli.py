@@ -325,7 +325,10 @@ def test_a_sweep_checks_all_jobs_before_the_first_starts(train, tmp_path):
     answer = train("quantizer.bits=2,99,3", flags=["-m"])
     assert_refused(answer, "1 of 3 jobs will not do, and none was started", "quantizer.bits=99: ", "1 to 8")
     answer = train("estimator=ste,foo", flags=["-m"])
-    assert_refused(answer, "1 of 2 jobs will not do", "estimator=foo: ", "Could not find 'estimator/foo'")
+    assert_refused(answer, "1 of 2 jobs will not do", "estimator=foo is not known: choose one of control_variate")
+    answer = train("estimator=ste,fogzo", "estimator.samples=4", flags=["-m"])
+    assert_refused(answer, "1 of 2 jobs will not do", "estimator=ste: estimator.samples is no key of", "=fogzo, ")
+    assert "+" not in answer[2]  # Hydra's own advice: what is appended nothing reads
     answer = train("hydra/launcher=slurm", flags=["-m"])
     assert_refused(answer, "needs SLURM", "hydra/launcher=local")
     assert not list(tmp_path.rglob("config.yaml"))

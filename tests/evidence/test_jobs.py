@@ -1,5 +1,6 @@
 """Cells as the overrides of their runs, with the values that tuning chose."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from fogzo.evidence import jobs
 from fogzo.evidence.chosen import tune_command, tuned_values, tuning_faults, whole_commands
 from fogzo.evidence.parse import parse
+from fogzo.evidence.tuning import tune
 
 
 def expand(experiment, phase, given):
@@ -124,3 +126,21 @@ def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too(
     experiment["methods"]["fogzo_dropin"] = None
     dropped_in = parse(experiment).cells["wide.fogzo_dropin"]
     assert tune_command("x", dropped_in) == "python scripts/tune.py experiment=x cell=wide.ste"
+
+
+def test_the_command_that_a_refusal_names_keeps_what_was_given(experiment):
+    experiment["methods"]["fogzo_dropin"] = {
+        "label": "FOGZO", "overrides": ["estimator=fogzo"], "search": {"optimizer.lr": None}, "tuned_as": "ste",
+    }  # fmt: skip
+    Path(experiment["tuning"]["chosen"]).unlink()
+    file = f"experiment.tuning.chosen={experiment['tuning']['chosen']}"
+    command = "python scripts/tune.py experiment=example cell=wide.ste"
+    asked = ["cell=wide.fogzo_dropin", "steps=5", file]
+    with pytest.raises(
+        ValueError, match=re.escape(f"first run `{command} {file}`")
+    ):  # a run's steps are not its tuning's
+        expand(experiment, "confirm", asked)
+    with pytest.raises(ValueError, match=re.escape(f"first run `{command} steps=5 {file}`")):
+        expand(experiment, "tune", asked)
+    with pytest.raises(ValueError, match=re.escape(f"run `{command} steps=5 {file}`")):
+        tune(parse(experiment), Path("results"), asked, jobs=1)

@@ -101,7 +101,7 @@ def test_workers_end_with_their_parent(tmp_path):
         (
             ["experiment=mlp_factors", "cell=base.ste,base.fogzo_dropin"],
             "base.fogzo_dropin searches nothing, it takes the values of base.ste: run `python scripts/tune.py "
-            "experiment=mlp_factors cell=base.ste`",
+            "experiment=mlp_factors cell=base.ste results_dir=",
         ),
         (["experiment=mlp_factors", "setting=lsq", "cell=base.ste"], "setting=lsq has no cell=base.ste"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
