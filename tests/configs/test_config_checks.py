@@ -142,6 +142,36 @@ def test_a_run_and_its_plan_refuse_a_key_of_another_kind_in_the_same_words(overr
 
 
 @pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        ("device=cuda:77", "device=cuda:77"),
+        ("batch_size=4001", "batch_size=4001"),
+        ("schedule.warmup=2", "schedule.warmup=2"),
+        ("optimizer=adamw optimizer.betas=[0.9,1.5]", "optimizer.betas=.* is not possible: give two numbers"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1 is not possible"),
+        ("optimizer.lr=0", "optimizer.lr=0 is not possible"),
+        ("optimizer.lr=", "optimizer.lr=.* is not possible: give a"),
+        ("estimator.beta_min=1-1e-9", "estimator.beta_min='1-1e-9' is not possible: give a number"),
+        ("quantize.biases=no", "quantize.biases='no' is not possible: give true or false"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_refuses(overrides, rule):
+    for more in ([], ["plan=true"]):
+        with pytest.raises(UserError, match=rule) as refusal:
+            train(composed(*overrides.split(), *more))
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("optimizer.lr=1e30", "will hardly do other than diverge"), ("optimizer.momentum=1.5", "never forgets a step")],
+)
+def test_what_can_be_trained_and_hardly_ever_should_is_said(override, said):
+    (caution,) = cautions(composed("optimizer=sgd", override))
+    assert said in caution
+
+
+@pytest.mark.parametrize(
     ("override", "rule"),
     [
         ("quantize.skip=7", "give a list of names or patterns"),

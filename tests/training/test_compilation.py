@@ -1,5 +1,6 @@
 """What becomes of ``compile=true``: each run compiles afresh, and its record says whether it did."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from fogzo.errors import UserError
 from fogzo.models import llama
 from fogzo.training.build import build
 from fogzo.training.compilation import Compiled, check_compile, outcome
+from fogzo.training.launch import train
 
 
 @pytest.fixture
@@ -83,6 +85,14 @@ def test_batched_probes_are_compiled_and_after_the_first_steps_nothing_is_again(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs >= 3
     assert outcome() == {"compiled": True}
     assert one.ledger.forwards == plain.ledger.forwards == 3 + 3 * 7  # β is 1 in the first step
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_summary_says_of_a_run_that_was_to_be_compiled_whether_it_was(quick, compiled, tmp_path):
+    keys = ["estimator=ste", "steps=1", f"run_dir={tmp_path}"]
+    train(composed(*keys, *(["compile=true"] if compiled else [])))
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert said.get("compiled") == (True if compiled else None)
 
 
 def test_cuda_graphs_are_asked_of_torch_and_refused_elsewhere(monkeypatch):
