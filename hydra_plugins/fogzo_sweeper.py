@@ -74,6 +74,7 @@ class ExperimentSweeper(BasicSweeper):
                 "choose hydra/launcher=local"
             )
         refused: dict[str, list[str]] = {}
+        of_hydra: dict[str, Job] = {}  # its sentences, whose advice is for other programs, and a job that each is about
         finished: dict[int, JobReturn] = {}
         notes: list[str] = []
         for number, (job, name) in enumerate(zip(jobs, names, strict=True)):
@@ -85,12 +86,13 @@ class ExperimentSweeper(BasicSweeper):
                     finished[number] = JobReturn(overrides=job, status=JobStatus.COMPLETED)
                     finished[number].return_value, lacks = result
                     notes += lacks
-            except (HydraException, OmegaConfBaseException) as error:  # whose own advice is for other programs
-                refused.setdefault(explanation(job, CONFIGS) or one_line(error), []).append(name)
-            except ValueError as error:
+            except (ValueError, HydraException, OmegaConfBaseException) as error:
                 refused.setdefault(one_line(error), []).append(name)
-        if refused:
-            reasons = (f"{', '.join(some)}: {reason}" for reason, some in refused.items())
+                if isinstance(error, HydraException | OmegaConfBaseException):
+                    of_hydra.setdefault(one_line(error), job)
+        if refused:  # to explain takes a second, and Hydra's own state
+            ours = {said: explanation(job, CONFIGS) or said for said, job in of_hydra.items()}
+            reasons = (f"{', '.join(some)}: {ours.get(reason, reason)}" for reason, some in refused.items())
             count = sum(map(len, refused.values()))
             raise UserError(f"{count} of {len(jobs)} jobs will not do, and none was started; " + "; ".join(reasons))
         if notes:

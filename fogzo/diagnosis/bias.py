@@ -92,6 +92,8 @@ class Moments:
 
     def factor(self) -> float | None:
         """Return how many times as many pairs would resolve a cosine that is not, if any number in reach would."""
+        if self.cosine().resolved:
+            return None
         least = self.dot**2 / self.own_square if self.own_square > 0 else 0.0
         square = self.square if self._has_length else least  # what g sees of a length that is not there yet
         for factor in 2.0 ** np.arange(1, DOUBLINGS + 1):

@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         ratio: ‖STE's gradient‖ / ‖reference‖.
-        factor: how many times as many probes would resolve ``matched``, if any number in reach would.
+        factor: how many times as many probes would resolve ``matched``, if it is not and any number in reach would.
         dead: share of weights that get no gradient through the surrogate.
     """
 

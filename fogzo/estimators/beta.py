@@ -56,7 +56,11 @@ def held(value: OverSteps, check: Callable[[float], float]) -> OverSteps:
 
 
 def value_at(value: OverSteps, step: int, check: Callable[[float], float]) -> float:
-    """Return ``value``, or what the function is at ``step``, held by ``check``; a step that is none is refused."""
+    """Return ``value``, or what the function is at ``step``, held by ``check``.
+
+    Raises:
+        ArgumentError: for a step that is no whole number from 0.
+    """
     whole(step, "step", lowest=0)
     return check(value(step) if callable(value) else value)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from fogzo.errors import UserError
 from fogzo.evidence.chosen import (
-    CHOSEN,
     UNLISTED,
     borrowed_values,
     read_chosen,
@@ -51,13 +50,13 @@ def _runs_of(
         return [(borrowed | point, seed) for point in cell.points() for seed in experiment.tuning.seeds]
     tuned_keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
     # on the command line they take the place of tuning
-    where = [override for override in given if key_of(override) == CHOSEN]
+    where = [override for override in given if key_of(override).startswith("experiment.")]
     values = {} if tuned_keys <= set(map(key_of, given)) else _values_for_runs(experiment, cell, where)
     return [(values, seed) for seed in experiment.seeds]
 
 
 def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -> dict[str, Any]:
-    """Return the tuned values of ``cell``, if they are what the experiment asks for; ``where``: the file, if given."""
+    """Return the tuned values of ``cell``, if they are what it asks for; ``where``: what of it was given."""
     values = tuned_values(experiment, cell, where)
     faults = {name: fault for name, fault in tuning_faults(experiment, cell).items() if fault != UNLISTED}
     if not faults:

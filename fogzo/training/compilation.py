@@ -140,16 +140,16 @@ class LoadedMeanwhile(MetaPathFinder, Loader):
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        there = fullname.startswith("torch._dynamo.") and fullname in sys.modules
+        there = target is None and fullname.startswith("torch._dynamo.") and fullname in sys.modules
         return spec_from_loader(fullname, self) if there else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = sys.modules[spec.name]
-        self.own_spec = module.__spec__
-        return module
+        spec.loader_state = sys.modules[spec.name].__spec__
+        return sys.modules[spec.name]
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.own_spec
+        if module.__spec__ is not None and module.__spec__.loader is self:
+            vars(module)["__spec__"] = module.__spec__.loader_state  # its own, past what a module of settings refuses
 
 
 def spare_compiler() -> None:

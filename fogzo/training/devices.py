@@ -148,19 +148,19 @@ def gpus() -> list[str]:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Return what decides a run's last bits: ``gpu``, with CUDA and cuDNN, or ``processor``, as torch uses it."""
-    if device.type == "cuda":
+    """Return what decides a run's last bits: ``processor``, as torch uses it, and ``gpu``, with CUDA and cuDNN."""
+    processor = {"processor": {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}}
+    if device.type == "cuda":  # on which the first weights come from the processor all the same
         libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
-        return {"gpu": {"name": torch.cuda.get_device_name(device), **libraries}}
-    return {"processor": {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}}
+        return processor | {"gpu": {"name": torch.cuda.get_device_name(device), **libraries}}
+    return processor
 
 
 def _processor() -> str:
+    """Return the processor's name, or its architecture where the system tells no more."""
     with suppress(OSError):  # Linux alone has this file, and there platform knows no more than the architecture
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [
-            value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"
-        ]
-        if names:
+        fields = (line.partition(":") for line in lines)
+        if names := [value.strip() for key, _, value in fields if key.strip() == "model name" and value.strip()]:
             return names[0]
     return platform.processor() or platform.machine()

@@ -205,7 +205,9 @@ def test_as_many_probes_as_are_said_to_do_resolve_the_cosine():
     assert factors[0] >= 2  # as many as there were have not been enough
     median = factors[10]
     assert 16 <= median <= 64
-    assert found(round(16 * median), 99).cosine().resolved
+    enough = found(round(16 * median), 99)
+    assert enough.cosine().resolved
+    assert enough.factor() is None
     assert found(round(16 * median / 16), 99).cosine().resolved is False
 
 

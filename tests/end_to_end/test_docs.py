@@ -142,7 +142,7 @@ COMMANDS = {file.name for file in (ROOT / "scripts").glob("*.py") if "__main__" 
 
 
 @pytest.mark.parametrize("script", sorted(COMMANDS - {"run_exported.py"}))  # which is to be copied, and stands alone
-def test_a_script_that_is_asked_for_help_gives_it_and_does_no_more(script, capsys, monkeypatch):
+def test_a_script_that_is_asked_for_help_gives_it(script, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     assert run_script(f"scripts/{script}", "--help") == 0
     assert capsys.readouterr().out.startswith("usage: ")

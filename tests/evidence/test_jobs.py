@@ -136,10 +136,11 @@ def test_the_command_that_a_refusal_names_keeps_what_was_given(experiment):
     file = f"experiment.tuning.chosen={experiment['tuning']['chosen']}"
     command = "python scripts/tune.py experiment=example cell=wide.ste"
     asked = ["cell=wide.fogzo_dropin", "steps=5", file]
-    with pytest.raises(
-        ValueError, match=re.escape(f"first run `{command} {file}`")
-    ):  # a run's steps are not its tuning's
+    # a run's steps are not its tuning's
+    with pytest.raises(ValueError, match=re.escape(f"first run `{command} {file}`")):
         expand(experiment, "confirm", asked)
+    with pytest.raises(ValueError, match=re.escape(f"first run `{command} experiment.tuning.trials=9`")):
+        expand(experiment, "confirm", [asked[0], "experiment.tuning.trials=9"])
     with pytest.raises(ValueError, match=re.escape(f"first run `{command} steps=5 {file}`")):
         expand(experiment, "tune", asked)
     with pytest.raises(ValueError, match=re.escape(f"run `{command} steps=5 {file}`")):

@@ -161,22 +161,23 @@ def test_the_compiler_loads_when_it_is_needed_and_not_for_an_optimizer():
     subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
 
 
-def test_a_part_of_the_compiler_that_is_asked_for_first_is_loaded_once():
+@pytest.mark.parametrize("part", ["utils", "config", "variables"])
+def test_a_part_of_the_compiler_that_is_asked_for_first_is_loaded_once(part):
     text = """
         import sys
         from fogzo.training.compilation import Compiled, outcome, spare_compiler
         spare_compiler()
-        from torch._dynamo.utils import counters  # as Compiled asks for it
-        import torch
+        import torch._dynamo.PART
         import torch._dynamo.output_graph
-        assert torch._dynamo.output_graph.counters is counters
-        assert sys.modules["torch._dynamo.utils"].__spec__.origin.endswith("utils.py")
+        assert torch._dynamo.output_graph.counters is torch._dynamo.utils.counters
+        assert torch._dynamo.output_graph.config is sys.modules["torch._dynamo.config"]
+        assert sys.modules["torch._dynamo.PART"].__spec__.origin.endswith(("PART.py", "PART/__init__.py"))
         through = Compiled(torch.nn.Linear(2, 2))
         through.forward = torch.compile(through.network, backend="eager")
         through(torch.ones(1, 2))
         assert outcome() == {"compiled": True}
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(text).replace("PART", part)], check=True)
 
 
 def test_a_library_that_looks_through_all_modules_while_it_loads_still_loads():

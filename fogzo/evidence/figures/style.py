@@ -110,15 +110,15 @@ def save(figure: Figure, *files: Path) -> None:
 
 
 def _plain(drawing: str) -> str:
-    """Return an SVG with rounded coordinates, and with ids that say in which order they come.
+    """Return an SVG with coordinates cut to a hundredth of a point, and ids that say in which order they come.
 
-    To a hundredth of a point: a third smaller, and no eye sees it.  Matplotlib hashes unrounded coordinates into its
-    ids, so that another processor's last bit would give another file.
+    It is a third smaller, and no eye sees it.  Matplotlib hashes whole coordinates into the ids of markers, clips and
+    hatches, so that another processor's last bit would give another file.
 
     >>> _plain('<clipPath id="p0123456789"/><path d="M 1.23456 2" clip-path="url(#p0123456789)"/>')
     '<clipPath id="p1"/><path d="M 1.23 2" clip-path="url(#p1)"/>'
     """
-    ids = dict.fromkeys(re.findall(r'id="([mp][0-9a-f]{10})"', drawing))
+    ids = dict.fromkeys(re.findall(r'id="([hmp][0-9a-f]{10})"', drawing))
     names = {hashed: f"{hashed[0]}{number}" for number, hashed in enumerate(ids, 1)}
-    named = re.sub(r"\b[mp][0-9a-f]{10}\b", lambda found: names.get(found[0], found[0]), drawing)
+    named = re.sub(r"\b[hmp][0-9a-f]{10}\b", lambda found: names.get(found[0], found[0]), drawing)
     return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), named)
