@@ -122,6 +122,7 @@ class Streamed:
         return {**self.source, "text_field": self.text_field}
 
     def documents(self, position: Position | None) -> Iterator[str]:
+        """Yield the texts from ``position`` on; ``None``: from the first."""
         from datasets import load_dataset
 
         self._record = position["record"] if position else 0

@@ -163,6 +163,7 @@ class FittedScale(Quantizer):
         self.scale_in_std = positive(scale_in_std, "scale_in_std")
 
     def fit(self, latent: Tensor) -> None:
+        """Set the scale: as it was given, or by the deviation of ``latent``."""
         # a bias has one entry a channel, hence no spread within one: it is always fitted as a whole
         by_channel = self.per_channel and latent.dim() > 1
         dims = list(range(1 if by_channel else 0, latent.dim()))

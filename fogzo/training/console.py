@@ -165,6 +165,7 @@ class Progress(Reporter):
             self._print(f"evaluating: {done} of {batches} batches")
 
     def row(self, row: Row) -> None:
+        """Show a logged row: its metric in the bar, or all of it as a line."""
         if "accuracy" in row:
             self.metric = f", accuracy {row['accuracy']:.1f} %"
         elif "perplexity" in row:
