@@ -23,6 +23,9 @@ from fogzo.evidence.chosen import Choice
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
+# where a key's range ends: no grid goes on there, so that a best value there lies on no edge; both ends are the STE's gradient
+# without noise (FOGZO with β = 1 has its direction, and a measured length)
+ENDS = {"estimator.beta_min": 1.0, "estimator.sigma": 0.0}
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
 Point = dict[str, Any]
 
@@ -75,7 +78,9 @@ class CellSearch:
         if min(self.losses.values()) == math.inf:
             return None
         edges = [
-            key for key, values in self.cell.search.items() if len(values) > 1 and best[key] in (values[0], values[-1])
+            key
+            for key, values in self.cell.search.items()
+            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] != ENDS.get(key)
         ]
         record = [{"values": self.points[one], self.metric: self.sign * self.losses[one]} for one in tried]
         return Choice(dict(best), edges, len(tried), record)

@@ -81,6 +81,22 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
     assert hopeless.outcome() is None
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "edges"),
+    [
+        ("estimator.beta_min", [0.999, 0.9999, 1.0], []),
+        ("estimator.beta_min", [0.999, 0.9999, 0.99999], ["estimator.beta_min"]),
+        ("estimator.sigma", [1.0, 0.5, 0.0], []),
+        ("estimator.sigma", [0.0, 0.5, 1.0], ["estimator.sigma"]),
+    ],
+)
+def test_the_end_of_a_keys_range_is_no_edge_since_no_grid_goes_on_there(key, values, edges):
+    search = search_of(cell_of("closed", {key: values}))
+    for loss in (3.0, 2.0, 1.0):  # the last value is the best one
+        search.tell(search.next_point(), {"train_loss": loss})
+    assert search.outcome().on_edge_of_grid == edges
+
+
 def test_a_trial_on_several_seeds_counts_by_its_mean_and_not_at_all_where_one_has_diverged():
     search = search_of(SMALL)
     outcomes = [({"train_loss": 2.0}, {"train_loss": 1.0}), ({"train_loss": 0.5}, None)]
