@@ -43,7 +43,7 @@ def main() -> None:
 def report(evidence: Evidence) -> bool:
     """Print what is left to do for one experiment, and return whether there is nothing."""
     cells = evidence.cells.values()
-    have, wanted = len(evidence.all_runs()), len(cells) * len(evidence.experiment.seeds)
+    have, wanted = len(evidence.all_runs()), sum(len(cell.setting.seeds) for cell in cells)
     print(f"{evidence.name}: {have} of {wanted} runs")
     faults = [(f"{fault.where}: {fault.reason}", fault.command) for fault in evidence.faults]
     gaps = [gap for cell in cells for gap in evidence.gaps(cell)]

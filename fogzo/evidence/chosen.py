@@ -28,7 +28,8 @@ class Choice:
 
     Attributes:
         values: the best ones, by key.
-        on_edge_of_grid: keys whose best value was the least or the greatest of the grid, but for an end of its range (β = 1, σ = 0).
+        on_edge_of_grid: keys whose best value was the least or the greatest of the grid, unless their range ends there
+            (β = 1, σ = 0).
         tried: every trial's ``values``, and its metric; ``None`` if a person wrote the entry, without that list.
         overrides: what else the trials were run with; ``None`` if that was not written down.
         borrowed: values of another cell that they were run with.

@@ -83,6 +83,7 @@ class Setting:
         methods: the names of those that are compared in it.
         search: other values for keys that some of its methods search.
         metric: the key of ``summary.json`` that its cells are compared by.
+        seeds: of its runs; the experiment's, if the file gives the setting none.
         paper: the published rows that it is, or is a twin of.
     """
 
@@ -92,6 +93,7 @@ class Setting:
     metric: Compared
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
     paper: tuple[str, ...] = ()
 
     @property
@@ -194,6 +196,7 @@ class Experiment:
 
     Attributes:
         table: the published table that it is, or is a twin of; ``None`` if there is none.
+        seeds: of the settings that have none of their own.
         exploratory: its runs are no results: no table, figure or claim reads them.
         also: columns that are shown besides what cells are compared by.
         along: columns of rows that are drawn along training.

@@ -136,6 +136,6 @@ KINDS = {
     "count": count,
     "settings": lambda *asked: len(cases(*asked)),
     "ratio": ratio,
-    "seeds": lambda of: from_to(len(evidence.experiment.seeds) for evidence in of),
+    "seeds": lambda of: from_to(len(cell.setting.seeds) for evidence in of for cell in evidence.cells.values()),
     "runs": lambda of: f"{sum(len(evidence.all_runs()) for evidence in of):,}",
 }

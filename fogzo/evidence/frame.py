@@ -125,14 +125,14 @@ class Evidence:
         if faults := tuning_faults(self.experiment, cell):
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             gaps.append((said, tune_command(self.name, cell)))
-        if missing := [str(seed) for seed in self.experiment.seeds if seed not in self.runs[cell.name]]:
+        if missing := [str(seed) for seed in cell.setting.seeds if seed not in self.runs[cell.name]]:
             command = f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(missing)}"
             gaps.append((f"{cell.name}: seed {','.join(missing)} missing", command))
         return gaps
 
     def commands(self, cell: Cell) -> list[str]:
         """Return what fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
-        complete = self.runs[cell.name].keys() >= set(self.experiment.seeds)
+        complete = self.runs[cell.name].keys() >= set(cell.setting.seeds)
         return [] if complete else [command for _, command in self.gaps(cell)]
 
     def tuning_faults(self) -> list[str]:

@@ -52,7 +52,7 @@ def _runs_of(
     # on the command line they take the place of tuning
     where = [override for override in given if key_of(override).startswith("experiment.")]
     values = {} if tuned_keys <= set(map(key_of, given)) else _values_for_runs(experiment, cell, where)
-    return [(values, seed) for seed in experiment.seeds]
+    return [(values, seed) for seed in cell.setting.seeds]
 
 
 def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -> dict[str, Any]:

@@ -63,7 +63,11 @@ def _whole(given: Any) -> dict[str, Any]:
     given_methods = _keys(_keys(given, "it").get("methods", {}), "methods")
     whole = {"title": given.get("name"), "baseline": next(iter(given_methods), ""), **given}
     whole["methods"] = {name: _method(name, keys) for name, keys in given_methods.items()}
-    defaults = {"methods": list(given_methods), "metric": whole.get("metric", "train_loss")}
+    defaults = {
+        "methods": list(given_methods),
+        "metric": whole.get("metric", "train_loss"),
+        "seeds": whole.get("seeds", ()),
+    }
     settings = _keys(whole.get("settings", {}), "settings") or {"": {"label": whole["title"]}}
     whole["settings"] = {
         name: {"label": name, **defaults, **_keys(keys, f"setting {name}"), "name": name}
@@ -107,7 +111,8 @@ def _check(experiment: Experiment) -> None:
     if not methods:
         raise UserError("it has no methods: give it some")
     choice(experiment.baseline, "baseline", methods)
-    if tuned_on := sorted(set(tuning.seeds) & set(experiment.seeds)):
+    reported = {seed for setting in experiment.settings.values() for seed in setting.seeds}
+    if tuned_on := sorted(set(tuning.seeds) & reported):
         raise UserError(f"it tunes on seed {tuned_on[0]}, which its table reports too: choose another")
     for method in methods.values():
         _check_all(method.controls, f"controls of {method.name}", [*standard_methods(), *methods])

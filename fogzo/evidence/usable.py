@@ -81,8 +81,8 @@ def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None
         return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
     if name not in experiment.cells:
         return f"the experiment has no cell {name}"
-    if seed not in experiment.seeds:
-        return f"seed {seed} is not among the experiment's"
+    if seed not in experiment.cells[name].setting.seeds:
+        return f"seed {seed} is not among those of its setting"
     if tuned is None:
         return "its cell has no tuned values"
     others = {key: value for key, value in tuned.items() if _value_of(config, key) != value}

@@ -182,8 +182,9 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     jobs = expand(experiment, phase, [])
-    places = sum(len(cell.points()) for cell in cells.values()) if phase == "tune" else len(cells)
-    assert len(jobs) == places * len(experiment.tuning.seeds if phase == "tune" else experiment.seeds)
+    places = sum(len(cell.points()) for cell in cells.values())
+    runs = sum(len(cell.setting.seeds) for cell in cells.values())
+    assert len(jobs) == (places * len(experiment.tuning.seeds) if phase == "tune" else runs)
     first_of_each_cell = {job[0]: job for job in reversed(jobs)}
     # composing takes 0.15 s: cells that show every setting and every method are enough, and of tuning one cell
     shown, seen = [], set()

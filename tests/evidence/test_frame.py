@@ -171,6 +171,16 @@ def test_a_cell_that_borrows_everything_asks_for_the_tuning_of_the_other(made, t
     assert found.commands(found.cells["deit.fogzo_dropin"])[0] == "python scripts/tune.py experiment=twin cell=deit.ste"
 
 
+def test_a_setting_with_more_seeds_than_the_others_lacks_its_own_alone(made, tmp_path):
+    write(tmp_path, made)
+    made["settings"]["deit"]["seeds"] = [11, 12, 13, 14]
+    evidence = gathered(made, tmp_path / "results")
+    missing = {name: evidence.gaps(cell) for name, cell in evidence.cells.items() if evidence.gaps(cell)}
+    assert set(missing) == {name for name in evidence.cells if name.startswith("deit.")}
+    assert missing["deit.ste"][-1][1] == "python train.py -m experiment=twin cell=deit.ste seed=14"
+    assert not evidence.problems
+
+
 def test_a_setting_may_have_a_metric_of_its_own(made, tmp_path):
     made["settings"]["resnet"]["metric"] = "perplexity"
     write(tmp_path, made)

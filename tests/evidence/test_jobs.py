@@ -27,6 +27,15 @@ def test_confirm_runs_have_tuned_and_borrowed_values(experiment):
     assert [job[-1] for job in expand(experiment, "confirm", ["cell=wide.ste"])] == ["seed=1", "seed=2"]
 
 
+def test_a_setting_may_have_seeds_of_its_own_all_of_which_its_table_reports(experiment):
+    experiment["settings"]["wide"]["seeds"] = [1, 2, 3]
+    assert [job[-1] for job in expand(experiment, "confirm", ["cell=wide.ste"])] == ["seed=1", "seed=2", "seed=3"]
+    assert parse(experiment).settings["deep"].seeds == (1, 2)
+    experiment["settings"]["wide"]["seeds"] = [0, 1]
+    with pytest.raises(ValueError, match="it tunes on seed 0, which its table reports too"):
+        parse(experiment)
+
+
 def test_a_method_may_take_all_tuned_values_from_another(experiment):
     experiment["methods"]["dropin"] = {
         "label": "FOGZO", "overrides": ["estimator=fogzo"], "search": {"optimizer.lr": None}, "tuned_as": "ste",
