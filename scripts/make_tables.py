@@ -56,7 +56,7 @@ def write_tables(evidence: Evidence, figures: set[str]) -> None:
     """Write one experiment's page, and, where there are runs, its tables in full as CSV."""
     any_runs, stem = bool(evidence.all_runs()), TABLES / evidence.name
     controls = control_table(evidence) if any_runs else None
-    costs = reached_table(evidence) if any_runs and evidence.experiment.equal_loss else None
+    costs = reached_table(evidence) if any_runs and evidence.experiment.equal_loss.targets else None
     write(stem.with_suffix(".md"), page(evidence, figures))
     write(stem.with_suffix(".csv"), to_csv(comparison_table(evidence)) if any_runs else "")
     write(TABLES / f"{evidence.name}_controls.csv", to_csv(controls) if controls else "")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,11 @@ from pydantic.dataclasses import dataclass as part
 from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.equal_loss import Ratio, cost_pairs, ratio_of
-from fogzo.evidence.experiment import Cell
+from fogzo.evidence.experiment import CHECKED, Cell
 from fogzo.evidence.frame import Evidence
+from fogzo.evidence.parse import checked
 from fogzo.evidence.published import at_published_steps, published_direction
-from fogzo.evidence.typed import CHECKED, checked
-from fogzo.evidence.verdicts import Case, pairs_of, rerun, word_of
+from fogzo.evidence.verdicts import Case, pairs_of, rerun, run_of, word_of
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 
@@ -105,8 +105,7 @@ class Claim:
 
     def judged(self, scale: str) -> list[Case]:
         """Return the cases that count: run at this scale, and of a direction that the paper gives."""
-        cases = [case for case in self.cases if case.evidence.experiment.scale == scale and case.direction]
-        return [case for case in cases if case.outcome is not Word.NOT_RUN]
+        return run_of([case for case in self.cases if case.evidence.experiment.scale == scale and case.direction])
 
     def judged_ratios(self, scale: str) -> list[RatioCase]:
         """Return the ratios of which there are runs at this scale."""
@@ -140,19 +139,15 @@ def _claim(name: str, said: Said, known: Mapping[str, Evidence]) -> Claim:
         choice(experiment, f"{CLAIMS}: experiment of {name}", known)
     cases: list[Case] = []
     for experiment in said.experiments:
-        fitting = list(_cases(known[experiment], said))
-        if not fitting:
+        evidence = known[experiment]
+        pairs = pairs_of(evidence, said.method, evidence.experiment.baseline, said.models)
+        if not pairs:
             of_models = f"with model={' or '.join(said.models)} " if said.models else ""
             raise UserError(f"{CLAIMS}, {name}: no setting of {experiment} {of_models}has the method {said.method}")
-        cases += fitting
-    return Claim(name, said, cases, [_ratio(known[ratio.experiment], ratio) for ratio in said.ratios])
-
-
-def _cases(evidence: Evidence, said: Said) -> Iterator[Case]:
-    for cell, baseline in pairs_of(evidence, said.method, evidence.experiment.baseline):
-        if not said.models or cell.setting.model in said.models:
+        for cell, baseline in pairs:
             of_all = said.of_all_settings and at_published_steps(evidence, cell, baseline)
-            yield Case(evidence, cell, baseline, 1 if of_all else published_direction(evidence, cell))
+            cases.append(Case(evidence, cell, baseline, 1 if of_all else published_direction(evidence, cell)))
+    return Claim(name, said, cases, [_ratio(known[ratio.experiment], ratio) for ratio in said.ratios])
 
 
 def _ratio(evidence: Evidence, said: SaidRatio) -> RatioCase:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as part
 
 from fogzo.checks import choice
 from fogzo.errors import ArgumentError
-from fogzo.evidence.typed import CHECKED
 from fogzo.runs.schema import COMPARED, LOGGED, METRICS
 
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of dataclasses that hold files of people's
 Number = int | float
 
 
@@ -219,7 +219,7 @@ class Experiment:
     baseline: str = ""
     overrides: tuple[str, ...] = ()
     axes: tuple[Axis, ...] = ()
-    equal_loss: EqualLoss | None = None
+    equal_loss: EqualLoss = EqualLoss((), ())
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -239,11 +239,6 @@ class Experiment:
             search={key: setting.search.get(key, values) for key, values in searched.items()},
             tuned_as=cell_name(setting, method.tuned_as) if method.tuned_as else None,
         )
-
-    @property
-    def has_settings(self) -> bool:
-        """Whether it has settings besides the one without a name."""
-        return "" not in self.settings
 
     def choose(self, *, cell: str | None = None, setting: str | None = None) -> list[Cell]:
         """Return all cells, or the one of a name, or those of a setting.

@@ -19,12 +19,11 @@ from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect, from_to
 from fogzo.evidence.render import LAYOUTS, markdown, rendered
-from fogzo.evidence.tables.decisions import decisions_table
-from fogzo.evidence.tables.overview import claims_table
+from fogzo.evidence.tables.overview import claims_table, decisions_table
 from fogzo.evidence.verdicts import Case, effects_of, pairs_of, run_of
 from fogzo.evidence.words import OUTCOMES
 from fogzo.runs.files import atomic_write
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import COMPARED, METRICS
 
 FIGURE = re.compile(r"\]\([./]*results/figures/(\w+)\.svg\)")
 FILL = re.compile(r"(<!--= (.+?) -->).*?(<!--/-->)", re.DOTALL)
@@ -86,19 +85,20 @@ def value(evidence: Evidence, cell: str, key: str = "") -> str:
     return f"{mean:,.{metric.digits}f}{metric.sign}"
 
 
-def difference(evidence: Evidence, cell: str, against: str = "") -> str:
-    """Return the paired difference to the baseline, or to another method, in words."""
+def difference(evidence: Evidence, cell: str, against: str = "", key: str = "") -> str:
+    """Return the paired difference to the baseline, or to another method, in words; by the metric or another column."""
     place = evidence.cells[cell]
-    found = evidence.difference(place, evidence.sibling(place, against or evidence.experiment.baseline))
+    key = choice(key or place.metric, "metric", COMPARED)
+    found = evidence.difference(place, evidence.sibling(place, against or evidence.experiment.baseline), key)
     if found is None:
         raise UserError(f"{cell} has nothing to compare with")
-    return Effect([found.mean], METRICS[place.metric]).directed()
+    return Effect([found.mean], METRICS[key]).directed()
 
 
 def cases(of: Sequence[Evidence], method: str, against: str, model: str = "") -> list[Case]:
     """Return the comparisons of two methods in every setting that was run, or in those of a model."""
-    pairs = [(evidence, *pair) for evidence in of for pair in pairs_of(evidence, method, against)]
-    run = run_of([Case(*pair) for pair in pairs if model in ("", pair[1].setting.model)])
+    models = [model] if model else []
+    run = run_of([Case(one, *pair) for one in of for pair in pairs_of(one, method, against, models)])
     if not run:
         raise UserError(f"no setting {f'with model={model} ' if model else ''}has {method} and {against}")
     return run
@@ -127,7 +127,7 @@ def ratio(evidence: Evidence, first: str, second: str) -> str:
 
 KINDS = {
     "claims": claims,
-    "decisions": lambda *asked: f"\n\n{markdown(decisions_table(*asked))}\n",
+    "decisions": lambda *asked, **by: f"\n\n{markdown(decisions_table(*asked, **by))}\n",
     "value": value,
     "difference": difference,
     # the smallest to the greatest difference of the settings

@@ -58,10 +58,8 @@ class Evidence:
 
     def settings(self) -> dict[str, list[Cell]]:
         """Return the cells of every setting, in order."""
-        settings: dict[str, list[Cell]] = {}
-        for cell in self.cells.values():
-            settings.setdefault(cell.setting.name, []).append(cell)
-        return settings
+        cells = self.cells.values()
+        return {name: [cell for cell in cells if cell.setting.name == name] for name in self.experiment.settings}
 
     def sibling(self, cell: Cell, method: str) -> Cell | None:
         """Return the cell of another method in the same setting."""
@@ -110,6 +108,8 @@ class Evidence:
         lost, spared = self._lost(cell, other), self._lost(other, cell)
         if max(lost, spared) < FEWEST_PAIRS:
             return Word.TOO_FEW if lost or spared else Word.NOT_RUN
+        if lost and spared:
+            return Word.UNDECIDED
         return Word.WORSE if lost else Word.BETTER
 
     def _lost(self, cell: Cell, other: Cell) -> int:

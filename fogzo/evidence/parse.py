@@ -6,15 +6,18 @@ refines them: overrides and values to search are added to the standard ones, oth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning
-from fogzo.evidence.typed import checked
 from fogzo.runs.files import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -92,9 +95,13 @@ def _method(name: str, given: Any) -> dict[str, Any]:
             known = ", ".join(standard_methods())
             raise UserError(f"method {name} has no {missing[0]}: give it one, or take a standard method ({known})")
         return {"family": name, **refined, "name": name}
+    overrides = refined.get("overrides", [])
+    if not isinstance(overrides, list | tuple):
+        raise UserError(f"overrides of method {name} is {overrides}, but it must be a list")
+    search = _keys(refined.get("search", {}), f"search of method {name}")
     added = {
-        "overrides": [*standard["overrides"], *refined.get("overrides", ())],
-        "search": {**standard.get("search", {}), **refined.get("search", {})},
+        "overrides": [*standard["overrides"], *overrides],
+        "search": {**standard.get("search", {}), **search},
     }
     return {"family": name, **standard, **refined, **added, "name": name}
 
@@ -107,7 +114,7 @@ def _keys(given: Any, what: str) -> Mapping[str, Any]:
 
 def _check(experiment: Experiment) -> None:
     """Refuse parts that do not fit together."""
-    methods, tuning, asked = experiment.methods, experiment.tuning, experiment.equal_loss or EqualLoss((), ())
+    methods, tuning, asked = experiment.methods, experiment.tuning, experiment.equal_loss
     if not methods:
         raise UserError("it has no methods: give it some")
     choice(experiment.baseline, "baseline", methods)
@@ -122,6 +129,12 @@ def _check(experiment: Experiment) -> None:
         _check_all(setting.search, f"what setting {setting.name} searches", searched)
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
+    for setting in experiment.settings.values():
+        if (baseline := experiment.baseline) not in setting.methods:
+            has = ", ".join(setting.methods) or "none"
+            raise UserError(
+                f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
+            )
     for axis in experiment.axes:
         if bool(axis.settings) == bool(axis.methods):
             raise UserError(f"axes: {axis.label} needs numbers or words for settings or for methods")
@@ -142,3 +155,29 @@ def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
     choice(model, f"{cell.name} is tuned as", cell.setting.methods)
     if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
         raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
+
+
+def checked(kind: Any, content: Any, parts: Mapping[str, Any]) -> Any:
+    """Return plain keys and values as a ``kind``.
+
+    Args:
+        kind: a dataclass, or a mapping of some.
+        parts: the dataclass whose keys stand below a key of ``content``; below "" where no other does.
+
+    Raises:
+        UserError: for the first of what is wrong: which key, what is given, and what it must be.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    place, wrong = first["loc"], first.get("ctx", {}).get("error")
+    if isinstance(wrong, UserError):
+        raise UserError(": ".join(filter(None, [".".join(map(str, place[:-1])), str(wrong)])))
+    key = ".".join(map(str, place))
+    if first["type"] == "missing":
+        raise UserError(f"{key} is missing: give it")
+    if first["type"] == "unexpected_keyword_argument":
+        part = next((parts[str(one)] for one in reversed(place[:-1]) if one in parts), parts[""])
+        raise UserError(f"{key} is not known: choose one of {', '.join(one.name for one in fields(part))}")
+    raise UserError(f"{key}={first['input']!r} is not possible: {first['msg']}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fogzo.checks import choice
 from fogzo.evidence.compare import FEWEST_PAIRS, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import DASH
 from fogzo.evidence.tables import Entry, verdict
 from fogzo.evidence.words import Word
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import COMPARED, METRICS
 
 TWIN = "scaled-down twin"
 DIRECTIONS = {"better": 1, "worse": -1}
@@ -23,6 +24,11 @@ def paper_row(evidence: Evidence, cell: Cell) -> Mapping[str, Any]:
     if not cell.setting.name:
         return rows
     return rows[cell.setting.paper[0]] if cell.setting.paper else {}
+
+
+def _metric(evidence: Evidence, cell: Cell) -> str:
+    """Return by which metric the published row has its numbers."""
+    return str(choice(paper_row(evidence, cell).get("metric", cell.metric), "metric of a published row", COMPARED))
 
 
 def is_published(evidence: Evidence, cell: Cell) -> bool:
@@ -47,19 +53,19 @@ def published_number(evidence: Evidence, cell: Cell) -> float | None:
     row = paper_row(evidence, cell)
     value = row.get(cell.method.name)
     if isinstance(value, Mapping):
-        value = value.get(row.get("metric", cell.metric))
+        value = value.get(_metric(evidence, cell))
     return float(value) if isinstance(value, int | float) else None
 
 
 def published_difference(evidence: Evidence, cell: Cell) -> float | None:
     """Return the published value less the baseline's, positive is better; ``None`` where it is not known."""
     baseline = evidence.baseline(cell)
-    metric = METRICS.get(paper_row(evidence, cell).get("metric", cell.metric))
+    metric = METRICS[_metric(evidence, cell)]
     number = published_number(evidence, cell)
     of_baseline = published_number(evidence, baseline) if baseline else None
     if number is None or of_baseline is None:
         return None
-    return (number - of_baseline) * (1 if metric is not None and metric.higher_is_better else -1)
+    return (number - of_baseline) * (1 if metric.higher_is_better else -1)
 
 
 def published_direction(evidence: Evidence, cell: Cell) -> int:
@@ -109,7 +115,7 @@ def status(evidence: Evidence, cell: Cell) -> Entry:
 
 def _reproduced(evidence: Evidence, cell: Cell, number: float) -> Entry:
     row = paper_row(evidence, cell)
-    values = evidence.values(cell, row.get("metric", cell.metric))
+    values = evidence.values(cell, _metric(evidence, cell))
     interval = one_more_run(list(values.values()))
     if interval is None or len(values) < FEWEST_PAIRS:
         return verdict(before=f"fewer than {FEWEST_PAIRS} runs: not judged")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -175,9 +175,10 @@ def comparisons(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield from ((method.name, control) for control in methods if control in method.controls)
 
 
-def pairs_of(evidence: Evidence, method: str, against: str) -> list[tuple[Cell, Cell]]:
-    """Return the cells of two methods in every setting that has both."""
-    pairs = [(cell, evidence.sibling(cell, against)) for cell in evidence.cells.values() if cell.method.name == method]
+def pairs_of(evidence: Evidence, method: str, against: str, models: Collection[str] = ()) -> list[tuple[Cell, Cell]]:
+    """Return the cells of two methods in every setting that has both, or in those of some models."""
+    cells = [cell for cell in evidence.cells.values() if cell.method.name == method]
+    pairs = [(cell, evidence.sibling(cell, against)) for cell in cells if not models or cell.setting.model in models]
     return [(cell, other) for cell, other in pairs if other is not None]
 
 
@@ -195,7 +196,10 @@ def word_of(cases: Sequence[Case]) -> Word:
     directions = [signs.get(case.outcome, 0) * (-1 if case.direction < 0 else 1) for case in cases]
     if directions[0] and len(set(directions)) == 1:
         return words[directions[0]]
-    corrected = holm([0.0 if case.difference is None else case.difference.p_t for case in cases])
+    # where one of them diverged on every seed nothing is left to chance, where nothing could be compared everything is
+    unpaired = [float(not direction) for direction in directions]
+    p_values = [case.difference.p_t if case.difference else p for case, p in zip(cases, unpaired, strict=True)]
+    corrected = holm(p_values)
     left = {direction for direction, p in zip(directions, corrected, strict=True) if direction and p <= LEVEL}
     if len(left) == 2:
         return Word.MIXED

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.made_up import GONE, dump, edit, experiment, gathered, sign, write
@@ -12,7 +13,8 @@ from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import Ratio
 from fogzo.evidence.report import report
 from fogzo.evidence.tables.overview import cases_table, claim_effect, claims_table
-from fogzo.evidence.verdicts import verdicts
+from fogzo.evidence.verdicts import Case, verdicts, word_of
+from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,19 @@ def test_chance_in_a_few_of_many_settings_makes_no_claim_hold_in_part(tmp_path, 
     (claim,) = claims_of([gathered(made)])
     assert {"better", "worse"} < {case.outcome for case in claim.cases}
     assert claim.words("mini") == [verdicts(claim.cases[0].evidence)[0].word] == ["not to be told apart"]
+
+
+def test_a_setting_that_could_not_be_compared_is_one_more_chance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = experiment()
+    write(tmp_path, made)
+    evidence = gathered(made)
+    case = Case(evidence, evidence.cells["deit.fogzo"], evidence.cells["deit.ste"])
+    lucky, empty = SimpleNamespace(**vars(case)), SimpleNamespace(**vars(case))
+    lucky.outcome, lucky.difference = Word.BETTER, SimpleNamespace(p_t=0.04)
+    empty.outcome, empty.difference = Word.TOO_FEW, None
+    assert word_of([lucky]) is Word.BETTER
+    assert word_of([lucky, empty]) is Word.UNDECIDED  # 2 · 0.04 is too much
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_without_settings_the_methods_are_the_cells(experiment):
     }  # fmt: skip
     read = parse(experiment)
     cell = read.cells["ste"]
-    assert (read.has_settings, cell.name, cell.setting.label, cell.method.name) == (False, "ste", "example", "ste")
+    assert (cell.setting.name, cell.name, cell.setting.label, cell.method.name) == ("", "ste", "example", "ste")
     assert cell.overrides == ("scale=mini", "steps=300", "estimator=ste")
     assert read.cells["noisy"].tuned_as == "fogzo"
     assert (read.cells["dropin"].search, read.cells["dropin"].points()) == ({}, [{}])
@@ -125,6 +125,15 @@ def broken(experiment, path, value):
             {"estimator.beta_min": [1]},
             "what setting deep searches='estimator.beta_min' is not known",
         ),
+        (
+            ("settings", "deep", "methods"),
+            [],
+            "methods of setting deep lack the baseline ste, they are none: name it too",
+        ),
+        (("settings", "deep", "methods"), ["fogzo"], "deep lack the baseline ste, they are fogzo: name it too"),
+        (("methods", "ste", "overrides"), "steps=5", "overrides of method ste is steps=5, but it must be a list"),
+        (("methods", "ste", "overrides"), None, "overrides of method ste is None, but it must be a list"),
+        (("methods", "ste", "search"), None, "search of method ste is None, but it must be keys with values"),
         (("settings", "deep"), None, "setting deep is None, but it must be keys with values"),
         (("tuning",), GONE, "tuning is missing: give it"),
         (("tuning", "trials"), 0, "tuning.trials=0 is not possible: Input should be greater than or equal to 1"),
@@ -229,6 +238,6 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
         assert {"setting", "claim", "source"} <= paper.keys()
         rows = {row for setting in experiment.settings.values() for row in setting.paper}
         assert rows <= paper["rows"].keys()
-        assert rows or not experiment.has_settings
+        assert rows or "" in experiment.settings
         values = [value for row in paper["rows"].values() for value in (row, *row.values()) if isinstance(value, dict)]
         assert {value.get("direction", "better") for value in values} <= {"better", "worse"}

@@ -7,8 +7,7 @@ from helpers import made_up
 from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.style import plain_ticks, save
-from fogzo.evidence.tables.decisions import decisions_table
-from fogzo.evidence.tables.overview import equal_baseline, members_table
+from fogzo.evidence.tables.overview import decisions_table, equal_baseline, members_table
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
 RENAMED = {
@@ -75,6 +74,10 @@ def test_decisions_are_corrected_within_a_setting(found):
     (_title, _label, _seeds, alone), _ = decisions_table(found[:1], {"FOGZO": asked["FOGZO"]}).texts()
     assert alone == fogzo.removeprefix("open: ").replace("0.062", "0.031")
     assert decisions_table(found[:1], {"none": asked["none"]}).texts() == []
+    (_title, _label, _seeds, held_out), _ = decisions_table(
+        found[:1], {"FOGZO": asked["FOGZO"]}, by="test_loss"
+    ).texts()
+    assert "nats" in held_out
 
 
 def test_columns_along_training_have_a_panel_each_in_every_setting_that_logged_them(found):

@@ -7,6 +7,7 @@ import pytest
 from helpers.made_up import GONE, change, dump, edit, experiment, gathered, remove, sign, signed, write
 
 from fogzo.errors import UserError
+from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 
 
@@ -57,6 +58,18 @@ def test_a_diverged_run_is_over_and_in_no_mean(made, tmp_path):
     assert found.diverged(cell) == [11]
     assert found.commands(cell) == found.problems == []
     assert found.difference(cell, found.baseline(cell)).pairs == 2
+
+
+def test_two_methods_that_diverged_on_different_seeds_are_not_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = experiment(seeds=(11, 12, 13, 14))
+    records = write(tmp_path, made)
+    for record in [*(records["deit.ste", seed] for seed in (11, 12, 13)), records["deit.fogzo", 14]]:
+        edit(record, status="diverged", accuracy=GONE)
+        sign(record)
+    found = gathered(made)
+    assert found.difference(found.cells["deit.fogzo"], found.cells["deit.ste"]) is None
+    assert found.outcome(found.cells["deit.fogzo"], found.cells["deit.ste"]) is Word.UNDECIDED
 
 
 def test_two_runs_for_one_cell_are_both_named_and_not_used(made, tmp_path):

@@ -83,7 +83,10 @@ def test_values_that_were_tuned_otherwise_than_the_experiment_asks_are_refused(e
         expand(experiment, "confirm", ["cell=wide.ste"])
     assert expand(experiment | {"tuning": experiment["tuning"] | {"trials": 1}}, "confirm", ["cell=wide.ste"])
     assert expand(experiment, "confirm", ["cell=wide.ste", "optimizer.lr=0.1"])
-    retune(experiment, "wide.ste", given=["steps=5"])
+    retune(experiment, "wide.ste", tried=[])
+    with pytest.raises(ValueError, match=r"first run `[^`]*`$"):  # no number of trials would make it fit
+        expand(experiment, "confirm", ["cell=wide.ste"])
+    retune(experiment, "wide.ste", tried=one, given=["steps=5"])
     with pytest.raises(ValueError, match=r"first run `[^`]*`$"):
         expand(experiment, "confirm", ["cell=wide.ste"])
 

@@ -85,7 +85,7 @@ def _limit(every: Sequence[Difference]) -> float:
     reach = sorted(max(map(abs, d.interval)) if d.pairs > 1 else abs(d.mean) for d in every)
     if not reach or reach[-1] == 0:
         return 1.0
-    return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3))
+    return max(value for value in reach if value <= 10 * max(reach[len(reach) // 2], reach[-1] / 1e3)) or reach[-1]
 
 
 def _row(axis: Any, at: int, case: Case, difference: Difference, limit: float) -> None:

@@ -47,7 +47,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     return [
         (Column(None, "experiment"), evidence.name),
         (Column(None, "scale"), evidence.experiment.scale),
-        _setting(evidence, cell, first=first),
+        _setting(cell, first=first),
         (Column("method", "method"), shown(cell.method.name, cell.label)),
         (Column(None, "cell"), cell.name),
         (Column(None, "metric"), cell.metric),
@@ -67,9 +67,9 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
     ]
 
 
-def _setting(evidence: Evidence, cell: Cell, *, first: bool = True) -> tuple[Column, Entry]:
+def _setting(cell: Cell, *, first: bool = True) -> tuple[Column, Entry]:
     """Return the setting, which pages do without where all cells share one, which is the title."""
-    column = Column("setting" if evidence.experiment.has_settings else None, "setting")
+    column = Column("setting" if cell.setting.name else None, "setting")
     return column, shown(cell.setting.name, cell.setting.label if first else "")
 
 
@@ -125,7 +125,7 @@ def control_table(evidence: Evidence) -> Table | None:
 def _control_row(case: Case) -> Row:
     return [
         (Column(None, "experiment"), case.evidence.name),
-        _setting(case.evidence, case.cell),
+        _setting(case.cell),
         (Column("method", "method"), shown(case.cell.method.name, case.cell.label)),
         (Column("against", "against"), shown(case.other.method.name, case.other.label)),
         (Column(None, "metric"), case.metric),
@@ -137,6 +137,7 @@ def _control_row(case: Case) -> Row:
 def tuned_table(evidence: Evidence) -> Table | None:
     """Return what tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
     metric = evidence.experiment.tuning.metric
+    best = "highest" if METRICS[metric].higher_is_better else "lowest"
     rows: list[Row] = []
     for cell in evidence.cells.values():
         if chosen := evidence.tuned.get(cell.name):
@@ -145,9 +146,9 @@ def tuned_table(evidence: Evidence) -> Table | None:
                 "method": cell.label,
                 "chosen": ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items()),
                 "trials": chosen.trials,
-                f"lowest {METRICS[metric].name} at each rate": _by_rate(chosen, metric),
+                f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric),
             }
-            rows.append([_setting(evidence, cell), *on_page(entries)])
+            rows.append([_setting(cell), *on_page(entries)])
     return Table(rows) if rows else None
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fogzo.evidence.equal_loss import COST, Ratio, Reached, cost_pairs, ratio_of, reached
-from fogzo.evidence.experiment import EqualLoss
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.published import published_text
 from fogzo.evidence.tables import Column, Entry, Row, Table, on_page, quantity
@@ -15,7 +14,7 @@ from fogzo.evidence.tables import Column, Entry, Row, Table, on_page, quantity
 def ratio_table(evidence: Evidence) -> Table:
     """Return how many times the compute of the second method the first one needs for the same training loss."""
     rows = []
-    for asked in _asked(evidence).ratios:
+    for asked in evidence.experiment.equal_loss.ratios:
         first, second = evidence.cells[asked.of], evidence.cells[asked.to]
         pairs = cost_pairs(evidence, first, second)
         of = {"more compute of": first.label, "than of": second.label, "paper": asked.paper}
@@ -54,12 +53,8 @@ def equal_loss_table(evidence: Evidence) -> Table:
     return Table(rows)
 
 
-def _asked(evidence: Evidence) -> EqualLoss:
-    return evidence.experiment.equal_loss or EqualLoss((), ())
-
-
 def _mean_losses(evidence: Evidence) -> Iterator[tuple[str, float]]:
-    for target in _asked(evidence).targets:
+    for target in evidence.experiment.equal_loss.targets:
         if (loss := evidence.mean(evidence.cells[target], "train_loss")) is not None:
             yield target, loss
 
@@ -67,14 +62,14 @@ def _mean_losses(evidence: Evidence) -> Iterator[tuple[str, float]]:
 def compute_table(evidence: Evidence) -> Table:
     """Return what else was seen of each cell: steps, learning rate, agreement, zero-difference probes."""
     rows = []
-    for name, cell in evidence.cells.items():
-        rate = evidence.tuned[name].values.get("optimizer.lr") if name in evidence.tuned else None
+    for cell in evidence.cells.values():
+        rates = {run.config["optimizer"]["lr"] for run in evidence.finished(cell)}
         steps = sorted({run.summary["steps"] for run in evidence.finished(cell)})
         zeros = [100 * share for share in evidence.values(cell, "mean_zero_probes").values()]
         entries = {
             "method": cell.label,
             "steps": ", ".join(f"{value:,}" for value in steps) or None,
-            "learning rate": None if rate is None else f"{rate:g}",
+            "learning rate": ", ".join(f"{rate:g}" for rate in sorted(rates)) or None,
             "agreement": quantity(evidence.values(cell, "mean_agreement").values(), 2),
             "zero-difference probes": quantity(zeros, 2, " %"),
             "paper (compute, training loss)": published_text(evidence, cell),
@@ -93,7 +88,7 @@ def reached_table(evidence: Evidence) -> Table:
     for target, loss in _mean_losses(evidence):
         for cell in evidence.cells:
             rows += _reached_rows(evidence, target, "mean", loss, cell)
-    pairs = [(ratio.of, cell) for ratio in _asked(evidence).ratios for cell in (ratio.of, ratio.to)]
+    pairs = [(ratio.of, cell) for ratio in evidence.experiment.equal_loss.ratios for cell in (ratio.of, ratio.to)]
     for target, cell in dict.fromkeys(pairs):
         for seed, loss in evidence.values(evidence.cells[target], "train_loss").items():
             rows += _reached_rows(evidence, target, seed, loss, cell)
@@ -101,9 +96,8 @@ def reached_table(evidence: Evidence) -> Table:
 
 
 def _reached_rows(evidence: Evidence, target: str, of_seed: int | str, loss: float, cell: str) -> Iterator[Row]:
-    for run in evidence.finished(evidence.cells[cell]):
-        seed = run.summary["seed"]
-        if of_seed in ("mean", seed):
+    for seed, run in evidence.runs[cell].items():  # of a pair, one that diverged counts too, as in `cost_pairs`
+        if of_seed == seed or (of_seed == "mean" and run.summary["status"] == "finished"):
             cost = float(reached(run.metrics(), loss).at)
             entries = {
                 "experiment": evidence.name, "loss_of": target, "loss_of_seed": of_seed, "train_loss": loss,

@@ -1,4 +1,4 @@
-"""The tables over all experiments: the paper's claims, and members of the family at equal compute."""
+"""The tables over all experiments: the paper's claims, members of the family at equal compute, and decisions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fogzo.evidence.claims import Claim, RatioCase
+from fogzo.evidence.compare import LEVEL, holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect, from_to, short
 from fogzo.evidence.published import published_difference, published_direction
-from fogzo.evidence.tables import Row, Table, link, on_page, quantity, verdict, whole_effect
+from fogzo.evidence.tables import Entry, Row, Span, Table, link, on_page, quantity, verdict, whole_effect
 from fogzo.evidence.tables.compute import ratio_entries
 from fogzo.evidence.verdicts import Case, effects_of, run_of
 from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
 SAME = 0.02  # costs that differ by less than this share are the same
+CORRECTED = (
+    "In brackets p after Holm's correction over the comparisons of a row: exact, of sign flips, with 6 pairs of seeds "
+    "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
+)
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
@@ -154,3 +159,40 @@ def members_table(every: Sequence[Evidence]) -> Table:
         place = {"experiment": row.experiment if at in blocks else "", "setting": row.setting}
         rows.append(on_page(place | {label: row.text(key) for key, label in labels.items()}))
     return Table(rows, blocks=blocks)
+
+
+def decisions_table(every: Sequence[Evidence], asked: Mapping[str, tuple[str, str]], by: str = "") -> Table:
+    """Return a row a setting that was run, a column a comparison: the difference, its p, and whether it stands.
+
+    Args:
+        asked: the method and what it is held against, by the header of the column.
+        by: the metric, if not the one that the cells are compared by.
+    """
+    rows = []
+    for evidence in every:
+        for cells in evidence.settings().values():
+            by_method = {cell.method.name: cell for cell in cells}
+            cases = {
+                header: Case(evidence, by_method[method], by_method[against], by=by)
+                for header, (method, against) in asked.items()
+                if {method, against} <= by_method.keys()
+            }
+            run = {header: case for header, case in cases.items() if case.difference}
+            if run:
+                seeds = from_to(case.difference.pairs for case in run.values() if case.difference)
+                place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
+                rows.append(on_page(place | dict.fromkeys(asked) | _decided(run)))
+    return Table(rows, [CORRECTED] if rows else [])
+
+
+def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:
+    """Return the entry of each comparison of a setting."""
+    differences = {header: case.difference for header, case in cases.items() if case.difference is not None}
+    corrected = holm([difference.p_decides for difference in differences.values()])
+    entries = {}
+    for (header, difference), p in zip(differences.items(), corrected, strict=True):
+        stands = cases[header].outcome in (Word.BETTER, Word.WORSE) and p <= LEVEL
+        effect = Effect([difference.mean], METRICS[cases[header].metric]).directed()
+        text = f"{'' if stands else 'open: '}{effect} ({p:.2g})"
+        entries[header] = Entry([Span(text, "word", word=cases[header].outcome if stands else Word.UNDECIDED)])
+    return entries
