@@ -7,11 +7,11 @@ from torch import nn
 
 import fogzo
 from fogzo.data import ImageData, TensorSplit
-from fogzo.estimators import OneSidedFOGZO
+from fogzo.estimators import GuideOrNoise, IntermittentFOGZO, OneSidedFOGZO
 from fogzo.models import mlp
 from fogzo.training.config import Settings
 from fogzo.training.ledger import ComputeLedger
-from fogzo.training.schedules import LearningRate
+from fogzo.training.schedules import LearningRate, TransitionRate
 from fogzo.training.tasks import Classification
 from fogzo.training.trainer import Trainer
 
@@ -39,6 +39,20 @@ ESTIMATORS = {
 }
 
 
+STATEFUL = {  # besides "one-sided", those whose next step depends on what they have seen
+    "intermittent": lambda weights, **options: IntermittentFOGZO.with_fogzo(
+        weights, **{"beta": 0.9, "every": 4} | options
+    ),
+    "guide or noise": lambda weights, **options: GuideOrNoise(weights, **options),
+}
+
+
+SCHEDULES = {
+    "cosine": lambda steps: LearningRate(steps, warmup=0.2),
+    "steered": lambda steps: TransitionRate(steps=steps, target=0.05),
+}
+
+
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
@@ -53,8 +67,9 @@ def blobs(examples, dtype):
 
 
 def make(
-    estimator="ste", quantizer="fixed", optimizer="sgd", *, folder=None, reporters=(), dtype=torch.float32, **options
-):
+    estimator="ste", quantizer="fixed", optimizer="sgd", schedule="cosine", *,
+    folder=None, reporters=(), dtype=torch.float32, **options
+):  # fmt: skip
     """A small trainer; options are those of the settings, else of the estimator."""
     torch.manual_seed(0)
     data = ImageData("blobs", blobs(60, dtype), blobs(25, dtype), classes=4, sha256="")
@@ -65,9 +80,9 @@ def make(
     return Trainer(
         model=model,
         task=Classification(data),
-        estimator=ESTIMATORS[estimator](fogzo.quantized_weights(model), **options),
+        estimator=(ESTIMATORS | STATEFUL)[estimator](fogzo.quantized_weights(model), **options),
         optimizer=OPTIMIZERS[optimizer](model.parameters()),
-        schedule=LearningRate(settings.steps, warmup=0.2),
+        schedule=SCHEDULES[schedule](settings.steps),
         ledger=ComputeLedger(forward_flops=10.0, backward_flops=7.0),
         settings=settings,
         weights=fogzo.quantized_weights(model),

@@ -260,6 +260,22 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before_and_says_so(open_
         assert (torch.get_num_threads(), old.notes) == (count, [])
 
 
+@pytest.mark.parametrize("at", [2, 4, 5])
+@pytest.mark.parametrize(
+    "parts", [{"estimator": "intermittent"}, {"estimator": "guide or noise"}, {"schedule": "steered"}], ids=str
+)
+def test_what_depends_on_the_steps_before_goes_on_from_a_checkpoint_with_the_same_bits(parts, at, open_run):
+    whole = make(**parts, folder=open_run("whole"), steps=8)
+    whole.fit()
+    with pytest.raises(ZeroDivisionError):
+        make(**parts, folder=open_run(), steps=8, checkpoint_every=1, reporters=[Tell(at, lambda: 1 / 0)]).fit()
+    again = make(**parts, folder=open_run(), steps=8, checkpoint_every=1)
+    assert resume(again)
+    assert 0 < again.step < 8
+    again.fit()
+    assert_same_end(again, whole)
+
+
 DAMAGE = {
     "some bytes": lambda data: data[:5000] + bytes(byte ^ 255 for byte in data[5000:5200]) + data[5200:],
     "cut": lambda data: data[: len(data) // 2],
