@@ -76,11 +76,11 @@ def synthetic(
     Raises:
         UserError: for a shape that is not possible.
     """
-    whole(examples, "data.examples"), whole(classes, "data.classes"), whole(vocabulary, "data.vocabulary", lowest=2)
+    whole(examples, "examples"), whole(classes, "classes"), whole(vocabulary, "vocabulary", lowest=2)
     if len(image) != 3:
         raise UserError(f"data.image={list(image)} is no shape: give channels, height and width, such as [3,224,224]")
-    shape = [whole(size, "data.image") for size in image]
-    made = {"sequence": whole(sequence, "data.sequence"), "vocabulary": vocabulary} if sequence else {"image": shape}
+    shape = [whole(size, "image") for size in image]
+    made = {"sequence": whole(sequence, "sequence"), "vocabulary": vocabulary} if sequence else {"image": shape}
     sha256 = hashlib.sha256(json.dumps(made | {"classes": classes}).encode()).hexdigest()
     generator = torch.Generator().manual_seed(0)
     if sequence:

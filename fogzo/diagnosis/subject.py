@@ -24,7 +24,7 @@ from fogzo.training.resume import restore_model
 from fogzo.training.trainer import Trainer
 
 WAY_OUT = "name the folder of a run with its model.pt, or a checkpoint in it"
-HERE = ("device=auto", "compile=false", "parallel=data", "logger=none", "begin_from=null")
+HERE = ("device=auto", "compile=false", "parallel=data", "logger=none", "begin_from=null", "init_from=null")
 ALONE = ("cell=null", "setting=null", "phase=confirm")  # an experiment's run is looked into without its experiment
 STEPS = 20  # of training that are replayed to see codes flip
 

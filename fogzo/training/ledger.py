@@ -112,8 +112,10 @@ class ComputeLedger:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Go on from these totals; what a pass costs stays this run's own, whose batch may be another."""
         for name, value in state.items():
-            setattr(self, name, value)
+            if name not in ("forward_flops", "backward_flops"):
+                setattr(self, name, value)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

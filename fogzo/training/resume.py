@@ -149,6 +149,8 @@ def warm_start(trainer: Trainer, config: Mapping[str, Any]) -> None:
     if [set(group) for group in state["optimizer"]["param_groups"]] != [{*group, "params"} for group in groups]:
         raise UserError(f"begin_from={path} was made with another optimizer: give back the old one, or {OTHER}")
     restore(trainer, state, path, OTHER)
+    if state.get("schedule", {}).keys() != trainer.schedule.state_dict().keys():
+        trainer.schedule.follow(trainer.codes.weights)  # it has counted the codes of weights that are no more
     for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
         group.update(values)  # of this config: load_state_dict has put the old ones there
     settings, watch = trainer.settings, trainer.diary.watch

@@ -172,6 +172,8 @@ def over_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:
     changed = dict(values)
     for key, (argument, other_end) in WAYS.items():
         if f"{argument}_schedule" in values:
+            if key not in values:
+                raise UserError(f"{key} was taken out of the config, but {argument}_schedule needs it: leave it in")
             value, shape = number(changed.pop(key), key), changed.pop(f"{argument}_schedule")
             choice(shape, f"{argument}_schedule", choices_of(Shape))
             ramp = Ramp(**{"start": value, "end": value, **other_end}, steps=steps, shape=shape)

@@ -189,7 +189,24 @@ def test_a_plan_looks_for_the_checkpoint_to_begin_from(tmp_path):
             train(composed(f"begin_from={given}", "plan=true"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=imagefolder", "data.augmentation=nope"], "data.augmentation='nope' is not known"),
+        (["data=imagefolder", "+data.mixing={mixup: -1}"], "data.mixing.mixup=-1 is not possible"),
+    ],
+)
+def test_a_value_of_the_data_is_named_by_its_key(overrides, message):
+    with pytest.raises(UserError) as refusal:
+        train(composed("model=resnet_mini", *overrides, "plan=true"))
+    assert str(refusal.value).startswith(message)
+
+
 def test_a_key_that_was_taken_out_is_named():
+    with pytest.raises(
+        UserError, match=r"^beta_min was taken out of the config, but beta_schedule needs it: leave it in"
+    ):
+        train(composed("estimator=fogzo", "~estimator.beta_min", "plan=true"))
     with pytest.raises(UserError, match=r"^results_dir was taken out of the config, and a run needs it: leave it in"):
         train(composed("~results_dir", "plan=true"))
     with pytest.raises(UserError, match=r"^data\.root=7 is not possible: give text"):

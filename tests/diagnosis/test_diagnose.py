@@ -140,11 +140,13 @@ def test_ctrl_c_prints_what_is_known_so_far(runs, capsys, monkeypatch, tmp_path,
     assert (found["interrupted"], found["rows"][0]["health"]["scale"] > 0) == (True, True)
 
 
-def test_a_run_of_an_experiment_is_diagnosed(runs, capsys, tmp_path):
+def test_a_run_of_an_experiment_is_diagnosed_also_where_what_it_began_from_is_gone(runs, capsys, tmp_path):
     config = (runs["fogzo"] / "config.yaml").read_text()
     named = config.replace("cell: null", "cell: hardtanh.fogzo").replace("experiment: null", "experiment: mlp_factors")
     assert named.count("mlp_factors") == named.count("hardtanh.fogzo") == 1
-    (tmp_path / "config.yaml").write_text(named)
+    of_weights_that_are_gone = named.replace("init_from: null", f"init_from: {tmp_path / 'gone.pt'}")
+    assert of_weights_that_are_gone != named
+    (tmp_path / "config.yaml").write_text(of_weights_that_are_gone)
     (tmp_path / "model.pt").write_bytes((runs["fogzo"] / "model.pt").read_bytes())
     code, out, err = diagnosed(capsys, tmp_path, *FEW)
     assert (code, out.count("network ")) == (0, 1), err

@@ -77,6 +77,24 @@ def test_from_there_on_its_own_config_holds(open_run, good):
     assert trainer.ledger.examples == 80
 
 
+def test_what_a_pass_costs_is_its_own_and_what_was_spent_the_other_ones(good):
+    trainer = make(**OPTIONS)
+    trainer.ledger.forward_flops = 13.0  # of another batch size
+    warm_start(trainer, {"begin_from": str(good)})
+    assert (trainer.ledger.forward_flops, trainer.ledger.backward_flops) == (13.0, 7.0)
+    assert trainer.ledger.flops == 20 * (12 * 10 + 4 * 7)
+
+
+def test_a_schedule_that_the_other_run_did_not_have_counts_flips_from_the_weights_that_it_begins_with(good):
+    trainer = make(**OPTIONS, schedule="steered")
+    with torch.no_grad():
+        for weight in trainer.codes.weights:
+            weight.latent.neg_()  # far from the checkpoint's
+    warm_start(trainer, {"begin_from": str(good)})
+    trainer.schedule.observe(trainer.step)
+    assert trainer.schedule(trainer.step + 1) > 1  # nothing has flipped since
+
+
 def test_a_config_that_names_no_checkpoint_begins_at_the_beginning_and_keeps_its_identity():
     trainer = make()
     for config in ({}, {"begin_from": None}):

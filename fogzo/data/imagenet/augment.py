@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogzo.checks import choice, number, share
+from fogzo.checks import number, share
 from fogzo.data.base import Batch
 from fogzo.data.imagenet.tree import opened_image
 from fogzo.errors import UserError
@@ -83,11 +83,6 @@ def evaluation_transform(augmentation: str, size: int) -> Transform:
     return transform
 
 
-def check_augmentation(augmentation: str) -> None:
-    """Refuse a name that is not known."""
-    choice(augmentation, "data.augmentation", AUGMENTATIONS)
-
-
 @contextmanager
 def generators_restored() -> Iterator[None]:
     """Within: the global generators (CPU) may be seeded and used; afterwards they are as before."""
@@ -123,10 +118,10 @@ class Mixing:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        number(self.mixup, "data.mixing.mixup", lowest=0)
-        number(self.cutmix, "data.mixing.cutmix", lowest=0)
-        share(self.switch, "data.mixing.switch")
-        share(self.smoothing, "data.mixing.smoothing")
+        number(self.mixup, "mixing.mixup", lowest=0)
+        number(self.cutmix, "mixing.cutmix", lowest=0)
+        share(self.switch, "mixing.switch")
+        share(self.smoothing, "mixing.smoothing")
         if not self.mixup and not self.cutmix:
             raise UserError(
                 "data.mixing.mixup and data.mixing.cutmix are both 0: give one of them, or data.mixing=false"

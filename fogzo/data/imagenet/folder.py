@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogzo.checks import check_arguments, whole
+from fogzo.checks import check_arguments, choice, whole
 from fogzo.data.base import FACTS, Batch, Data, DataError, Selection, Split
 from fogzo.data.imagenet.augment import (
+    AUGMENTATIONS,
     Mixing,
-    check_augmentation,
     evaluation_transform,
     own_cores,
     read_augmented,
@@ -148,18 +148,20 @@ def imagefolder(root: str | Path = "data/imagefolder", **options: Any) -> Folder
     return folder_data("imagefolder", Path(root), way_out, **options)
 
 
-def check_options(**options: Any) -> Mixing | None:
+def check_options(
+    *, augmentation: str = "none", mixing: bool | Mapping[str, float] = False, **options: Any
+) -> Mixing | None:
     """Refuse options that :func:`folder_data` cannot take, without a look at the folder; return how images are mixed.
 
     Raises:
         UserError: naming the option.
     """
-    check_arguments(folder_data, options)
+    check_arguments(folder_data, {"augmentation": augmentation, "mixing": mixing, **options})
     for key, lowest in (("image_size", 8), ("workers", 0), ("repeats", 1)):
         if options.get(key) is not None:
             whole(options[key], key, lowest=lowest)
-    check_augmentation(options["augmentation"])
-    return Mixing.of(options["mixing"], classes=2)
+    choice(augmentation, "augmentation", AUGMENTATIONS)
+    return Mixing.of(mixing, classes=2)
 
 
 def folder_data(
