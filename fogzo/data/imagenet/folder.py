@@ -193,9 +193,9 @@ def folder_data(
             ends does not show, an image says when it is read.
         UserError: for options that are not possible.
     """
-    options = {"image_size": image_size, "augmentation": augmentation, "mixing": mixing, "repeats": repeats}
+    sizes = {"image_size": image_size, "repeats": repeats, "workers": workers, "verify": verify}
     with keys_of("data"):
-        check_options(**options, workers=workers, verify=verify)
+        check_options(augmentation=augmentation, mixing=mixing, **sizes)
     workers = own_cores() if workers is None else workers
     if not folder.is_dir():
         raise DataError(f"{name} is not in {folder}: {way_out}")
