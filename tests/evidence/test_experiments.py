@@ -15,6 +15,7 @@ from fogzo.evidence.chosen import tune_command, tuned_values, tuning_faults, who
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse, read_experiment
 from fogzo.evidence.tuning import tune
+from fogzo.runs.files import read_yaml
 from fogzo.training.record import plain_record, run_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -278,7 +279,7 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
         assert f"experiment={name}" in command
         assert (CONFIGS.parent / command.split()[1]).exists()
     if experiment.table is not None:
-        paper = yaml.safe_load((CONFIGS.parent / f"results/paper/{experiment.table}.yaml").read_text("utf-8"))
+        paper = read_yaml(CONFIGS.parent / "results/paper/numbers.yaml")[experiment.table]
         assert {"setting", "claim", "source"} <= paper.keys()
         rows = {row for setting in experiment.settings.values() for row in setting.paper}
         assert rows <= paper["rows"].keys()
