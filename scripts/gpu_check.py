@@ -82,8 +82,7 @@ def main(words: list[str] | None = None) -> int:
         listed = [f"| {one['check']} | {one['outcome']} | {one['seen']} |" for one in found["checks"]]
         pages.append("\n".join(["# What holds here", "", "| check | outcome | seen |", "|---|---|---|", *listed, ""]))
     if arguments.only != "checks":
-        from bench_gpu import ESTIMATORS, NETWORKS, measure, ways_on  # needs all dependencies
-        from gpu_page import page
+        from bench_gpu import ESTIMATORS, NETWORKS, measure, page, ways_on  # needs all dependencies
 
         left = max(LIMIT - (time.monotonic() - begun), 60.0)
         rows = measure(

@@ -20,6 +20,7 @@ from fogzo.evidence.frame import Evidence, gather
 from fogzo.evidence.pages import page
 from fogzo.evidence.parse import confirmed_experiments
 from fogzo.evidence.render import to_csv
+from fogzo.evidence.tables import Table
 from fogzo.evidence.tables.comparison import comparison_table, control_table
 from fogzo.evidence.tables.compute import reached_table
 from fogzo.runs.files import atomic_write
@@ -40,6 +41,9 @@ def main() -> None:
         TABLES.mkdir(exist_ok=True)
         for evidence in every:
             write_tables(evidence, figures)
+        tables = [control_table(evidence) for evidence in every if evidence.all_runs()]
+        rows = [row for table in tables if table for row in table.rows]
+        write(TABLES / "controls.csv", to_csv(Table(rows)) if rows else "")
         fill_pages(every)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
@@ -53,13 +57,11 @@ def main() -> None:
 
 
 def write_tables(evidence: Evidence, figures: set[str]) -> None:
-    """Write one experiment's page, and, where there are runs, its tables in full as CSV."""
+    """Write one experiment's page, and, where there are runs, its tables in full as CSV, but for the controls'."""
     any_runs, stem = bool(evidence.all_runs()), TABLES / evidence.name
-    controls = control_table(evidence) if any_runs else None
     costs = reached_table(evidence) if any_runs and evidence.experiment.equal_loss.targets else None
     write(stem.with_suffix(".md"), page(evidence, figures))
     write(stem.with_suffix(".csv"), to_csv(comparison_table(evidence)) if any_runs else "")
-    write(TABLES / f"{evidence.name}_controls.csv", to_csv(controls) if controls else "")
     write(TABLES / f"{evidence.name}_equal_loss.csv", to_csv(costs) if costs else "")
     print(stem.with_suffix(".md"))
 

@@ -10,8 +10,7 @@ import torch
 from fogzo.checks import number, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_gradients_empty, check_weights, first_order
 from fogzo.estimators.beta import OverSteps, held, value_at
-from fogzo.estimators.interrupts import interrupts_deferred
-from fogzo.estimators.perturb import Displacement, Noise
+from fogzo.estimators.perturb import Displacement, Noise, interrupts_deferred
 from fogzo.quantize import QuantizedWeight
 
 check_sigma = partial(number, name="sigma", lowest=0)

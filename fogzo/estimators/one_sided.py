@@ -10,8 +10,7 @@ import torch
 
 from fogzo.checks import options_of
 from fogzo.estimators.base import Closure, Estimate
-from fogzo.estimators.baseline import RunningMean
-from fogzo.estimators.guide import Guided
+from fogzo.estimators.guide import Guided, RunningMean
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 from fogzo.seeding import derive_seed

@@ -17,8 +17,7 @@ from torch.nn.utils import parametrize
 
 from fogzo.errors import UserError
 from fogzo.estimators.base import Closure, loss_of
-from fogzo.estimators.interrupts import interrupts_deferred
-from fogzo.estimators.perturb import Displacement, some_at_a_time
+from fogzo.estimators.perturb import Displacement, interrupts_deferred, some_at_a_time
 from fogzo.estimators.replay import RandomState, World, same_world
 from fogzo.estimators.vmap import losses_at, pairs
 from fogzo.quantize import QuantizedWeight

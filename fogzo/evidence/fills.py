@@ -18,7 +18,7 @@ from fogzo.evidence.claims import claims_of
 from fogzo.evidence.equal_loss import cost_pairs, ratio_of
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect, from_to
-from fogzo.evidence.render import LAYOUTS, markdown, rendered
+from fogzo.evidence.render import LAYOUTS, markdown
 from fogzo.evidence.tables.overview import claims_table, decisions_table
 from fogzo.evidence.verdicts import Case, effects_of, pairs_of, run_of
 from fogzo.evidence.words import OUTCOMES
@@ -73,7 +73,7 @@ def fill(text: str, every: Sequence[Evidence], source: str) -> str:
 
 def claims(every: Sequence[Evidence]) -> str:
     """Return the table of claims, and its rule."""
-    return f"\n{markdown(claims_table(claims_of(every)))}\n{rendered('claims_rule.md')}"
+    return f"\n{markdown(claims_table(claims_of(every)))}"
 
 
 def value(evidence: Evidence, cell: str, key: str = "") -> str:

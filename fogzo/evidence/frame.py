@@ -168,25 +168,30 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
         UserError: if the experiment names a published table or row that there is not, or a file cannot be read.
     """
     runs, faults = usable_runs(experiment, results)
-    return Evidence(experiment, runs, faults, read_chosen(experiment), _published(experiment, results / "paper"))
+    return Evidence(
+        experiment, runs, faults, read_chosen(experiment), _published(experiment, results / "paper/numbers.yaml")
+    )
 
 
-def _published(experiment: Experiment, folder: Path) -> dict[str, Any]:
+def _published(experiment: Experiment, file: Path) -> dict[str, Any]:
     """Return the published table that the experiment names, which must have every row that its settings name."""
     if experiment.table is None:
         return {}
-    file, where = folder / f"{experiment.table}.yaml", f"experiment {experiment.name}"
-    paper = read_yaml(file)
+    where = f"experiment {experiment.name}"
+    paper = (read_yaml(file) or {}).get(experiment.table)
     if paper is None:
+        raise UserError(f"{where}: table {experiment.table} is not in {file}: write it there, or give table: null")
+    rows = paper.get("rows") if isinstance(paper, dict) else None
+    if not isinstance(paper, dict) or not isinstance(rows, dict):
         raise UserError(
-            f"{where}: table {experiment.table} needs {file}, which is not there: write it, or give table: null"
+            f"{file}: rows of {experiment.table} is {rows}, but the published rows must stand there by name: mend it"
         )
-    rows = paper.get("rows")
-    if not isinstance(rows, dict):
-        raise UserError(f"{file}: rows is {rows}, but the published rows must stand there by name: mend it")
     for setting in experiment.settings.values():
         for row in setting.paper:
             if not isinstance(rows.get(row), dict):
                 known = ", ".join(map(str, rows))
-                raise UserError(f"{where}, setting {setting.name}: {file} has no row {row}: choose one of {known}")
+                raise UserError(
+                    f"{where}, setting {setting.name}: {file}, {experiment.table}, has no row {row}: "
+                    f"choose one of {known}"
+                )
     return paper

@@ -35,7 +35,7 @@ class StepAbandoned(Exception):
 class StopRequest:
     """Context in which a stop signal sets ``number`` instead of striking; a second Ctrl-C stops at once."""
 
-    only_notes = True  # for fogzo.estimators.interrupts: it may be called at any moment
+    only_notes = True  # for fogzo.estimators.perturb: it may be called at any moment
 
     def __init__(self) -> None:
         self.number: int | None = None

@@ -18,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
 
-from campaign import Campaign
-from ends import differing
+from campaign import Campaign, differing
 from processes import FAULT, SAID, WHOLE, Outcome, ended, forked, started, told, warm_up
 from readers import trained
 

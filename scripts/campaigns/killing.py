@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ends import differing
+from campaign import differing
 from processes import FAULT, SAID, WHOLE, Outcome, ended, started, told
 
 Case = Callable[[int], Outcome]  # of a rank

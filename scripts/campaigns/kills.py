@@ -11,30 +11,36 @@ Text needs data/pydocs, which any run of a LLaMA prepares.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
 import socket
 import sys
 import tempfile
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for hydra_plugins, as train.py has it
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tune
 
 from campaign import DATA, Campaign, composed, options
 from hydra.core.global_hydra import GlobalHydra
 from killing import Case, tried
 from omegaconf import DictConfig
 from processes import SAID, WHOLE, Outcome, warm_up
-from tuned import tune_a_cell
+from tune import compose_experiment
 
+from fogzo.evidence.tuning import tune
 from fogzo.runs.records import add
 from fogzo.training.launch import train
 
 IMAGES = ["model=mlp", "model.hidden=4", "evaluation_examples=50", "batch_size=8"]
 TEXT = ["model=llama_mini", *(f"model.{key}" for key in ("layers=1", "width=16", "heads=2", "sequence=16"))]
 TEXT += ["data.sequence=16", "evaluation_tokens=64", "batch_size=4"]
+TUNING = ["experiment=mlp_compute", "cell=fogzo_1", "steps=5", "batch_size=20", "model.hidden=4", "checkpoint_every=2"]
+TUNING += ["evaluation_examples=50", "results_dir=results", "experiment.tuning.chosen=results/chosen.yaml"]
 
 
 def drawn(dice: random.Random) -> dict[str, str]:
@@ -67,6 +73,19 @@ def run(cfg: DictConfig, ranks: int, port: int, rank: int) -> Outcome:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
     train(cfg)
+    return WHOLE, ""
+
+
+def tune_a_cell(rank: int) -> Outcome:
+    """Carry out a search of three trials, as scripts/tune.py does; its worker is forked and killed in turn."""
+    fresh = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: fresh("fork")  # type: ignore[assignment]
+    GlobalHydra.instance().clear()
+    experiment, results = compose_experiment(TUNING)
+    try:
+        tune(experiment, Path(results), TUNING, jobs=1, trials=3)
+    except BrokenProcessPool as error:  # a RuntimeError, which scripts/tune.py prints
+        return SAID, str(error)
     return WHOLE, ""
 
 

@@ -65,7 +65,7 @@ def make(top: Path) -> dict[str, tuple[Path, list[str], Callable[[], Outcome]]]:
     forked(partial(trained, "results_dir=results"), every["over"])
     for part in ("configs/experiment", "results/records", "results/tuned", "results/paper"):
         (every["records"] / part).mkdir(parents=True)
-        for file in (ROOT / part).glob("equal_time*"):
+        for file in (ROOT / part).glob("numbers.yaml" if part == "results/paper" else "equal_time*"):
             shutil.copy(file, every["records"] / part)
     tokenizer = Path(str(pydocs(ROOT / "data").tokenizer_file))  # a fresh clone has none yet
     shutil.copy(tokenizer, every["text"])
@@ -98,7 +98,7 @@ def make(top: Path) -> dict[str, tuple[Path, list[str], Callable[[], Outcome]]]:
         "run that goes on": (every["run"], ["run/*.*"], partial(trained, "run_dir=run", "keep_checkpoints=2")),
         "run that is over": (every["over"], ["results/runs/*/[!m]*.*"], partial(trained, "results_dir=results")),
         "run to be packed": (every["over"], ["results/runs/*/[!m]*.*", "results/runs/*/metrics.jsonl"], packed),
-        "evidence": (every["records"], ["*/*/equal*"], shown),
+        "evidence": (every["records"], ["*/*/equal*", "results/paper/*"], shown),
         "shards": (
             every["text"],
             ["*.bin", "manifest.json"],

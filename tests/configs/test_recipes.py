@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fogzo.evidence.parse import read_experiment
+from fogzo.runs.files import read_yaml
 from fogzo.runs.identity import identity
 from fogzo.runs.records import read_records
 from fogzo.training.overrides import cautions
@@ -38,7 +39,7 @@ def published_rows(model):
     """Of the experiments at the paper's scale: STE's and the method's number, and the overrides of the method's run."""
     for table in ("fixed_alpha", "lsq", "w2a2", "equal_time"):
         experiment = read_experiment(CONFIGS / "experiment" / f"{table}.yaml")
-        paper = yaml.safe_load((CONFIGS.parent / f"results/paper/{table}.yaml").read_text(encoding="utf-8"))["rows"]
+        paper = read_yaml(CONFIGS.parent / "results/paper/numbers.yaml")[table]["rows"]
         method = "phased" if table == "equal_time" else "fogzo"
         for setting in experiment.settings.values():
             numbers = [paper[setting.paper[0]][one] for one in ("ste", method)]

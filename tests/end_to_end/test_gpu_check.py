@@ -19,9 +19,8 @@ def scripts(monkeypatch):
     import bench_gpu
     import gpu_check
     import gpu_checks
-    import gpu_page
 
-    return gpu_checks, gpu_check, bench_gpu, gpu_page
+    return gpu_checks, gpu_check, bench_gpu
 
 
 def names():
@@ -47,7 +46,7 @@ TINY = {
 
 
 def test_the_cost_table_has_a_row_for_each_network_and_estimator(scripts):
-    _, check, bench, pages = scripts
+    _, check, bench = scripts
     small = ("batch_size=2", "micro_batches=1", "precision=fp32")
     rows = bench.measure(torch.device("cpu"), TINY, 0.0, *small, ways=[False])
     assert [row.note for row in rows] == [""] * 8
@@ -55,14 +54,14 @@ def test_the_cost_table_has_a_row_for_each_network_and_estimator(scripts):
     limits = {row.estimator: row.flop_limit for row in rows}
     assert limits["ste"] == 1
     assert 1 < limits["one_sided"] < limits["fogzo"] < 1.75
-    assert abs(pages.PAPERS_RATIO - 1.58) < 0.005
-    text = pages.page(rows, check.machine(torch.device("cpu")))
+    assert abs(bench.PAPERS_RATIO - 1.58) < 0.005
+    text = bench.page(rows, check.machine(torch.device("cpu")))
     assert text.count("\n| DeiT | ") == text.count("\n| LLaMA | ") == 4
     assert json.loads(json.dumps([row._asdict() for row in rows]))[0]["network"] == "DeiT"
 
 
 def test_a_row_that_does_not_fit_says_so_and_the_others_stay(scripts, monkeypatch):
-    _, _, bench, pages = scripts
+    _, _, bench = scripts
 
     def full(*overrides):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
@@ -71,7 +70,7 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_stay(scripts, monkeypatc
     rows = bench.measure(torch.device("cpu"), TINY, 0.0)
     assert len(rows) == 2 * 2 * 4
     assert {row.note for row in rows} == {"CUDA out of memory."}
-    assert "not run: CUDA out of memory." in pages.page(rows, {"card": "none"})
+    assert "not run: CUDA out of memory." in bench.page(rows, {"card": "none"})
 
 
 ALONE = """

@@ -56,9 +56,9 @@ def test_a_claim_may_hold_in_part_and_models_choose_settings(tmp_path, made):
 def test_a_claim_about_all_settings_counts_those_that_the_paper_has_no_number_of(tmp_path, made):
     only_deit = lambda cell: 3 * (cell == "deit.fogzo")  # noqa: E731
     assert the_claim(tmp_path, made, only_deit).words("mini") == ["confirmed in part"]
-    published = read_yaml(tmp_path / "results/paper/twin.yaml")
-    published["rows"]["deit_row"]["fogzo"] = None
-    dump(tmp_path / "results/paper/twin.yaml", published)
+    published = read_yaml(tmp_path / "results/paper/numbers.yaml")
+    published["twin"]["rows"]["deit_row"]["fogzo"] = None
+    dump(tmp_path / "results/paper/numbers.yaml", published)
     assert claims_of([gathered(made)])[0].words("mini") == ["not to be told apart"]
     dump(tmp_path / "results/paper/claims.yaml", {"nets": GIVEN | {"of_all_settings": True}})
     (claim,) = claims_of([gathered(made)])

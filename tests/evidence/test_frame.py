@@ -92,11 +92,11 @@ def test_two_runs_for_one_cell_are_both_named_and_not_used(made, tmp_path):
     [
         (
             {"table": "nope"},
-            r"table nope needs results/paper/nope\.yaml, which is not there: write it, or give table: null",
+            r"table nope is not in results/paper/numbers\.yaml: write it there, or give table: null",
         ),
         (
             {"settings": {"vit": {"label": "ViT", "paper": ["deit_row", "vit_row"]}}},
-            r"setting vit: results/paper/twin\.yaml has no row vit_row: choose one of deit_row, resnet_row",
+            r"setting vit: results/paper/numbers\.yaml, twin, has no row vit_row: choose one of deit_row, resnet_row",
         ),
     ],
 )
@@ -114,23 +114,23 @@ def test_an_experiment_may_have_no_published_table(made, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("tuned", "<<<<<<< HEAD\na: 1\n=======\n", "cannot be read"),
-        ("tuned", "- 1\n", "holds '[1]', no keys with values"),
-        ("tuned", "deit.ste: {trials: 2}\n", "the entry of deit.ste cannot be used (it has no values)"),
+        ("tuned/twin", "<<<<<<< HEAD\na: 1\n=======\n", "cannot be read"),
+        ("tuned/twin", "- 1\n", "holds '[1]', no keys with values"),
+        ("tuned/twin", "deit.ste: {trials: 2}\n", "the entry of deit.ste cannot be used (it has no values)"),
         (
-            "tuned",
+            "tuned/twin",
             "deit.ste: {values: {}, tried: [1]}\n",
             "(tried=[1] is not possible: give a list",
         ),
-        ("tuned", "deit.ste: {values: {}, given: [1]}\n", "(given=[1] is not possible: give a list, each text)"),
-        ("tuned", "deit.ste: {values: {}, borrowed: 1}\n", "(borrowed=1 is not possible: give keys with values)"),
-        ("paper", "rows: {a: [}\n", "cannot be read"),
+        ("tuned/twin", "deit.ste: {values: {}, given: [1]}\n", "(given=[1] is not possible: give a list, each text)"),
+        ("tuned/twin", "deit.ste: {values: {}, borrowed: 1}\n", "(borrowed=1 is not possible: give keys with values)"),
+        ("paper/numbers", "rows: {a: [}\n", "cannot be read"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name_with_the_way_out(file, text, message, made, tmp_path):
     write(tmp_path, made)
-    (tmp_path / f"results/{file}/twin.yaml").write_text(text)
-    with pytest.raises(ValueError, match=rf"results/{file}/twin\.yaml.*{re.escape(message)}.*: (mend|remove) it"):
+    (tmp_path / f"results/{file}.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"results/{file}\.yaml.*{re.escape(message)}.*: (mend|remove) it"):
         gathered(made)
 
 

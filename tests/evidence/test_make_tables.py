@@ -18,7 +18,7 @@ from fogzo.evidence.figures.style import colour
 from fogzo.evidence.parse import parse, standard_methods
 from fogzo.runs.files import read_yaml
 
-RESULTS = {"twin.md", "twin.csv", "twin_controls.csv", "twin_differences.svg"}
+RESULTS = {"twin.md", "twin.csv", "controls.csv", "twin_differences.svg"}
 SITE = {"report.html", "twin.tex", "twin_controls.tex"} | {
     f"{name}.{ending}" for name in ("twin", "twin_differences", "members") for ending in ("svg", "png")
 }
@@ -59,7 +59,6 @@ def built(tmp_path_factory):
     write(root, made, effect=lambda cell: 2.0 * (cell == "deit.fogzo"))
     explored = experiment("hunch", exploratory=True, table="twin")
     write(root, explored)
-    (root / "results/paper/hunch.yaml").unlink()
     (root / "README.md").write_text("Before\n\n<!--= claims(all) -->\nlast year's\n<!--/-->\n\nAfter\n")
     (root / "docs").mkdir()
     (root / "docs/replication.md").write_text(
@@ -144,7 +143,7 @@ def test_an_experiment_without_runs_has_no_figures(built, tmp_path):
     make("tables", root)
     make("report", root)
     assert not list((root / "results/figures").iterdir())
-    assert not list((root / "results/tables").glob("*_controls.*"))
+    assert not list((root / "results/tables").glob("*controls.*"))
     assert "What was not run" in (root / "site/report.html").read_text()
     assert "figures/" not in (root / "results/tables/twin.md").read_text()
 

@@ -10,7 +10,7 @@ import yaml
 
 from fogzo.evidence.frame import gather
 from fogzo.evidence.parse import parse
-from fogzo.runs.files import atomic_write
+from fogzo.runs.files import atomic_write, read_yaml
 from fogzo.runs.identity import digest_of
 from fogzo.runs.packed import Run, pack
 
@@ -85,14 +85,13 @@ def write(root: Path, made: dict, *, effect=None, tuned=True, rows=20) -> dict[t
     dump(root / f"configs/experiment/{name}.yaml", {"experiment": made})
     published = {"ste": 62.0, "fogzo": 70.0} if made["metric"] == "accuracy" else {"ste": 62.0, "fogzo": 60.0}
     described = {"model": "Net", "data": "Images", "metric": made["metric"]}
-    dump(
-        root / f"results/paper/{name}.yaml",
-        {
-            "claim": "FOGZO is better than STE at the same number of steps",
-            "setting": "nets on images",
-            "rows": {s["paper"]: described | published for s in made["settings"].values()},
-        },
-    )
+    table = {
+        "claim": "FOGZO is better than STE at the same number of steps",
+        "setting": "nets on images",
+        "rows": {s["paper"]: described | published for s in made["settings"].values()},
+    }
+    numbers = root / "results/paper/numbers.yaml"
+    dump(numbers, (read_yaml(numbers) or {}) | {name: table})
     if tuned:
         dump(root / f"results/tuned/{name}.yaml", {name: entry_of(made, cell) for name, cell in cells.items()})
     effect = effect or (lambda cell: 0.0)

@@ -1,4 +1,4 @@
-"""The loop: what a step does and costs, and a run that was stopped ends bit for bit where an unstopped one ends."""
+"""The loop: what a step costs, what is evaluated, and a stopped run that ends bit for bit where a whole one ends."""
 
 import copy
 import json
@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.configs import composed
 from helpers.trainers import (
     ESTIMATORS,
@@ -22,16 +24,16 @@ from helpers.trainers import (
 )
 from torch import nn
 
-from fogzo.data import TensorSplit, mnist5k
+from fogzo.data import TensorSplit, TextData, TokenSplit, mnist5k
 from fogzo.errors import UserError
 from fogzo.estimators.probes import Probes
-from fogzo.models import mlp
+from fogzo.models import llama, mlp
 from fogzo.training import checkpoint
 from fogzo.training import closure as closure_module
 from fogzo.training.build import build
 from fogzo.training.launch import train
 from fogzo.training.resume import resume
-from fogzo.training.tasks import Classification, task_of
+from fogzo.training.tasks import Classification, LanguageModelling, task_of
 from fogzo.training.watch import Diverged
 
 
@@ -211,3 +213,27 @@ def test_auto_times_both_ways_of_probing_once_and_keeps_the_faster_in_state_and_
 def test_auto_is_refused_where_nobody_could_choose():
     with pytest.raises(UserError, match="probe_batch=auto: estimator=phased cannot choose; give a number"):
         build(composed("estimator=phased", "estimator.probe_batch=auto"))
+
+
+def text(vocabulary, sequence, tokens=700):
+    shard = np.random.default_rng(0).integers(0, min(vocabulary, 64), tokens).astype(np.uint16)
+    splits = TokenSplit([shard], sequence), TokenSplit([shard[::-1].copy()], sequence)
+    return TextData("made up", *splits, vocabulary=vocabulary, sequence=sequence, tokenizer="", sha256="")
+
+
+@pytest.mark.parametrize(("vocabulary", "sequence", "windows"), [(2048, 128, 128), (50304, 512, 8), (200_000, 4096, 8)])
+def test_evaluation_takes_several_windows_at_a_time(vocabulary, sequence, windows):
+    assert LanguageModelling(text(vocabulary, sequence)).evaluation_batch == windows
+
+
+def test_evaluation_does_not_depend_on_how_many_windows_are_taken_at_a_time():
+    model = llama(layers=1, width=16, heads=2, vocabulary=64, sequence=16)
+    data = text(64, 16)
+    found = [LanguageModelling(data, 16 * 30, evaluation_batch=size).evaluate(model) for size in (1, 8, 7, 1000)]
+    for metrics in found[1:]:
+        assert metrics == pytest.approx(found[0], rel=1e-6)
+    inputs, targets = data.test.batch(torch.arange(30) * len(data.test) // 30)
+    logits = model(input_ids=inputs).logits.detach()
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert found[0]["test_loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert found[0]["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-5)

@@ -20,8 +20,20 @@ from fogzo.runs.files import atomic_write
 Panel = TypeVar("Panel")
 OTHERS = ("#7F7F7F", "#8C564B", "#4B5D16", "#5B3A8C", "#A0522D", "#2F6F6F")
 MARKS = ("o", "s", "^", "D", "v", "P")
-STYLE = Path(__file__).with_name("fogzo.mplstyle")
-RC: dict[Any, Any] = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
+RC: dict[Any, Any] = {  # matplotlib's settings
+    "svg.hashsalt": "fogzo",
+    "svg.fonttype": "none",  # text stays text: smaller, to be searched and read aloud
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "figure.facecolor": "white",
+}
 LIMIT = 6  # panels of a figure, which a reader takes in at once
 WIDE = 12  # where numbers differ by more than this factor, their axis is logarithmic
 Handles = dict[str, Any]  # what is drawn, by its label in the legend

@@ -18,6 +18,16 @@ from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
 SAME = 0.02  # costs that differ by less than this share are the same
+CONFIRMED = (
+    "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
+    "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
+    "disagree; for these two a setting counts if it stands after Holm's correction for all settings of the claim. The "
+    "abstract's claims are held against all settings of their networks; for the other claims, settings whose "
+    "published direction is not known are shown and not counted. A ratio of compute is confirmed where the published "
+    "one lies in the range of ours; where the second method does not get to the loss on some seeds, in part if the "
+    "others' range holds it, and mixed if they lie above it. Twins are far smaller than the paper's networks: they "
+    "can speak for or against a direction, not a size."
+)
 CORRECTED = (
     "In brackets p after Holm's correction over the comparisons of a row: exact, of sign flips, with 6 pairs of seeds "
     "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
@@ -37,7 +47,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
             "trust that it is the paper's": f"{claim.said.trust}: {claim.said.source}",
         }
         rows.append(on_page(entries))
-    return Table(rows)
+    return Table(rows, [CONFIRMED])
 
 
 def claim_effect(claim: Claim, scale: str) -> str | None:
