@@ -85,20 +85,20 @@ def value(evidence: Evidence, cell: str, key: str = "") -> str:
     return f"{mean:,.{metric.digits}f}{metric.sign}"
 
 
-def difference(evidence: Evidence, cell: str, against: str = "", key: str = "") -> str:
-    """Return the paired difference to the baseline, or to another method, in words; by the metric or another column."""
+def difference(evidence: Evidence, cell: str, against: str = "", by: str = "") -> str:
+    """Return the paired difference to the baseline, or to another method, in words; by any metric."""
     place = evidence.cells[cell]
-    key = choice(key or place.metric, "metric", COMPARED)
+    key = choice(by or place.metric, "metric", COMPARED)
     found = evidence.difference(place, evidence.sibling(place, against or evidence.experiment.baseline), key)
     if found is None:
         raise UserError(f"{cell} has nothing to compare with")
     return Effect([found.mean], METRICS[key]).directed()
 
 
-def cases(of: Sequence[Evidence], method: str, against: str, model: str = "") -> list[Case]:
-    """Return the comparisons of two methods in every setting that was run, or in those of a model."""
+def cases(of: Sequence[Evidence], method: str, against: str, model: str = "", by: str = "") -> list[Case]:
+    """Return the comparisons of two methods in every setting that was run, or in those of a model; by any metric."""
     models = [model] if model else []
-    run = run_of([Case(one, *pair) for one in of for pair in pairs_of(one, method, against, models)])
+    run = run_of([Case(one, *pair, by=by) for one in of for pair in pairs_of(one, method, against, models)])
     if not run:
         raise UserError(f"no setting {f'with model={model} ' if model else ''}has {method} and {against}")
     return run
@@ -111,10 +111,10 @@ def reach(of: Sequence[Evidence], method: str, against: str, model: str = "") ->
     return Effect([effect.interval[1]], effect.metric).directed()
 
 
-def count(of: Sequence[Evidence], method: str, against: str, outcome: str) -> int:
-    """Return in how many settings the outcome is better, worse or open."""
+def count(of: Sequence[Evidence], method: str, against: str, outcome: str, by: str = "") -> int:
+    """Return in how many settings the outcome is better, worse or open; by any metric."""
     word = {one.short: one for one in OUTCOMES}[choice(outcome, "outcome", [one.short for one in OUTCOMES])]
-    return sum(case.outcome is word for case in cases(of, method, against))
+    return sum(case.outcome is word for case in cases(of, method, against, by=by))
 
 
 def ratio(evidence: Evidence, first: str, second: str) -> str:

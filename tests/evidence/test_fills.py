@@ -86,6 +86,8 @@ def test_the_page_is_short():
         ('range([lsq_mini, w2a2_mini], "fogzo", "ste", model="llama_mini")', r"[\d.]+ to [\d.]+ ppl worse"),
         ('reach([lsq_mini], "fogzo", "ste", model="deit_mini")', r"[\d.]+ points better"),
         ('count([mlp_factors], "fogzo", "ste", "open")', r"\d+"),
+        ('count([lsq_mini], "fogzo", "ste", "open", by="test_loss")', r"\d+"),
+        ('difference(lsq_mini, "deit.fogzo", by="test_loss")', r"\d\.\d{4} nats (better|worse)"),
         ('settings([mlp_factors], "fogzo", "ste")', r"\d+"),
         ('ratio(mlp_compute, "nspsa_796", "fogzo_1")', r"[\d,]+"),
         ("seeds([lsq_mini, mlp_factors])", "5 to 8"),
