@@ -66,11 +66,11 @@ class Effect:
     metric: Metric
     interval: tuple[float, float] | None = None
 
-    def signed(self, unit: str = "") -> str:
-        """Return it with signs, as in "+0.50 points [−0.20, +1.20]"."""
+    def signed(self) -> str:
+        """Return it with signs, as in "+0.50 [−0.20, +1.20]"."""
         ends = (signed(value, self.metric.digits) for value in (min(self.means), max(self.means)))
         interval = ", ".join(signed(end, self.metric.digits) for end in self.interval or ())
-        return " to ".join(dict.fromkeys(ends)) + (f" {unit}" if unit else "") + (f" [{interval}]" if interval else "")
+        return " to ".join(dict.fromkeys(ends)) + (f" [{interval}]" if interval else "")
 
     def directed(self) -> str:
         """Return it with the direction in words, once where all share it.

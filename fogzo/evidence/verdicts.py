@@ -88,15 +88,11 @@ class Verdict:
         text += f" of {len(self.cases)} settings" + (f", {not_run} not run" if not_run else "")
         return text + (f" (of {unknown} the paper's direction is not known)" if unknown else "")
 
-    def sentence(self, *, directed: bool = False) -> str:
-        """Return the comparison with its numbers, to stand after the word.
-
-        Args:
-            directed: say the direction of differences in words.
-        """
-        said = [self.counts if self.counts != self.word else "", _effects(self.cases, directed)]
+    def sentence(self) -> str:
+        """Return the comparison with its numbers, to stand after the word."""
+        said = [self.counts if self.counts != self.word else "", _effects(self.cases)]
         if aside := run_of(self.aside):
-            said.append(f"by {METRICS[aside[0].metric].name} {_outcomes(self.aside)}, {_effects(aside, directed)}")
+            said.append(f"by {METRICS[aside[0].metric].name} {_outcomes(self.aside)}, {_effects(aside)}")
         numbers = "; ".join(part for part in said if part)
         return f"{self.method.label} against {self.against.label}" + (f": {numbers}" if numbers else "") + "."
 
@@ -122,9 +118,8 @@ def _outcomes(cases: Sequence[Case]) -> str:
     return ", ".join(f"{word} in {counts[word]}" for word in OUTCOMES if counts[word])
 
 
-def _effects(cases: Sequence[Case], directed: bool) -> str:
-    effects = effects_of(cases)
-    return ", ".join(effect.directed() if directed else effect.signed(effect.metric.unit) for effect in effects)
+def _effects(cases: Sequence[Case]) -> str:
+    return ", ".join(effect.directed() for effect in effects_of(cases))
 
 
 def effects_of(cases: Sequence[Case], *, intervals: bool = False) -> list[Effect]:

@@ -43,8 +43,8 @@ def test_a_table_in_markdown_has_what_pages_show():
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "| a_b | 50 % | p | cost | β | run |"
     assert lines[2] == (
-        r"| x \| y | 1.5 ± 0.7 % (2) | −10.17 [−10.88, −9.45]; p = 0.250 (least of 3 pairs) | 1,234,567 (2×) "
-        "| twin: worse! | `make a`, then `make b` |"
+        r"| x \| y | 1.5 ± 0.7 % (2) | 10.17 ppl worse [9.45 to 10.88 worse]; p = 0.250 (least of 3 pairs) "
+        "| 1,234,567 (2×) | twin: worse! | `make a`, then `make b` |"
     )
     assert lines[-1] == "a *note*"
 
@@ -67,8 +67,8 @@ def test_latex_escapes_what_it_takes_for_commands():
         r"\toprule",
         r"a\_b & 50 \% & p & cost & $\beta$ & run \\",
         r"\midrule",
-        r"x \textbar{} y & 1.5 $\pm$ 0.7 \% (2) & $-$10.17 [$-$10.88, $-$9.45]; p = 0.250 (least of 3 pairs) & "
-        r"1,234,567 (2$\times$) & twin: worse! & make a, then make b \\",
+        r"x \textbar{} y & 1.5 $\pm$ 0.7 \% (2) & 10.17 ppl worse [9.45 to 10.88 worse]; p = 0.250 (least of 3 pairs) "
+        r"& 1,234,567 (2$\times$) & twin: worse! & make a, then make b \\",
         r"\midrule",
         latex(TABLE).splitlines()[8],
         r"\bottomrule",
@@ -90,12 +90,12 @@ def test_html_colours_words_by_what_they_are():
     )
 
 
-def test_differences_may_carry_their_direction_in_words():
-    (texts,) = Table([on_page({"a": whole_effect(WORSE, PPL)})]).directed().texts()
+def test_differences_carry_their_direction_in_words():
+    (texts,) = Table([on_page({"a": whole_effect(WORSE, PPL)})]).texts()
     assert texts == ["10.17 ppl worse [9.45 to 10.88 worse]; p = 0.250 (least of 3 pairs)"]
     both = Effect([-92.818, 13.11], PPL, (-153.43, 53.67))
     assert both.directed() == "92.82 ppl worse to 13.11 ppl better [153.43 worse to 53.67 better]"
-    assert both.signed("ppl") == "−92.82 to +13.11 ppl [−153.43, +53.67]"
+    assert both.signed() == "−92.82 to +13.11 [−153.43, +53.67]"
 
 
 def test_prose_in_markdown_becomes_html():

@@ -6,7 +6,7 @@ On a page an entry is a few spans of text; in a CSV file it is one value or seve
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fogzo.evidence.compare import Difference
@@ -37,12 +37,10 @@ class Entry:
     Attributes:
         spans: its text on a page.
         values: its values in a CSV file, by what their names have behind the column's.
-        directed: its text where the direction of differences is said in words, if that is another one.
     """
 
     spans: Sequence[Span]
     values: Mapping[str, Value] = field(default_factory=dict)
-    directed: str = ""
 
     @property
     def text(self) -> str:
@@ -71,7 +69,7 @@ def whole_effect(difference: Difference | None, metric: Metric) -> Entry:
     effect, after = Effect([d.mean], metric, None if alone else d.interval), " (1 pair)" if alone else f"; {p_text(d)}"
     numbers = (d.mean, d.low, d.high, d.t_low, d.t_high, d.pairs, d.p, d.least_p, d.p_t, str(d.outcome))
     values: dict[str, Value] = dict(zip(DIFFERENCE, numbers, strict=True))
-    return Entry([Span(effect.signed() + after)], values, effect.directed() + after)
+    return Entry([Span(effect.directed() + after)], values)
 
 
 def cost(mean: float | None, times: float | None = None) -> Entry:
@@ -150,18 +148,6 @@ class Table:
             }
             for row in self.rows
         ]
-
-    def directed(self) -> Table:
-        """Return the table with the direction of every difference in words."""
-        return replace(self, rows=[[(column, _directed(entry)) for column, entry in row] for row in self.rows])
-
-    def without(self, header: str) -> Table:
-        """Return the table without a column."""
-        return replace(self, rows=[[one for one in row if one[0].header != header] for row in self.rows])
-
-
-def _directed(entry: Entry | Value) -> Entry | Value:
-    return replace(entry, spans=[Span(entry.directed)]) if isinstance(entry, Entry) and entry.directed else entry
 
 
 def _spans_of(entry: Entry | Value) -> Sequence[Span]:

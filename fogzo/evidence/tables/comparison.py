@@ -61,7 +61,7 @@ def _comparison_row(evidence: Evidence, cell: Cell, *, first: bool) -> Row:
         (Column(f"difference to {reference} [95 %]; p", ""), whole_effect(evidence.difference(cell, baseline), metric)),
         (Column("forward equivalents", "forward_equivalents"), _cost(evidence, cell, "forward_equivalents", baseline)),
         (Column("FLOPs", "flops"), _cost(evidence, cell, "flops")),
-        (Column("seconds", "seconds"), _cost(evidence, cell, "seconds")),
+        (Column(None, "seconds"), _cost(evidence, cell, "seconds")),
         (Column("status", "status"), status(evidence, cell)),
         (Column(None, "command"), commands(evidence.commands(cell))),
     ]
