@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.errors import UserError
-from fogzo.interchange.canonical import Exported, Size, activations, others
+from fogzo.interchange.canonical import Exported, Size, activations, others, save
 from fogzo.interchange.coded import WAY_OUT, CodedTensor, coded_tensors, needed
 
 FORMAT = "compressed-tensors"
@@ -53,7 +53,7 @@ def export_compressed(
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         config.eos_token_id = _save_tokenizer(folder, Path(tokenizer), end_of_text)
-    needed("safetensors.torch").save_file(state, folder / "model.safetensors", {"format": "pt"})
+    save(state, folder / "model.safetensors", {"format": "pt"})
     if (generation := getattr(model, "generation_config", None)) is not None and tokenizer is None:
         generation.save_pretrained(folder)
     config.save_pretrained(folder)  # last: without it the folder opens nowhere

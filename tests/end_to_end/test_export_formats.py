@@ -236,6 +236,22 @@ def test_codes_are_packed_to_the_width_that_the_config_names(exported):
     assert (first.before, first.after) == (32 * 32 * 4, 32 * 32 * 3 // 8 + 4 + 16)
 
 
+def test_an_export_that_fails_leaves_the_weights_that_were_there(tmp_path, monkeypatch):
+    model = little(fogzo.LSQ(2))
+    export_compressed(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_compressed(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def biased():
     model = little()
     layer = model.model.layers[0].mlp.down_proj
