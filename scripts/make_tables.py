@@ -59,7 +59,7 @@ def main() -> None:
 def write_tables(evidence: Evidence, figures: set[str]) -> None:
     """Write one experiment's page, and, where there are runs, its tables in full as CSV, but for the controls'."""
     any_runs, stem = bool(evidence.all_runs()), TABLES / evidence.name
-    costs = reached_table(evidence) if any_runs and evidence.experiment.equal_loss.targets else None
+    costs = reached_table(evidence) if any_runs and evidence.experiment.equal_loss else None
     write(stem.with_suffix(".md"), page(evidence, figures))
     write(stem.with_suffix(".csv"), to_csv(comparison_table(evidence)) if any_runs else "")
     write(TABLES / f"{evidence.name}_equal_loss.csv", to_csv(costs) if costs else "")

@@ -20,7 +20,7 @@ from fogzo.checks import choice
 from fogzo.errors import ArgumentError
 from fogzo.runs.schema import COMPARED, LOGGED, METRICS
 
-CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of dataclasses that hold files of people's
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # of what people's files hold
 Number = int | float
 
 
@@ -30,6 +30,13 @@ def _rising(values: tuple[Number, ...]) -> tuple[Number, ...]:
     return values
 
 
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ArgumentError("seeds", list(seeds), "is not possible: give one or more, each once")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], AfterValidator(_distinct)]
 Values = Annotated[tuple[Number, ...], AfterValidator(_rising)]  # that tuning may try
 Compared = Annotated[str, AfterValidator(lambda key: choice(key, "metric", COMPARED))]
 Shown = Annotated[str, AfterValidator(lambda key: choice(key, "metric", METRICS))]
@@ -91,9 +98,9 @@ class Setting:
     label: str
     methods: tuple[str, ...]
     metric: Compared
+    seeds: Seeds
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()
     paper: tuple[str, ...] = ()
 
     @property
@@ -189,6 +196,9 @@ class EqualLoss:
     targets: tuple[str, ...]
     ratios: tuple[CostRatio, ...]
 
+    def __bool__(self) -> bool:
+        return bool(self.targets or self.ratios)
+
 
 @part(frozen=True, config=CHECKED)
 class Experiment:
@@ -206,7 +216,7 @@ class Experiment:
 
     name: str
     title: str
-    seeds: tuple[int, ...]
+    seeds: Seeds
     settings: Mapping[str, Setting]
     methods: Mapping[str, Method]
     tuning: Tuning

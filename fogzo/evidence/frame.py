@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fogzo.checks import choice
 from fogzo.errors import UserError
 from fogzo.evidence.chosen import Choice, read_chosen, tune_command, tuning_faults
 from fogzo.evidence.compare import FEWEST_PAIRS, Difference, paired_difference
@@ -18,7 +19,7 @@ from fogzo.evidence.usable import Runs, usable_runs
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 from fogzo.runs.packed import Fault, Run
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import COMPARED, METRICS
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Evidence:
         return replace(pairs, lost=self._lost(cell, other), spared=self._lost(other, cell)) if pairs else None
 
     def outcome(self, cell: Cell, other: Cell, key: str | None = None) -> Word:
-        """Return what ``cell`` against ``other`` came to, also where one of them diverged on every seed."""
+        """Return what ``cell`` against ``other`` came to, also where no seed was finished by both."""
         difference = self.difference(cell, other, key)
         if difference is not None:
             return difference.outcome
@@ -186,6 +187,9 @@ def _published(experiment: Experiment, file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: rows of {experiment.table} is {rows}, but the published rows must stand there by name: mend it"
         )
+    for name, row in rows.items():
+        if isinstance(row, dict) and "metric" in row:
+            choice(row["metric"], f"{file}: metric of {name}", COMPARED)
     for setting in experiment.settings.values():
         for row in setting.paper:
             if not isinstance(rows.get(row), dict):

@@ -64,8 +64,7 @@ def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -
     way_out = f"first run `{tune_command(experiment.name, cell, where)}`"
     choices = read_chosen(experiment)
     spent = max(len(choices[name].points()) for name in faults)
-    with_less = replace(experiment, tuning=replace(experiment.tuning, trials=max(spent, 1)))
-    if spent and not tuning_faults(with_less, cell):
+    if spent and not tuning_faults(replace(experiment, tuning=replace(experiment.tuning, trials=spent)), cell):
         way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
     said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
     raise UserError(f"{experiment.tuning.chosen}: {said}: {way_out}")

@@ -125,16 +125,15 @@ def _check(experiment: Experiment) -> None:
         _check_all(method.controls, f"controls of {method.name}", [*standard_methods(), *methods])
     for setting in experiment.settings.values():
         _check_all(setting.methods, f"methods of setting {setting.name}", methods)
-        searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
-        _check_all(setting.search, f"what setting {setting.name} searches", searched)
-    for cell in experiment.cells.values():
-        _check_borrowed(experiment, cell)
-    for setting in experiment.settings.values():
         if (baseline := experiment.baseline) not in setting.methods:
             has = ", ".join(setting.methods) or "none"
             raise UserError(
                 f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
             )
+        searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
+        _check_all(setting.search, f"what setting {setting.name} searches", searched)
+    for cell in experiment.cells.values():
+        _check_borrowed(experiment, cell)
     for axis in experiment.axes:
         if bool(axis.settings) == bool(axis.methods):
             raise UserError(f"axes: {axis.label} needs numbers or words for settings or for methods")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fogzo.checks import choice
 from fogzo.evidence.compare import FEWEST_PAIRS, Difference, one_more_run
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import DASH
 from fogzo.evidence.tables import Entry, verdict
 from fogzo.evidence.words import Word
-from fogzo.runs.schema import COMPARED, METRICS
+from fogzo.runs.schema import METRICS
 
 TWIN = "scaled-down twin"
 DIRECTIONS = {"better": 1, "worse": -1}
@@ -28,7 +27,7 @@ def paper_row(evidence: Evidence, cell: Cell) -> Mapping[str, Any]:
 
 def _metric(evidence: Evidence, cell: Cell) -> str:
     """Return by which metric the published row has its numbers."""
-    return str(choice(paper_row(evidence, cell).get("metric", cell.metric), "metric of a published row", COMPARED))
+    return str(paper_row(evidence, cell).get("metric", cell.metric))
 
 
 def is_published(evidence: Evidence, cell: Cell) -> bool:

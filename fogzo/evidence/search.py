@@ -23,8 +23,8 @@ from fogzo.evidence.chosen import Choice
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
-# where a key's range ends: no grid goes on there, so that a best value there lies on no edge.  Both leave the STE
-# without noise (of FOGZO β = 1 leaves its direction, with a measured length).
+# where a key's range ends, and no grid goes on, so that a best value there lies on no edge: β = 1 is without noise,
+# σ = 0 without displacement
 ENDS = {"estimator.beta_min": 1.0, "estimator.sigma": 0.0}
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
 Point = dict[str, Any]

@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fogzo.checks import choice
 from fogzo.evidence.compare import LEVEL, Difference, holm
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.numbers import Effect
 from fogzo.evidence.published import is_published, published_direction
 from fogzo.evidence.words import OUTCOMES, PARTS, Word
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import COMPARED, METRICS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Case:
     direction: int = 0
     by: str = ""
 
+    def __post_init__(self) -> None:
+        choice(self.metric, "metric", COMPARED)
+
     @property
     def metric(self) -> str:
         """What they are compared by."""
@@ -38,12 +42,12 @@ class Case:
 
     @cached_property
     def difference(self) -> Difference | None:
-        """``None`` if one of them diverged on every seed, or was not run."""
+        """``None`` if no seed was finished by both."""
         return self.evidence.difference(self.cell, self.other, self.metric)
 
     @cached_property
     def outcome(self) -> Word:
-        """What it came to, also where one of them diverged on every seed."""
+        """What it came to, also where no seed was finished by both."""
         return self.evidence.outcome(self.cell, self.other, self.metric)
 
 
@@ -191,7 +195,7 @@ def word_of(cases: Sequence[Case]) -> Word:
     directions = [signs.get(case.outcome, 0) * (-1 if case.direction < 0 else 1) for case in cases]
     if directions[0] and len(set(directions)) == 1:
         return words[directions[0]]
-    # where one of them diverged on every seed nothing is left to chance, where nothing could be compared everything is
+    # where no seed was finished by both, an outcome is certain, and none is anyone's guess
     unpaired = [float(not direction) for direction in directions]
     p_values = [case.difference.p_t if case.difference else p for case, p in zip(cases, unpaired, strict=True)]
     corrected = holm(p_values)

@@ -90,18 +90,13 @@ def export(model: nn.Module, path: str | Path, *, run: Mapping[str, Any] | None 
             Size(tensor.name, tensor.bits, tensor.index.numel() * scale.itemsize, packed.nbytes + scale.nbytes)
         )
     metadata = {KEY: json.dumps(document | {"codes": entries}, allow_nan=False)}
-    save(tensors, path, metadata)
-    return Exported(path, before + sum(size.before for size in sizes), path.stat().st_size, tuple(sizes))
-
-
-def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a file of safetensors; if that fails, what was there before stays."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         needed("safetensors.torch").save_file(tensors, temporary, metadata)
         os.replace(temporary, path)  # noqa: PTH105
     finally:
         temporary.unlink(missing_ok=True)
+    return Exported(path, before + sum(size.before for size in sizes), path.stat().st_size, tuple(sizes))
 
 
 def entry(tensor: CodedTensor, packed: Tensor) -> dict[str, Any]:

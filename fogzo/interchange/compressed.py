@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo.errors import UserError
-from fogzo.interchange.canonical import Exported, Size, activations, others, save
+from fogzo.interchange.canonical import Exported, Size, activations, others
 from fogzo.interchange.coded import WAY_OUT, CodedTensor, coded_tensors, needed
 
 FORMAT = "compressed-tensors"
@@ -51,12 +52,16 @@ def export_compressed(
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     config.quantization_config = _scheme(model, coded)
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        config.eos_token_id = _save_tokenizer(folder, Path(tokenizer), end_of_text)
-    save(state, folder / "model.safetensors", {"format": "pt"})
-    if (generation := getattr(model, "generation_config", None)) is not None and tokenizer is None:
-        generation.save_pretrained(folder)
-    config.save_pretrained(folder)  # last: without it the folder opens nowhere
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as made:  # a full disk leaves what was there
+        written = Path(made)
+        if tokenizer is not None:
+            config.eos_token_id = _save_tokenizer(written, Path(tokenizer), end_of_text)
+        needed("safetensors.torch").save_file(state, written / "model.safetensors", {"format": "pt"})
+        if (generation := getattr(model, "generation_config", None)) is not None and tokenizer is None:
+            generation.save_pretrained(written)
+        config.save_pretrained(written)
+        for file in written.iterdir():
+            file.replace(folder / file.name)
     after = (folder / "model.safetensors").stat().st_size
     return Exported(folder, before + sum(size.before for size in sizes), after, tuple(sizes))
 

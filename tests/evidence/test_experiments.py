@@ -131,6 +131,8 @@ def broken(experiment, path, value):
     ("path", "value", "message"),
     [
         (("seeds",), [0, 1], "experiment example: it tunes on seed 0, which its table reports too"),
+        (("seeds",), [], r"seeds=\[\] is not possible: give one or more, each once"),
+        (("settings", "deep", "seeds"), [1, 1], r"seeds=\[1, 1\] is not possible: give one or more, each once"),
         (("seeds",), ["1"], "seeds.0='1' is not possible: Input should be a valid integer"),
         (("sedes",), [1], "experiment example: sedes is not known: choose one of name, title, "),
         (("name",), GONE, "experiment: name is missing: give it"),
@@ -159,7 +161,7 @@ def broken(experiment, path, value):
             "methods.noisy.samples='4' is not possible: Input should be a valid integer",
         ),
         (("settings", "deep", "methods"), ["sted"], "methods of setting deep='sted' is not known: choose one of ste"),
-        (("settings", "deep", "methods"), ["noisy"], "noisy is tuned as='fogzo' is not known: choose one of noisy"),
+        (("settings", "deep", "methods"), ["ste", "noisy"], "noisy is tuned as='fogzo' is not known: choose one"),
         (
             ("settings", "deep", "overrides"),
             [1],

@@ -6,6 +6,7 @@ from helpers import made_up
 
 from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
+from fogzo.evidence.figures.forest import differences
 from fogzo.evidence.figures.style import plain_ticks, save
 from fogzo.evidence.tables.overview import decisions_table, equal_baseline, members_table
 
@@ -78,6 +79,29 @@ def test_decisions_are_corrected_within_a_setting(found):
         found[:1], {"FOGZO": asked["FOGZO"]}, by="test_loss"
     ).texts()
     assert "nats" in held_out
+
+
+def test_what_diverged_on_every_seed_is_decided_and_counts_in_the_correction(found, tmp_path):
+    asked = {"FOGZO": ("fogzo", "ste"), "noise": ("noisy_ste", "ste")}
+    made = made_up.experiment("apart", ("deit",), seeds=range(11, 17))
+    records = made_up.write(tmp_path, made, effect=lambda cell: GAINS.get(cell.partition(".")[2], 0.0))
+    for seed in made["seeds"]:
+        made_up.edit(records["deit.noisy_ste", seed], status="diverged", accuracy=made_up.GONE)
+        made_up.sign(records["deit.noisy_ste", seed])
+    ((_title, _label, _seeds, fogzo, noise),) = decisions_table([made_up.gathered(made)], asked).texts()
+    assert noise == "worse (0)"
+    assert fogzo.endswith("points better (0.031)")  # of two comparisons one is certain
+
+
+def test_a_figure_of_equal_runs_and_another_has_an_axis(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {name: made_up.METHODS[name] for name in ("ste", "slope", "fogzo", "noisy_ste")}
+    made = made_up.experiment("equal", ("deit",), methods)
+    for (cell, seed), record in made_up.write(tmp_path, made).items():
+        made_up.edit(record, accuracy=50.0 + seed * (cell == "deit.noisy_ste"))
+        made_up.sign(record)
+    low, high = differences(made_up.gathered(made)).axes[0].get_xlim()
+    assert low < 0 < high
 
 
 def test_columns_along_training_have_a_panel_each_in_every_setting_that_logged_them(found):

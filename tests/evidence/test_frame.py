@@ -106,6 +106,14 @@ def test_what_is_not_there_is_refused_by_name(changes, message, made, tmp_path):
         gathered(made | changes)
 
 
+def test_a_published_metric_that_is_not_known_is_refused_by_row(made, tmp_path):
+    write(tmp_path, made)
+    numbers = tmp_path / "results/paper/numbers.yaml"
+    numbers.write_text(numbers.read_text().replace("metric: accuracy", "metric: accurracy", 1))
+    with pytest.raises(UserError, match=r"numbers\.yaml: metric of \w+_row='accurracy' is not known: choose one of "):
+        gathered(made)
+
+
 def test_an_experiment_may_have_no_published_table(made, tmp_path):
     write(tmp_path, made)
     assert gathered(made | {"table": None}).paper == {}

@@ -22,7 +22,7 @@ BETA = [0.9, 0.99, 0.999, 0.9999]
 
 
 def cell_of(name, search):
-    return Cell(name, Setting("", "", ("ste",), "train_loss"), Method("ste", "STE"), search=search)
+    return Cell(name, Setting("", "", ("ste",), "train_loss", (1,)), Method("ste", "STE"), search=search)
 
 
 SMALL = cell_of("small", {"optimizer.lr": LR})
@@ -91,18 +91,18 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "edges"),
+    ("key", "values", "best", "edges"),
     [
-        ("estimator.beta_min", [0.999, 0.9999, 1.0], []),
-        ("estimator.beta_min", [0.999, 0.9999, 0.99999], ["estimator.beta_min"]),
-        ("estimator.sigma", [1.0, 0.5, 0.0], []),
-        ("estimator.sigma", [0.0, 0.5, 1.0], ["estimator.sigma"]),
+        ("estimator.beta_min", [0.999, 0.9999, 1.0], 1.0, []),
+        ("estimator.beta_min", [0.999, 0.9999, 0.99999], 0.99999, ["estimator.beta_min"]),
+        ("estimator.sigma", [0.0, 0.5, 1.0], 0.0, []),
+        ("estimator.sigma", [0.0, 0.5, 1.0], 1.0, ["estimator.sigma"]),
     ],
 )
-def test_the_end_of_a_keys_range_is_no_edge_since_no_grid_goes_on_there(key, values, edges):
+def test_the_end_of_a_keys_range_is_no_edge_since_no_grid_goes_on_there(key, values, best, edges):
     search = search_of(cell_of("closed", {key: values}))
-    for loss in (3.0, 2.0, 1.0):  # the last value is the best one
-        search.tell(search.next_point(), {"train_loss": loss})
+    for value in values:
+        search.tell(search.next_point(), {"train_loss": abs(value - best)})
     assert search.outcome().on_edge_of_grid == edges
 
 

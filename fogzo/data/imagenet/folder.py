@@ -37,7 +37,6 @@ from fogzo.data.imagenet.tree import (
     tree_files,
     tree_sha256,
 )
-from fogzo.errors import keys_of
 from fogzo.seeding import derive_seed
 
 PREPARE = "python scripts/prepare_imagenet100.py --imagenet FOLDER"
@@ -193,9 +192,8 @@ def folder_data(
             ends does not show, an image says when it is read.
         UserError: for options that are not possible.
     """
-    sizes = {"image_size": image_size, "repeats": repeats, "workers": workers, "verify": verify}
-    with keys_of("data"):
-        check_options(augmentation=augmentation, mixing=mixing, **sizes)
+    others = {"image_size": image_size, "repeats": repeats, "workers": workers, "verify": verify}
+    check_options(augmentation=augmentation, mixing=mixing, **others)
     workers = own_cores() if workers is None else workers
     if not folder.is_dir():
         raise DataError(f"{name} is not in {folder}: {way_out}")

@@ -18,7 +18,7 @@ from fogzo.evidence.words import Word
 from fogzo.runs.schema import METRICS
 
 SAME = 0.02  # costs that differ by less than this share are the same
-CONFIRMED = (
+CLAIMS_RULE = (
     "A claim is *confirmed* (or *opposite*) where our experiments of the same comparison come out as the paper says "
     "(or the other way round) beyond the seeds' spread, *in part* where only some of them do, *mixed* where they "
     "disagree; for these two a setting counts if it stands after Holm's correction for all settings of the claim. The "
@@ -28,7 +28,7 @@ CONFIRMED = (
     "others' range holds it, and mixed if they lie above it. Twins are far smaller than the paper's networks: they "
     "can speak for or against a direction, not a size."
 )
-CORRECTED = (
+DECISIONS_RULE = (
     "In brackets p after Holm's correction over the comparisons of a row: exact, of sign flips, with 6 pairs of seeds "
     "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
 )
@@ -47,7 +47,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
             "trust that it is the paper's": f"{claim.said.trust}: {claim.said.source}",
         }
         rows.append(on_page(entries))
-    return Table(rows, [CONFIRMED])
+    return Table(rows, [CLAIMS_RULE])
 
 
 def claim_effect(claim: Claim, scale: str) -> str | None:
@@ -187,22 +187,25 @@ def decisions_table(every: Sequence[Evidence], asked: Mapping[str, tuple[str, st
                 for header, (method, against) in asked.items()
                 if {method, against} <= by_method.keys()
             }
-            run = {header: case for header, case in cases.items() if case.difference}
-            if run:
-                seeds = from_to(case.difference.pairs for case in run.values() if case.difference)
+            run = {header: case for header, case in cases.items() if case.outcome is not Word.NOT_RUN}
+            pairs = [case.difference.pairs for case in run.values() if case.difference]
+            if pairs:
+                seeds = from_to(pairs)
                 place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
                 rows.append(on_page(place | dict.fromkeys(asked) | _decided(run)))
-    return Table(rows, [CORRECTED] if rows else [])
+    compared = f"Compared by {METRICS[by].name}. " if by else ""
+    return Table(rows, [compared + DECISIONS_RULE] if rows else [])
 
 
 def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:
     """Return the entry of each comparison of a setting."""
-    differences = {header: case.difference for header, case in cases.items() if case.difference is not None}
-    corrected = holm([difference.p_decides for difference in differences.values()])
+    apart = {header: case.outcome in (Word.BETTER, Word.WORSE) for header, case in cases.items()}
+    # where no seed was finished by both, an outcome is certain, and none is one more chance
+    p_values = [case.difference.p_decides if case.difference else float(not apart[key]) for key, case in cases.items()]
     entries = {}
-    for (header, difference), p in zip(differences.items(), corrected, strict=True):
-        stands = cases[header].outcome in (Word.BETTER, Word.WORSE) and p <= LEVEL
-        effect = Effect([difference.mean], METRICS[cases[header].metric]).directed()
+    for (header, case), p in zip(cases.items(), holm(p_values), strict=True):
+        stands = apart[header] and p <= LEVEL
+        effect = Effect([case.difference.mean], METRICS[case.metric]).directed() if case.difference else case.outcome
         text = f"{'' if stands else 'open: '}{effect} ({p:.2g})"
-        entries[header] = Entry([Span(text, "word", word=cases[header].outcome if stands else Word.UNDECIDED)])
+        entries[header] = Entry([Span(text, "word", word=case.outcome if stands else Word.UNDECIDED)])
     return entries
