@@ -194,7 +194,6 @@ def test_a_plan_looks_for_the_checkpoint_to_begin_from(tmp_path):
     [
         (["data=imagefolder", "data.augmentation=nope"], "data.augmentation='nope' is not known"),
         (["data=imagefolder", "+data.mixing={mixup: -1}"], "data.mixing.mixup=-1 is not possible"),
-        (["data=imagefolder", "data.augmentation=nope", "~data.workers"], "data.augmentation='nope' is not known"),
     ],
 )
 def test_a_value_of_the_data_is_named_by_its_key(overrides, message):
