@@ -12,8 +12,9 @@ from torch import Tensor
 from fogzo.checks import choice, choices_of, positive, share, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.beta import OverSteps, held, value_at
-from fogzo.estimators.guide import RunningMean, guide_of
+from fogzo.estimators.guide import guide_of
 from fogzo.estimators.probes import slopes_of
+from fogzo.estimators.running_mean import RunningMean
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from fogzo.checks import positive, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, check_weights
 from fogzo.estimators.beta import Beta, noise_share
-from fogzo.estimators.guide import Guide, Guided, RunningMean, guide_of
+from fogzo.estimators.guide import Guide, Guided, guide_of
 from fogzo.estimators.probes import slopes_of
+from fogzo.estimators.running_mean import RunningMean
 from fogzo.quantize import QuantizedWeight
 
 

@@ -1,10 +1,10 @@
-"""The guide: the straight-through gradient over all quantized weights, in grid units, scaled; and a mean over steps."""
+"""The guide: the straight-through gradient over all quantized weights, in grid units, scaled to a length."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -184,33 +184,3 @@ def normalise(
     factors = torch.where(denominators > 0, length / denominators, 0.0)  # a zero guide has no direction
     torch._foreach_mul_(grads, list(factors.unbind()))
     return g_norm, (norms.square() * factors).sum()
-
-
-class RunningMean:
-    """Mean of the values of past steps, older ones counting less; a tensor, so that nothing waits for a GPU."""
-
-    def __init__(self, memory: float = 0.95) -> None:
-        self.memory, self.steps = memory, 0
-        self.smoothed = torch.zeros((), dtype=torch.float64)
-
-    def subtract_from(self, values: Tensor) -> Tensor:
-        """Return ``values`` less the mean of the steps before, and take them into it.
-
-        The mean knows nothing of this step's noise, so that subtracting it adds no bias.  In the first step there is
-        none, and nothing is subtracted.
-        """
-        before = self.value().to(values)
-        mean = values.detach().double().mean()
-        self.smoothed = self.memory * self.smoothed.to(mean) + (1 - self.memory) * mean
-        self.steps += 1
-        return values - before
-
-    def value(self) -> Tensor:
-        """Return the mean so far, 0 before the first step; shape ()."""
-        return self.smoothed / (1 - self.memory**self.steps) if self.steps else self.smoothed
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"smoothed": self.smoothed, "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.smoothed, self.steps = state["smoothed"], state["steps"]

@@ -10,7 +10,8 @@ import torch
 
 from fogzo.checks import options_of
 from fogzo.estimators.base import Closure, Estimate
-from fogzo.estimators.guide import Guided, RunningMean
+from fogzo.estimators.guide import Guided
+from fogzo.estimators.running_mean import RunningMean
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import same_mean
 from fogzo.seeding import derive_seed

@@ -195,10 +195,9 @@ def word_of(cases: Sequence[Case]) -> Word:
     directions = [signs.get(case.outcome, 0) * (-1 if case.direction < 0 else 1) for case in cases]
     if directions[0] and len(set(directions)) == 1:
         return words[directions[0]]
-    # where no seed was finished by both, an outcome is certain, and none is anyone's guess
-    unpaired = [float(not direction) for direction in directions]
-    p_values = [case.difference.p_t if case.difference else p for case, p in zip(cases, unpaired, strict=True)]
-    corrected = holm(p_values)
+    # where no seed was finished by both, an outcome is certain, and without one nothing is known
+    pairs = zip(cases, directions, strict=True)
+    corrected = holm([case.difference.p_t if case.difference else float(not direction) for case, direction in pairs])
     left = {direction for direction, p in zip(directions, corrected, strict=True) if direction and p <= LEVEL}
     if len(left) == 2:
         return Word.MIXED
