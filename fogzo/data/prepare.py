@@ -15,13 +15,11 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from fogzo.checks import number, whole
 from fogzo.data.base import DataError
@@ -47,27 +45,12 @@ from fogzo.data.tokenize import (
     vocabulary_of,
 )
 from fogzo.errors import explained
-from fogzo.runs.files import atomic_write
+from fogzo.runs.files import LOCK, atomic_write, locked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LOCK = ".lock"
 REPORT_SECONDS = 10.0
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold ``folder`` alone.  The lock dies with its process, so a kill leaves none behind.
-
-    Raises:
-        DataError: if another process holds it, and ``wait`` is false.
-    """
-    try:
-        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
-            yield
-    except Timeout as error:
-        raise DataError(f"another process is at work in {folder}: wait for it, or name another folder") from error
 
 
 @dataclass(frozen=True)
@@ -125,7 +108,7 @@ def prepare(job: Job, folder: Path) -> str:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, wait=False):
+        with locked(folder, wait=False, kind=DataError):
             journal = _open_journal(job, folder)
             if journal["finished"]:
                 return f"{folder} is finished already: {_summary(folder)}"

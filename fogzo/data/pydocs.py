@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fogzo.data.base import DataError
-from fogzo.data.prepare import locked
 from fogzo.data.shards import (
     FORMAT,
     MANIFEST,
@@ -45,7 +44,7 @@ from fogzo.data.shards import (
 from fogzo.data.text import TextData, open_text
 from fogzo.data.tokenize import check_vocabulary, encode, end_of_text, in_test, train_tokenizer, vocabulary_of
 from fogzo.errors import explained
-from fogzo.runs.files import atomic_write
+from fogzo.runs.files import atomic_write, locked
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "scipy", "sympy")
 FOLDERS = {"scikit-learn": "sklearn"}  # where the package is not called as its distribution

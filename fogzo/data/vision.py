@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fogzo.data.base import FACTS, Data, DataError, Split
 from fogzo.errors import explained, one_line
-from fogzo.runs.files import atomic_write
+from fogzo.runs.files import atomic_write, locked
 
 PER_CLASS, TEST_PER_CLASS = 500, 100  # of each embedded digit
 MNIST_PIXELS = (0.1307, 0.3081)  # mean and standard deviation in the full training set, in [0, 1]
@@ -144,15 +144,12 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
     from torchvision.datasets.utils import check_integrity
 
     folder = root / dataset.__name__ / "raw"
-    _unpack_system_copy(name, folder)
-    try:
-        if not all((folder / file).is_file() for file in FILES):
-            dataset(root, download=True)
-    except Exception as error:  # torchvision lets out whatever urllib, gzip or struct raise
-        raise DataError(
-            f"{name} is not in {folder} and could not be downloaded ({one_line(error, 100)}): put {', '.join(FILES)} "
-            "there (data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
-        ) from error
+    if not all((folder / file).is_file() for file in FILES):
+        way_out = "choose a writable folder with data.root=FOLDER"
+        with explained(folder, way_out, problem=f"of {name} cannot be made", kind=DataError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder.parent, wait=True):  # of several first uses at a time, one does the work
+                _fetch(name, dataset, root, folder)
     for file, md5 in zip(FILES, MD5[name], strict=True):
         with explained(folder / file, "make it readable, or remove that folder", kind=DataError):
             whole = check_integrity(str(folder / file), md5)
@@ -172,6 +169,18 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
     )
 
 
+def _fetch(name: str, dataset: Any, root: Path, folder: Path) -> None:
+    _unpack_system_copy(name, folder)
+    try:
+        if not all((folder / file).is_file() for file in FILES):
+            dataset(root, download=True)
+    except Exception as error:  # torchvision lets out whatever urllib, gzip or struct raise
+        raise DataError(
+            f"{name} is not in {folder} and could not be downloaded ({one_line(error, 100)}): put {', '.join(FILES)} "
+            "there (data.root=FOLDER names another place), or use the embedded digits with data=mnist5k"
+        ) from error
+
+
 def _unpack_system_copy(name: str, folder: Path) -> None:
     source = SYSTEM_FOLDERS.get(name)
     if source is None or not all((source / f"{file}.gz").is_file() for file in FILES):
@@ -182,5 +191,4 @@ def _unpack_system_copy(name: str, folder: Path) -> None:
         if not (folder / file).is_file():
             problem = f"of {name} cannot be unpacked into {folder}"
             with explained(packed, way_out, problem=problem, kind=DataError, also=(zlib.error,)):
-                folder.mkdir(parents=True, exist_ok=True)
                 atomic_write(folder / file, gzip.decompress(packed.read_bytes()))

@@ -1,17 +1,20 @@
-"""Files that are written whole or not at all, and YAML that people edit."""
+"""Files that are written whole or not at all, folders that one process holds, and YAML that people edit."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError, explained
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads 500 configs in a second, not in ten
+LOCK = ".lock"
 WAY_OUT = "mend it, or put back the version that was committed"
 
 
@@ -30,6 +33,20 @@ def atomic_write(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Hold ``folder`` alone.  The lock dies with its process, so a kill leaves none behind.
+
+    Raises:
+        UserError: as ``kind``, if another process holds it, and ``wait`` is false.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+            yield
+    except Timeout as error:
+        raise kind(f"another process is at work in {folder}: wait for it, or name another folder") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from fogzo.data.sources import Files, Streamed, chunks
 from fogzo.data.text import prepared_text
 from fogzo.data.tokenize import encode, end_of_text, in_test, load_tokenizer, train_tokenizer, vocabulary_of
 from fogzo.errors import UserError
+from fogzo.runs.files import locked
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_folders_that_cannot_be_used_are_refused(corpus, tmp_path, monkeypatch):
     with refused_with("journal.json is damaged"):
         prepare(job_of(corpus), tmp_path / "damaged")
     (tmp_path / "held").mkdir()
-    with prepare_module.locked(tmp_path / "held", wait=False), refused_with("another process is at work in"):
+    with locked(tmp_path / "held", wait=False), refused_with("another process is at work in"):
         prepare(job_of(corpus), tmp_path / "held")
 
 

