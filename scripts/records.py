@@ -6,7 +6,8 @@
     python scripts/records.py drop --unusable [experiment=NAME]       take out the lines that `check` names
     python scripts/records.py check                         verify every record
 
-KEY is experiment, cell or seed; VALUE may be several, with commas.  Runs of no experiment are in experiment=recipes.
+KEY is experiment, cell, seed or run, a name as `show` prints it; VALUE may be several, with commas.  Runs
+of no experiment are in experiment=recipes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ KEYS: Mapping[str, Callable[[Run], str]] = {
     "experiment": lambda run: run.place.stem,
     "cell": lambda run: label_of(run.config),
     "seed": lambda run: str(run.config["seed"]),
+    "run": lambda run: run.name,
 }
 
 

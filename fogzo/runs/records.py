@@ -62,7 +62,7 @@ def drop_command(run: Run) -> str:
     """Return the command that takes a run out of the records; of one that is not over, its folder away."""
     if not run.line:
         return _remove(run.place)
-    words = {"experiment": run.place.stem, "cell": label_of(run.config), "seed": run.config["seed"]}
+    words = {"experiment": run.place.stem, "run": run.name}  # a cell and a seed may have a fresh run beside a stale one
     return f"{COMMAND} drop {' '.join(shlex.quote(f'{key}={value}') for key, value in words.items())}"
 
 

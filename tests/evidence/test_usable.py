@@ -13,6 +13,7 @@ from fogzo.evidence.frame import gather
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse
 from fogzo.runs.files import atomic_write
+from fogzo.runs.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = Path("results/records/example.jsonl")
@@ -99,8 +100,19 @@ def test_a_stale_record_is_named_and_not_used(kind, project):
     assert not any(records.runs.values())
     (fault,) = records.faults
     assert (fault.where, reason in fault.reason) == (place, True)
-    cell, seed = changes.get("cell", "mlp.fogzo"), changes.get("seed", 1)
-    assert fault.command == f"python scripts/records.py drop experiment=example cell={cell} seed={seed}"
+    (stale,) = read_records(RECORDS).runs
+    assert fault.command == f"python scripts/records.py drop experiment=example run={stale}"
+
+
+def test_the_advice_for_a_stale_record_leaves_the_fresh_one_of_its_cell_and_seed(project, monkeypatch):
+    record("ste", 1, changes={"steps": 20})
+    record("ste", 1)
+    (fault,) = gather(parse(project)).faults
+    monkeypatch.setattr(sys, "argv", fault.command.split()[1:])
+    monkeypatch.setattr("os.chdir", lambda folder: None)  # stay here
+    runpy.run_path(str(ROOT / "scripts/records.py"), run_name="__main__")
+    (left,) = read_records(RECORDS).runs.values()
+    assert left.config["steps"] == 30
 
 
 def test_a_record_whose_config_is_not_that_of_its_siblings_is_stale(project):
@@ -183,7 +195,7 @@ def test_every_gap_is_listed_with_its_command(project, missing):
     assert lines[:2] == [f"not over: {begun}", "example: 1 of 4 runs"]
     train = "python train.py -m experiment=example cell=mlp."
     assert lines[lines.index(f"{old}: it was not run with steps=30, as the experiment now says") + 1] == (
-        "python scripts/records.py drop experiment=example cell=mlp.ste seed=2"
+        f"python scripts/records.py drop experiment=example run={list(read_records(RECORDS).runs)[1]}"
     )
     assert lines[lines.index("mlp.ste: seed 2 missing") + 1] == f"{train}ste seed=2"
     assert lines[lines.index("mlp.fogzo: seed 1,2 missing") + 1] == f"{train}fogzo seed=1,2"
