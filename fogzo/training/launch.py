@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from fogzo.errors import UserError
-from fogzo.ranks import announced, barrier, check_same, gather
+from fogzo.ranks import announced, barrier, check_same, gather, largest
 from fogzo.runs.folder import RunFolder
 from fogzo.runs.provenance import provenance
 from fogzo.training import checkpoint
@@ -100,9 +100,10 @@ def _lead(cfg: DictConfig, trainer: Trainer, asked: Asked) -> dict[str, Any]:
     new = not (path / "config.yaml").exists()
     folder = RunFolder(path, record, place="run_dir" if cfg.run_dir else "results_dir")
     try:
-        if (summary := folder.summary()) is not None:  # another process was faster
-            return finished_before(asked._replace(summary=summary))
-        barrier()
+        over = folder.summary()
+        largest(int(over is not None))  # the other ranks wait for this, and then for nothing if the run is over
+        if over is not None:  # another process was faster
+            return finished_before(asked._replace(summary=over))
         trainer.folder = folder
         with _not_kept_if_refused(folder, new):
             resumed = _start(trainer, folder, record)
@@ -137,7 +138,8 @@ def _not_kept_if_refused(folder: RunFolder, new: bool) -> Iterator[None]:
 
 def _follow(trainer: Trainer, asked: Asked) -> dict[str, Any]:
     """Train as any other rank: read rank 0's checkpoint, once it has checked the folder, and write nothing."""
-    barrier()
+    if largest(0):  # rank 0 has found the run over
+        return RunFolder.finished(asked.path, asked.record) or {}
     _start(trainer, RunFolder.view(asked.path, asked.record), asked.record)
     try:
         return summary_of(asked.record, trainer, trainer.fit())

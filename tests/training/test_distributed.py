@@ -129,6 +129,21 @@ def test_an_error_that_only_one_rank_meets_is_said_with_its_rank(tmp_path):
     assert said.startswith(f"rank 1: error: the text set c4 in {tmp_path}/nowhere/c4 is not there")
 
 
+def test_all_ranks_leave_in_peace_when_another_process_was_faster(tmp_path):
+    own = tmp_path / "too_late.py"  # the run ended after both ranks had looked for it
+    own.write_text(
+        "import runpy\n"
+        "from fogzo.training import launch\n"
+        "look_up = launch.look_up\n"
+        "launch.look_up = lambda cfg: look_up(cfg)._replace(summary=None)\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    chosen = ["device=cpu", "threads=1", "steps=2", "evaluation_examples=10", f"run_dir={tmp_path / 'run'}"]
+    assert run("train.py", *chosen, ranks=2).returncode == 0
+    done = run(own, *chosen, ranks=2)
+    assert (done.returncode, done.stdout.count("finished already:")) == (0, 1), done.stderr
+
+
 UNENDING = ["device=cpu", "threads=1", "steps=1000000", "log_every=1", "checkpoint_every=0"]
 
 
