@@ -275,8 +275,7 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
     assert (experiment.name, experiment.exploratory) == (name, name.endswith("_explore"))
     searched = [cell for cell in experiment.cells.values() if cell.search]  # not: what takes all from another cell
     trials = {min(experiment.tuning.trials, len(cell.points())) for cell in searched}
-    # the same number for every cell; the STE has one knob, and of the DeiT's six rates all are tried (docs/choosing.md)
-    assert trials == {experiment.tuning.trials} | ({6} if name == "long_deit" else set())
+    assert trials == {experiment.tuning.trials}  # the same number for every cell
     assert experiment.tuning.chosen == f"results/tuned/{name}.yaml"
     for command in re.findall(r"^#   (python \S+.*?)(?:   .*)?$", text, re.MULTILINE):
         assert f"experiment={name}" in command
