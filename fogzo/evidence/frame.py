@@ -22,6 +22,13 @@ from fogzo.runs.packed import Fault, Run
 from fogzo.runs.schema import COMPARED, METRICS
 
 
+def machine(run: Run) -> str:
+    """Return what a run was computed on, ``cpu (AMD EPYC, AVX512)``: it decides the last bits, and so the run's end."""
+    said = run.summary.get("gpu") or run.summary.get("processor") or {}
+    name = ", ".join(str(said[key]) for key in ("name", "instructions") if key in said)
+    return f"{run.summary.get('device')} ({name or 'of a kind that the record does not say'})"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One experiment and its records.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from fogzo.evidence.frame import Evidence
+from fogzo.evidence.frame import Evidence, machine
 from fogzo.evidence.render import rendered
 from fogzo.evidence.tables.comparison import comparison_table, control_table, runs_table, tuned_table
 from fogzo.evidence.tables.compute import compute_table, equal_loss_table, ratio_table
@@ -28,7 +28,7 @@ def page(evidence: Evidence, figures: Collection[str] = ()) -> str:
         figures: the names of those that are drawn beside it.
     """
     drawn = [(f"{evidence.name}{end}", what) for end, what in FIGURES.items() if f"{evidence.name}{end}" in figures]
-    cells = [cell for cell in evidence.cells.values() if not cell.method.is_control and evidence.values(cell)]
+    cells = [cell for cell in evidence.cells.values() if evidence.values(cell)]
     return rendered("page.md.j2", **TABLES, e=evidence, figures=drawn, cells=cells)
 
 
@@ -48,7 +48,7 @@ def footer(evidence: Evidence) -> str:
         f"{len(runs)} runs in results/records/{evidence.name}.jsonl, scale {evidence.experiment.scale}, "
         f"data {_list(str((run.summary.get('data') or {}).get('name')) for run in runs)}, "
         f"seeds {_list(run.summary['seed'] for run in runs)}, commit {_list(commits)}{changed}, "
-        f"{', '.join(versions)}, {_list(str(run.summary.get('device')) for run in runs)}. "
+        f"{', '.join(versions)}, {_list(map(machine, runs))}. "
         "Spread: sample standard deviation over seeds; n: finished runs."
     )
 

@@ -74,6 +74,8 @@ def test_decisions_are_corrected_within_a_setting(found):
     assert noise.startswith("open: ")
     (_title, _label, _seeds, alone), _ = decisions_table(found[:1], {"FOGZO": asked["FOGZO"]}).texts()
     assert alone == fogzo.removeprefix("open: ").replace("0.062", "0.031")
+    beside, _ = decisions_table(found[:1], {"FOGZO": asked["FOGZO"]}, also=asked).texts()
+    assert beside == [_title, _label, _seeds, fogzo]  # the noise, which another table shows, counts
     assert decisions_table(found[:1], {"none": asked["none"]}).texts() == []
     (_title, _label, _seeds, held_out), _ = decisions_table(
         found[:1], {"FOGZO": asked["FOGZO"]}, by="test_loss"

@@ -278,6 +278,21 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
     assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
 
 
+def test_runs_of_several_kinds_of_processor_in_one_setting_are_named(project):
+    made = experiment()
+    records = write(project, made)
+    every, two = [11, 12, 13], {"name": "EPYC", "instructions": "AVX2"}
+    for cell, seed in [("deit.ste", seed) for seed in every] + [("resnet.ste", 11)]:
+        edit(records[cell, seed], processor=two)
+        sign(records[cell, seed])
+    found = gathered(made)
+    notes = [note for note in comparison_table(found).notes if note.startswith("Of several machines")]
+    assert [": STE: cpu (EPYC, AVX2); " in note for note in notes] == [True, False]
+    unknown = "cpu (of a kind that the record does not say)"
+    assert f"; STE: cpu (EPYC, AVX2) and {unknown}" in f"; {notes[1].partition('differ: ')[2]}"
+    assert f", cpu (EPYC, AVX2), {unknown}. Spread" in footer(found)
+
+
 def test_the_page_names_runs_seeds_commit_and_versions(project):
     made = experiment()
     write(project, made)

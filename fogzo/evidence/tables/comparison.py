@@ -7,7 +7,7 @@ from typing import Any
 
 from fogzo.evidence.chosen import Choice, whole_commands
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.frame import Evidence
+from fogzo.evidence.frame import Evidence, machine
 from fogzo.evidence.numbers import signed
 from fogzo.evidence.published import published_difference, published_text, status
 from fogzo.evidence.tables import (
@@ -100,6 +100,14 @@ def notes(evidence: Evidence) -> list[str]:
             lines.append(f"Diverged ({where}): seed {', '.join(map(str, diverged))}, not in the mean.")
         if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge_of_grid):
             lines.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+    for cells in evidence.settings().values():
+        machines: dict[str, list[str]] = {}
+        for cell in cells:
+            if names := " and ".join(sorted({machine(run) for run in evidence.runs[cell.name].values()})):
+                machines.setdefault(names, []).append(cell.label)
+        if len(machines) > 1:
+            found = "; ".join(f"{', '.join(labels)}: {names}" for names, labels in machines.items())
+            lines.append(f"Of several machines ({cells[0].setting.label}), whose last bits differ: {found}.")
     for key in evidence.experiment.also:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
             label = METRICS[key].label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fogzo.evidence.claims import Claim, RatioCase
 from fogzo.evidence.compare import LEVEL, holm
@@ -29,7 +30,7 @@ CLAIMS_RULE = (
     "can speak for or against a direction, not a size."
 )
 DECISIONS_RULE = (
-    "In brackets p after Holm's correction over the comparisons of a row: exact, of sign flips, with 6 pairs of seeds "
+    "In brackets p after Holm's correction over {family}: exact, of sign flips, with 6 pairs of seeds "
     "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
 )
 
@@ -171,30 +172,38 @@ def members_table(every: Sequence[Evidence]) -> Table:
     return Table(rows, blocks=blocks)
 
 
-def decisions_table(every: Sequence[Evidence], asked: Mapping[str, tuple[str, str]], by: str = "") -> Table:
+def decisions_table(
+    every: Sequence[Evidence],
+    asked: Mapping[str, tuple[str, str]],
+    by: str = "",
+    also: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> Table:
     """Return a row a setting that was run, a column a comparison: the difference, its p, and whether it stands.
 
     Args:
         asked: the method and what it is held against, by the header of the column.
         by: the metric, if not the one that the cells are compared by.
+        also: comparisons that another table shows, and that count in the correction here too.
     """
     rows = []
+    family = "all comparisons of a setting, those of the other table included" if also else "the comparisons of a row"
     for evidence in every:
         for cells in evidence.settings().values():
             by_method = {cell.method.name: cell for cell in cells}
             cases = {
                 header: Case(evidence, by_method[method], by_method[against], by=by)
-                for header, (method, against) in asked.items()
+                for header, (method, against) in {**also, **asked}.items()
                 if {method, against} <= by_method.keys()
             }
             run = {header: case for header, case in cases.items() if case.outcome is not Word.NOT_RUN}
-            pairs = [case.difference.pairs for case in run.values() if case.difference]
+            pairs = [found.pairs for header in asked if header in run and (found := run[header].difference)]
             if pairs:
                 seeds = from_to(pairs)
+                shown = {header: entry for header, entry in _decided(run).items() if header in asked}
                 place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
-                rows.append(on_page(place | dict.fromkeys(asked) | _decided(run)))
+                rows.append(on_page(place | dict.fromkeys(asked) | shown))
     compared = f"Compared by {METRICS[by].name}. " if by else ""
-    return Table(rows, [compared + DECISIONS_RULE] if rows else [])
+    return Table(rows, [compared + DECISIONS_RULE.format(family=family)] if rows else [])
 
 
 def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:
