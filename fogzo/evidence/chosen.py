@@ -19,6 +19,7 @@ from fogzo.runs.files import atomic_write, parse_yaml, read_bytes
 from fogzo.runs.schema import METRICS
 
 CHOSEN = "experiment.tuning.chosen"  # the key that names the file
+RATE = "optimizer.lr"
 UNLISTED = "tuned without a list of what was tried"  # enough for a run, as a file written by hand, but not for a table
 
 
@@ -47,6 +48,15 @@ class Choice:
     def points(self) -> list[Mapping[str, Any]]:
         """Return the values of every trial."""
         return [trial["values"] for trial in self.tried or ()]
+
+    def by_rate(self, metric: str) -> dict[float, list[float]]:
+        """Return what the trials had at each learning rate, in order; infinitely bad values where they diverged."""
+        had: dict[float, list[float]] = {}
+        for trial in self.tried or ():
+            rate, value = trial["values"].get(RATE), trial.get(metric)
+            if rate is not None and value is not None:
+                had.setdefault(rate, []).append(value)
+        return dict(sorted(had.items()))
 
 
 def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:

@@ -18,6 +18,7 @@ FIGURES = {  # an experiment's figures by the end of their names
     "_differences": "paired differences to the baseline",
     "_sensitivity": "sensitivity",
     "_along": "codes that flip, and agreement, along training",
+    "_rates": "loss in tuning against the learning rate",
 }
 
 

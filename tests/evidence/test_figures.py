@@ -7,8 +7,10 @@ from helpers import made_up
 from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.forest import differences
+from fogzo.evidence.figures.rates import OTHERS, rate_figures, rates
 from fogzo.evidence.figures.style import plain_ticks, save
 from fogzo.evidence.tables.overview import decisions_table, equal_baseline, members_table
+from fogzo.runs.files import read_yaml
 
 GAINS = {"fogzo": 5.0, "slope": -5.0, "noisy_ste": 0.0, "ste_longer": 2.0}
 RENAMED = {
@@ -114,6 +116,30 @@ def test_columns_along_training_have_a_panel_each_in_every_setting_that_logged_t
     ]
     labels = [axis.get_ylabel() for axis in curves(found[0], panels).axes]
     assert labels == ["loss of the batches", "test loss"] * 2
+
+
+def test_a_line_takes_the_best_of_a_methods_knob_at_each_rate_that_was_tried(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = made_up.experiment("tuned", ("deit",), {name: made_up.METHODS[name] for name in ("ste", "fogzo")})
+    made_up.write(tmp_path, made)
+    losses = {"deit.ste": [0.5, 0.7], "deit.fogzo": [0.8, 0.6, 9.0, 0.4]}  # rate by rate, both knobs of FOGZO's
+    file = tmp_path / made["tuning"]["chosen"]
+    entries = read_yaml(file)
+    for cell, values in losses.items():
+        for trial, value in zip(entries[cell]["tried"], values, strict=True):
+            trial["train_loss"] = value
+    made_up.dump(file, entries)
+    found = made_up.gathered(made)
+    ((panel,),) = rate_figures(found)
+    figure = rates(found, [panel])
+    (axis,) = figure.axes
+    ste, fogzo, *others = [list(zip(*drawn.get_data(), strict=True)) for drawn in axis.lines]
+    assert ste == [(0.01, 0.5), (0.1, 0.7)]
+    assert fogzo == [(0.01, 0.6), (0.1, 0.4)]
+    assert others == [[(0.01, 0.8)], [(0.1, 1)]]  # the second further up than the axis reaches, so at its end
+    assert axis.get_ylim()[0] < 0.4 < 0.8 < axis.get_ylim()[1] < 9
+    assert (axis.get_xscale(), axis.get_ylabel()) == ("log", "training loss in tuning, nats")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*(c.label for c in panel), *OTHERS.values()]
 
 
 def test_the_figure_is_drawn_of_what_was_run(found, tmp_path):

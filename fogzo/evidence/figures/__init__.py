@@ -11,6 +11,7 @@ from fogzo.evidence.claims import claims_of
 from fogzo.evidence.figures.curves import curve_figures, curves
 from fogzo.evidence.figures.family import members
 from fogzo.evidence.figures.forest import differences, forest, forest_of
+from fogzo.evidence.figures.rates import rate_figures, rates
 from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
 from fogzo.evidence.frame import Evidence
 from fogzo.evidence.tables.overview import member_rows
@@ -29,6 +30,8 @@ def drawings(every: Sequence[Evidence]) -> dict[str, Callable[[], Figure]]:
             if evidence.experiment.along:
                 for number, panels in enumerate(curve_figures(evidence, evidence.experiment.along), 1):
                     draw[_numbered(f"{evidence.name}_along", number)] = partial(curves, evidence, panels)
+            for number, cells in enumerate(rate_figures(evidence), 1):
+                draw[_numbered(f"{evidence.name}_rates", number)] = partial(rates, evidence, cells)
             draw[f"{evidence.name}_differences"] = partial(differences, evidence)
             for number, axes in enumerate(sensitivity_figures(evidence), 1):
                 draw[_numbered(f"{evidence.name}_sensitivity", number)] = partial(sensitivity, evidence, axes)

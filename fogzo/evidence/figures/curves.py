@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fogzo.evidence.experiment import Cell
-from fogzo.evidence.figures.style import WIDE, Handles, figures_of, line, plain_ticks, small_multiples
+from fogzo.evidence.figures.style import WIDE, Handles, figures_of, line, plain_ticks, small_multiples, title
 from fogzo.evidence.frame import Evidence
 from fogzo.runs.packed import Run
 from fogzo.runs.schema import LOGGED
@@ -24,7 +24,11 @@ Panel = tuple[Cells, str]  # and the column that is drawn
 
 def curve_figures(evidence: Evidence, along: Sequence[str] = ()) -> list[Sequence[Panel]]:
     """Return the panels of each figure, one or more for each setting: the metric, or the columns ``along``."""
-    panels = [cells for setting in evidence.settings().values() for cells in _panels_of(evidence, setting)]
+    run = [
+        [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]  # what borrows would look like a twin
+        for cells in evidence.settings().values()
+    ]
+    panels = [cells for setting in run for cells in panels_of(evidence, setting, CURVES)]
     if not along:
         return figures_of([(cells, _metric(evidence, cells)) for cells in panels])
     logged = [(cells, key) for cells in panels for key in along if any(map(partial(_logs, evidence, key), cells))]
@@ -36,18 +40,17 @@ def _logs(evidence: Evidence, key: str, cell: Cell) -> bool:
     return any(_rows(run, key) for run in evidence.finished(cell))
 
 
-def _panels_of(evidence: Evidence, cells: Cells) -> list[Cells]:
-    """Return the cells of one setting that were run, few enough for a panel, without those that borrow tuned values."""
-    cells = [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]
+def panels_of(evidence: Evidence, cells: Cells, most: int) -> list[Cells]:
+    """Return the cells of one setting in panels of so many at most, the baseline in each."""
     families: dict[str, list[Cell]] = {}
     for cell in cells:
-        large = sum(other.method.family == cell.method.family for other in cells) >= CURVES
+        large = sum(other.method.family == cell.method.family for other in cells) >= most
         families.setdefault(cell.method.family if large else "", []).append(cell)
     panels: list[Cells] = []
     for family in families.values():
         first = [cell for cell in family if evidence.baseline(cell) is None]
         others = [cell for cell in family if cell not in first]
-        room = CURVES - len(first)
+        room = most - len(first)
         panels += [[*first, *others[at : at + room]] for at in range(0, max(len(others), 1), room)]
     return [panel for panel in panels if panel]
 
@@ -72,7 +75,7 @@ def _panel(evidence: Evidence, axis: Any, panel: Panel, handles: Handles) -> Non
         extent.append(flops[-1])
         handles.setdefault(cell.label, handle)
     axis.set(xlabel="FLOPs", ylabel=LOGGED[key].label)
-    axis.set_title(cells[0].setting.label if cells[0].setting.name else "", loc="left", fontsize=8.5)
+    title(axis, cells[0].setting)
     if not late:
         return
     bottom, top = (float(end(end(values.flat) for values in late)) for end in (min, max))

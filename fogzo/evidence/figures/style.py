@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fogzo.evidence.experiment import Method
+from fogzo.evidence.experiment import Method, Setting
 from fogzo.runs.files import atomic_write
 
 Panel = TypeVar("Panel")
@@ -61,6 +62,11 @@ def small_multiples(
     return figure
 
 
+def title(axis: Any, setting: Setting) -> None:
+    """Write above a panel which setting it shows."""
+    axis.set_title(textwrap.fill(setting.label, 44) if setting.name else "", loc="left", fontsize=8.5)
+
+
 def colour(method: Method) -> str:
     """Return a method's colour; darker the more samples it has.
 
@@ -88,20 +94,29 @@ def line(method: Method, *, thick: bool = False) -> dict[str, Any]:
     }
 
 
+DIGITS = ((1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # the first ones of ticks
+
+
 class PlainLog(matplotlib.ticker.LogLocator):
-    """Round numbers on a logarithmic axis; where it is so short that fewer than 3 lie on it, those of a linear one."""
+    """Round numbers on a logarithmic axis, ``most`` of them; where fewer than 3 lie on a short one, a linear one's."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(numticks=most + 2)
+        self.most = most
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        ticks = super().tick_values(vmin, vmax)
         low, high = sorted((vmin, vmax))
-        if sum(low <= tick <= high for tick in ticks) >= 3:
-            return ticks
+        for digits in DIGITS:
+            self.set_params(subs=digits)
+            ticks = super().tick_values(vmin, vmax)
+            if 3 <= sum(low <= tick <= high for tick in ticks) <= self.most:
+                return ticks
         return matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(vmin, vmax)
 
 
-def plain_ticks(axis: Any) -> None:
-    """Put numbers such as 0.2 at an axis, not 2 × 10⁻¹, at least two of them."""
-    axis.set_major_locator(PlainLog(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), numticks=12))
+def plain_ticks(axis: Any, most: int = 14) -> None:
+    """Put numbers such as 0.2 at an axis, not 2 × 10⁻¹, at least two of them, and so many at most."""
+    axis.set_major_locator(PlainLog(most))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 

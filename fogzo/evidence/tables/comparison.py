@@ -26,8 +26,6 @@ from fogzo.evidence.tables import (
 from fogzo.evidence.verdicts import Case, verdicts
 from fogzo.runs.schema import METRICS
 
-RATE = "optimizer.lr"
-
 
 def comparison_table(evidence: Evidence) -> Table:
     """Return a row a cell: paper, ours, the paired difference to the baseline, cost and status."""
@@ -162,13 +160,8 @@ def tuned_table(evidence: Evidence) -> Table | None:
 
 def _by_rate(chosen: Choice, metric: str) -> str | None:
     """Return the best value that trials had at each learning rate, which says how much depends on that."""
-    best: dict[float, float] = {}
-    better = max if METRICS[metric].higher_is_better else min
-    for trial in chosen.tried or ():
-        rate, value = trial["values"].get(RATE), trial.get(metric)
-        if rate is not None and value is not None:
-            best[rate] = better(value, best.get(rate, value))
-    return ", ".join(f"{_plain(rate)}: {best[rate]:.4g}" for rate in sorted(best)) or None
+    best = max if METRICS[metric].higher_is_better else min
+    return ", ".join(f"{_plain(rate)}: {best(had):.4g}" for rate, had in chosen.by_rate(metric).items()) or None
 
 
 def _plain(value: Any) -> str:
