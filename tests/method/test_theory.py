@@ -218,6 +218,62 @@ def test_displaced_steps_average_to_the_gradient_of_that_network_where_the_plain
     assert float((mean_gradient(0.0, 1) - exact).abs().max()) > 0.5
 
 
+CUTS = {  # quantizer, h, its surrogate's derivative, the noise ε̄z at quantile c
+    "clipped round": (
+        fogzo.FixedScale(2, scale=0.1, grid="twos_complement"),
+        lambda y: y.round().clamp(-2, 1),
+        lambda y: ((y >= -2) & (y <= 1)).double(),
+        lambda c: c - 0.5,
+    ),
+    "sign, tanh": (
+        fogzo.Sign(scale=0.1),
+        lambda y: 2 * (y >= 0).double() - 1,
+        lambda y: 1 - y.tanh().square(),
+        lambda c: (2 * c - 1).atanh(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_displaced_steps_take_the_derivative_where_noise_has_moved_the_weights(name):
+    quantizer, h, derivative, noise = CUTS[name]
+    x = torch.tensor([-2.3, -1.8, -0.4, 0.9, 1.2, 1.7], dtype=torch.float64)
+    generator, rows = torch.Generator().manual_seed(0), 2000  # each row of the layer is a draw of its own
+    root, slope = (2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1 for shape in ((6, 6), (6,)))
+    hessian = root @ root.T
+    layer = nn.Linear(6, rows, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(0.1 * x.expand(rows, 6))
+    model = fogzo.quantize_model(nn.Sequential(layer), quantizer)
+    weights = fogzo.quantized_weights(model)
+
+    def closure(*, backward):
+        codes = model[0].weight / 0.1
+        loss = (0.5 * (codes @ hessian * codes).sum(1) + codes @ slope).sum()
+        if backward:
+            loss.backward()
+        return loss.detach()
+
+    estimator, drawn = DisplacedStraightThrough(weights, seed=2), []
+    for step in range(20):
+        model.zero_grad()
+        estimator.estimate(closure, step=step)
+        drawn.append(weights[0].latent.grad * 0.1)
+    found = torch.cat(drawn)
+    error = 4.5 * found.std(0) / math.sqrt(len(found))
+
+    moved = x[:, None] + noise((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    codes, derivatives = h(moved), derivative(moved)
+    covariance = (codes * derivatives).mean(1) - codes.mean(1) * derivatives.mean(1)
+    at_mean = hessian @ codes.mean(1) + slope
+    exact = at_mean * derivatives.mean(1) + hessian.diagonal() * covariance
+    assert ((found.mean(0) - exact).abs() <= error + 1e-4).all()
+    of_the_smooth_network = at_mean * derivative(x)  # h_smooth' is the surrogate's derivative
+    assert ((found.mean(0) - of_the_smooth_network).abs() > 2 * error).any()
+    if name == "clipped round":  # what lies outside is carried back inside so often
+        assert (found != 0).double().mean(0)[[0, 4, 5]].tolist() == pytest.approx([0.2, 0.3, 0.0], abs=0.01)
+
+
 @pytest.mark.parametrize("linear", [True, False])
 def test_rademacher_noise_gives_the_gradient_that_identity_smoothing_leaves_of_a_separable_loss(linear):
     torch.manual_seed(0)
