@@ -1,6 +1,7 @@
 """The statements of docs/theory.md, by quadrature or Monte Carlo."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import fogzo
 from fogzo.estimators import DisplacedStraightThrough
+from fogzo.estimators.beta import noise_share
 from fogzo.smoothing import Logistic, Triangular, Uniform
 
 KAPPA = 9 / 5  # fourth moment of the uniform noise
@@ -41,11 +43,13 @@ def estimates(beta, cosine, d, count):
     return true, (u @ true)[:, None] * u
 
 
+@pytest.mark.parametrize("pairs", [1, 5])
 @pytest.mark.parametrize(("beta", "cosine"), [(0.0, 0.3), (0.7, 0.3), (0.95, 0.6), (0.95, 0.0)])
-def test_the_quality_of_one_pair_is_as_the_formula_says(beta, cosine):
+def test_the_quality_of_one_pair_and_of_several_is_as_the_formula_says(beta, cosine, pairs):
     true, found = estimates(beta, cosine, 12, 200_000)
+    found = found.view(-1, pairs, 12).mean(1)
     quality = float((found @ true).mean() ** 2 / found.square().sum(1).mean())
-    assert quality == pytest.approx(explained(beta, cosine, 12), rel=0.02)
+    assert quality == pytest.approx(explained(beta, cosine, 12, pairs), rel=0.02)
 
 
 def test_the_mean_leans_toward_the_guide():
@@ -54,14 +58,27 @@ def test_the_mean_leans_toward_the_guide():
     torch.testing.assert_close(found.mean(0), 0.8 * 0.5 * guide + 0.2 * true, atol=6e-3, rtol=0)
 
 
+def weights_of(*sizes):
+    """What of quantized weights counts for the share of noise: their sizes."""
+    return [SimpleNamespace(latent=torch.empty(size, device="meta")) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "beta", "rounded"),
+    [((7840, 10, 100, 10), 0.999, "0.89"), ((5_308_416,), 1 - 1e-9, "0.005"), ((30_474_240,), 1 - 1e-9, "0.03")],
+    ids=["mlp", "deit_tiny", "llama_30m"],
+)
+def test_the_noise_share_of_the_papers_networks_is_as_the_page_says(sizes, beta, rounded):
+    digits = len(rounded) - len("0.")
+    assert f"{noise_share(beta, weights_of(*sizes)):.{digits}f}" == rounded
+
+
 def test_the_noise_share_is_that_of_guided_es():
     beta, d = 0.999, 7960
-    share = d * (1 - beta) / (beta + d * (1 - beta))
-    assert share == pytest.approx(0.89, abs=0.005)
     _, guide = guide_at(0.5, d)
     u = math.sqrt(beta) * guide + math.sqrt(1 - beta) * draws(HALF, 200, d)
     noise = (u - (u @ guide)[:, None] * guide).square().sum(1) / u.square().sum(1)
-    assert float(noise.mean()) == pytest.approx(share, abs=0.005)
+    assert float(noise.mean()) == pytest.approx(noise_share(beta, weights_of(d)), abs=0.005)
 
 
 @pytest.mark.parametrize("d", [10, 1000, 7960])
