@@ -54,7 +54,7 @@ class Estimate:
     zero_probes: Tensor | None = None
     guide_norm: Tensor | None = None
     crossings: Tensor | None = None
-    noise_share: float | None = None
+    noise_share: float | Tensor | None = None
 
 
 class Estimator(ABC):
