@@ -366,6 +366,11 @@ def test_the_share_of_noise_is_logged_beside_beta_in_every_step(name):
             assert float(seen.noise_share) == pytest.approx(d * (1 - beta) / (beta + d * (1 - beta)))
 
 
+def test_the_share_of_noise_knows_what_the_guide_is_scaled_to():
+    seen, _ = found_by(lambda w: fogzo.FOGZO(w, beta=BETA, guide_norm="rms"))
+    assert seen.noise_share == pytest.approx(1 - BETA)
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_an_estimate_is_a_function_of_the_step_and_of_the_state_that_is_saved(name):
     model = network()

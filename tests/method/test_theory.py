@@ -10,6 +10,7 @@ from torch import nn
 import fogzo
 from fogzo.estimators import DisplacedStraightThrough
 from fogzo.estimators.beta import noise_share
+from fogzo.estimators.guide import normalise
 from fogzo.smoothing import Logistic, Triangular, Uniform
 
 KAPPA = 9 / 5  # fourth moment of the uniform noise
@@ -79,6 +80,18 @@ def test_the_noise_share_is_that_of_guided_es():
     u = math.sqrt(beta) * guide + math.sqrt(1 - beta) * draws(HALF, 200, d)
     noise = (u - (u @ guide)[:, None] * guide).square().sum(1) / u.square().sum(1)
     assert float(noise.mean()) == pytest.approx(noise_share(beta, weights_of(d)), abs=0.005)
+
+
+@pytest.mark.parametrize("guide_norm", ["global", "rms", "per_tensor"])
+def test_the_noise_share_is_that_of_the_probes_whatever_the_guide_is_scaled_to(guide_norm):
+    sizes, beta = [300, 500], 0.6
+    grads = list(torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0), dtype=torch.float64).split(sizes))
+    normalise(grads, [torch.ones(()).double()] * 2, guide_norm)  # in place: ĝ
+    u = math.sqrt(beta) * torch.cat(grads) + math.sqrt(1 - beta) * draws(HALF, 1000, sum(sizes))
+    noise = (u - math.sqrt(beta) * torch.cat(grads)).square().sum(1).mean() / u.square().sum(1).mean()
+    share = noise_share(beta, weights_of(*sizes), guide_norm)
+    assert float(noise) == pytest.approx(share, abs=0.002)
+    assert guide_norm != "rms" or share == pytest.approx(1 - beta)  # there P-RGF's λ is β
 
 
 @pytest.mark.parametrize("d", [10, 1000, 7960])
