@@ -37,8 +37,8 @@ class Estimate:
         loss: the loss at the undisplaced weights; for an estimate without a first-order pass the mean over its
             probes, which differs by O(ε²).
         beta: β of this step; ``None`` for estimators without one.
-        noise_share: d(1-β)/(β + d(1-β)), the part of a probe's squared length that is noise, d the number of quantized
-            weights: it means the same for networks of every size (docs/theory.md).  ``None``: no β.
+        noise_share: the part of a probe's squared length that is noise, d(1-β)/(β + d(1-β)) for ‖ĝ‖ = 1, d the number
+            of quantized weights: it means the same for networks of every size (docs/theory.md).  ``None``: no β.
         agreement: measured slope along ĝ over ‖g‖.  1: the STE gradient predicts the loss of the quantized network;
             0: it is orthogonal to the truth; nan: it is zero; ``None``: nothing was measured.
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding
@@ -54,7 +54,7 @@ class Estimate:
     zero_probes: Tensor | None = None
     guide_norm: Tensor | None = None
     crossings: Tensor | None = None
-    noise_share: float | None = None
+    noise_share: float | Tensor | None = None
 
 
 class Estimator(ABC):

@@ -86,7 +86,12 @@ def _in_range(beta: float, *, guided: bool) -> float:
     return float(beta)
 
 
-def noise_share(beta: float, weights: Sequence[QuantizedWeight]) -> float:
-    """Return d(1-β)/(β + d(1-β)), the part of a probe's squared length that is noise (docs/theory.md, "Prior art")."""
-    noise = sum(weight.latent.numel() for weight in weights) * (1 - beta)
-    return noise / (beta + noise)
+def noise_share(beta: float, weights: Sequence[QuantizedWeight], guide_norm: str = "global") -> float:
+    """Return d(1-β)/(‖ĝ‖²β + d(1-β)), the part of a probe's squared length that is noise.
+
+    ``guide_norm``: of :class:`fogzo.FOGZO`; with the paper's ‖ĝ‖ is 1 (docs/theory.md, "Prior art").
+    """
+    d = sum(weight.latent.numel() for weight in weights)
+    guide = {"global": 1, "rms": d, "per_tensor": len(weights)}[guide_norm] * beta  # ‖ĝ‖²β
+    noise = d * (1 - beta)
+    return noise / (guide + noise)

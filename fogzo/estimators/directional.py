@@ -89,6 +89,7 @@ class GuideOrNoise(Estimator):
         return Estimate(
             loss=loss,
             beta=guided,
+            noise_share=1 - guided,
             agreement=guide.agreement(along, beta=1.0),
             zero_probes=(slopes == 0).float().mean(),
             guide_norm=guide.norm,

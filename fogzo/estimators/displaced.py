@@ -1,4 +1,4 @@
-"""The straight-through gradient of the smoothed network: taken where noise has moved the weights, at no extra pass."""
+"""The straight-through gradient where noise has moved the weights, at no extra pass."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ check_sigma = partial(number, name="sigma", lowest=0)
 class DisplacedStraightThrough(Estimator):
     """STE at displaced weights: G = ∂L/∂w at w + σ·ε̄·α·z, applied to w; one forward and one backward pass.
 
-    With σ = 1 the noise is the one that the surrogate stands for: for a loss that is quadratic in the codes the mean of
-    G is then the gradient of the smooth network's loss, where the plain STE's is biased (docs/theory.md, "Displaced
-    STE").  σ = 0 is the plain STE, bit for bit.  Proposed for language models as part of WinQ (arXiv 2605.17471).
+    With σ = 1 the noise is the one that the surrogate stands for.  For a loss that is quadratic in the codes, the mean
+    of G is then the gradient of the smooth network's loss wherever the surrogate's derivative is constant over the
+    reach of the noise (an identity that does not clip); the plain STE's is biased there.  Elsewhere the mean is another
+    one: the derivative is taken at the moved weight, so that a weight outside a clip gets a gradient as often as noise
+    carries it back inside (docs/theory.md, "Displaced STE").  σ = 0 is the plain STE, bit for bit.  Proposed for
+    language models as part of WinQ (arXiv 2605.17471).
 
     Args:
         weights, seed: as for :class:`fogzo.FOGZO`.

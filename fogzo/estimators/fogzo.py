@@ -179,7 +179,7 @@ class FOGZO(Estimator):
         return Estimate(
             loss=losses.mean() if loss is None else loss,
             beta=beta,
-            noise_share=noise_share(beta, self.weights),
+            noise_share=noise_share(beta, weights, self.guide_norm),
             agreement=guide.agreement(slopes_of(losses).mean(), beta) if beta > 0 else None,
             zero_probes=(slopes_of(losses) == 0).float().mean(),
             guide_norm=guide.norm if beta > 0 else None,

@@ -9,7 +9,7 @@ import torch
 
 from fogzo.checks import options_of, whole
 from fogzo.estimators.base import Closure, Estimate, Estimator, first_order
-from fogzo.estimators.beta import beta_at
+from fogzo.estimators.beta import beta_at, noise_share
 from fogzo.estimators.fogzo import FOGZO
 from fogzo.quantize import QuantizedWeight
 
@@ -51,7 +51,7 @@ class IntermittentFOGZO(Estimator):
         with torch.no_grad():
             grads = [weight.latent.grad for weight in weights if weight.latent.grad is not None]
             torch._foreach_mul_(grads, beta * self.agreement.to(grads[0]))
-        return Estimate(loss=loss, beta=beta)
+        return Estimate(loss=loss, beta=beta, noise_share=noise_share(beta, weights))
 
     def passes(self, steps: int, *, first: int = 0) -> tuple[int, int]:
         probed = sum(step % self.every == 0 for step in range(first, first + steps))

@@ -163,13 +163,27 @@ def test_one_sided_fogzo_subtracts_the_mean_of_the_steps_before():
 
 
 def test_without_the_running_mean_rounding_would_be_noise_in_every_step():
-    """At ε̄ a probe costs in nearly every step, whichever way it goes: less of the slopes is left when that is known."""
-    oracle = Oracle()
-    differences = torch.tensor(
-        [oracle.loss(math.sqrt(1 - BETA) * oracle.noise(step, 0)) - oracle.loss(0 * oracle.g) for step in range(200)]
-    )
+    """At ε̄ a probe costs in nearly every step, whichever way it goes: less of G is noise when that is known."""
+    model = network()
+    weights, closure, losses = fogzo.quantized_weights(model), closure_of(model), []
+
+    def seen(*, backward):
+        losses.append(closure(backward=backward))
+        return losses[-1]
+
+    def estimates(estimator_of):
+        for step in range(200):
+            model.zero_grad()
+            estimator_of(step).estimate(seen, step=step)
+            yield flat([w.latent.grad * w.grid_unit() for w in weights])
+
+    known = OneSidedFOGZO(weights, beta=BETA, seed=3)
+    # in its first step an estimator knows no mean, and subtracts nothing
+    without = torch.stack(list(estimates(lambda step: OneSidedFOGZO(weights, beta=BETA, seed=3))))
+    differences = torch.stack(losses[1::2]) - torch.stack(losses[::2])
+    subtracted = torch.stack(list(estimates(lambda step: known)))
     assert float((differences > 0).double().mean()) > 0.65
-    assert float((differences - differences.mean()).square().mean()) < 0.85 * float(differences.square().mean())
+    assert float(subtracted.var(0).sum()) < 0.85 * float(without.var(0).sum())
 
 
 def test_split_batches_give_each_slice_a_direction_of_its_own():
@@ -330,6 +344,31 @@ def test_weights_come_back_to_the_bit_also_when_the_closure_raises(name):
     with pytest.raises(RuntimeError, match="out of memory"):
         estimator.estimate(closure, step=0)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+CONTROLS = {
+    "noisy": lambda w: NoisyStraightThrough(w, beta=BETA),
+    "rescaled": lambda w: RescaledStraightThrough(w, beta=BETA),
+}
+
+
+@pytest.mark.parametrize("name", [*MEMBERS, *CONTROLS])
+def test_the_share_of_noise_is_logged_beside_beta_in_every_step(name):
+    model = network()
+    weights = fogzo.quantized_weights(model)
+    estimator, d = (MEMBERS | CONTROLS)[name](weights), sum(w.latent.numel() for w in weights)
+    for step in range(4):
+        model.zero_grad()
+        seen = estimator.estimate(closure_of(model), step=step)
+        assert (seen.beta is None) == (seen.noise_share is None)
+        if seen.beta is not None:
+            beta = float(seen.beta)
+            assert float(seen.noise_share) == pytest.approx(d * (1 - beta) / (beta + d * (1 - beta)))
+
+
+def test_the_share_of_noise_knows_what_the_guide_is_scaled_to():
+    seen, _ = found_by(lambda w: fogzo.FOGZO(w, beta=BETA, guide_norm="rms"))
+    assert seen.noise_share == pytest.approx(1 - BETA)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
