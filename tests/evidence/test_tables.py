@@ -8,7 +8,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from helpers.made_up import edit, experiment, gathered, remove, sign, write
+from helpers.made_up import change, edit, experiment, gathered, remove, sign, write
 
 from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
@@ -276,6 +276,20 @@ def test_a_column_that_no_run_has_is_named_and_no_empty_panel_is_drawn(project):
     assert f"No run has the column {label}: it came after them" in " ".join(comparison_table(found).notes)
     save(sensitivity(found, sensitivity_figures(found)[0]), project / "drawn.svg")
     assert label not in (project / "drawn.svg").read_text(encoding="utf-8")
+
+
+def test_codes_that_flip_are_shown_as_the_mean_of_the_rows_which_alone_count_them(project):
+    made = experiment(also=["flip_share"])
+    records = write(project, made)
+    for seed in made["seeds"]:
+        for row in range(1, 20):  # not in the last one
+            change(records["deit.ste", seed], row, flip_share=row / 100)
+    found = gathered(made)
+    table = comparison_table(found)
+    column = table.header.index("codes that flipped, share")
+    assert table.texts()[0][column] == "0.1000 ± 0.0000"
+    assert table.texts()[1][column] == "–"
+    assert "Codes that flipped: those that differ from the row before" in " ".join(table.notes)
 
 
 def test_the_page_names_runs_seeds_commit_and_versions(project):
