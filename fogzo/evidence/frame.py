@@ -19,7 +19,7 @@ from fogzo.evidence.usable import Runs, usable_runs
 from fogzo.evidence.words import Word
 from fogzo.runs.files import read_yaml
 from fogzo.runs.packed import Fault, Run
-from fogzo.runs.schema import COMPARED, METRICS
+from fogzo.runs.schema import COMPARED, FLIPS, METRICS
 
 
 def machine(run: Run) -> str:
@@ -92,7 +92,7 @@ class Evidence:
 
     def values(self, cell: Cell, key: str | None = None) -> Mapping[int, float]:
         """Return the metric (or another number) of every finished run that has it, by seed."""
-        of_runs = ((run.summary["seed"], run.summary.get(key or cell.metric)) for run in self.finished(cell))
+        of_runs = ((run.summary["seed"], _number(run, key or cell.metric)) for run in self.finished(cell))
         return {seed: float(value) for seed, value in of_runs if is_finite(value)}
 
     def mean(self, cell: Cell, key: str) -> float | None:
@@ -179,6 +179,14 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
     return Evidence(
         experiment, runs, faults, read_chosen(experiment), _published(experiment, results / "paper/numbers.yaml")
     )
+
+
+def _number(run: Run, key: str) -> Any:
+    """Return a number of a run's summary; of the codes that flip, which its rows alone count, their mean."""
+    if key != FLIPS:
+        return run.summary.get(key)
+    shares = run.columns["columns"].get(key)
+    return statistics.fmean(shares) if shares else None
 
 
 def _published(experiment: Experiment, file: Path) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def keys_of_kind(kind: Kind) -> tuple[str, ...]:
 
 LOGGED = {column.key: column for column in COLUMNS}
 COSTS = {column.key: column for column in COLUMNS if column.kind == "cost"}
-# what tables show of a summary, by its key there
-METRICS = {column.summary_key: column for column in COLUMNS if column.kind in ("task", "loss", "diagnostic")}
+# what tables show of a summary, by its key there; and of rows, which alone have it, the mean of
+FLIPS = "flip_share"
+METRICS = {c.summary_key: c for c in COLUMNS if c.kind in ("task", "loss", "diagnostic") or c.key == FLIPS}
 COMPARED = [key for key, metric in METRICS.items() if metric.higher_is_better is not None]

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from helpers.made_up import edit, experiment, gathered, remove, sign, write
+from helpers.made_up import change, edit, experiment, gathered, remove, sign, write
 
 from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
@@ -291,6 +291,20 @@ def test_runs_of_several_kinds_of_processor_in_one_setting_are_named(project):
     unknown = "cpu (of a kind that the record does not say)"
     assert f"; STE: cpu (EPYC, AVX2) and {unknown}" in f"; {notes[1].partition('differ: ')[2]}"
     assert f", cpu (EPYC, AVX2), {unknown}. Spread" in footer(found)
+
+
+def test_codes_that_flip_are_shown_as_the_mean_of_the_rows_which_alone_count_them(project):
+    made = experiment(also=["flip_share"])
+    records = write(project, made)
+    for seed in made["seeds"]:
+        for row in range(1, 20):  # not in the last one
+            change(records["deit.ste", seed], row, flip_share=row / 100)
+    found = gathered(made)
+    table = comparison_table(found)
+    column = table.header.index("codes that flipped, share")
+    assert table.texts()[0][column] == "0.1000 ± 0.0000"
+    assert table.texts()[1][column] == "–"
+    assert "Codes that flipped: those that differ from the row before" in " ".join(table.notes)
 
 
 def test_the_page_names_runs_seeds_commit_and_versions(project):

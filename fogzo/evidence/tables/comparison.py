@@ -24,7 +24,7 @@ from fogzo.evidence.tables import (
     whole_effect,
 )  # fmt: skip
 from fogzo.evidence.verdicts import Case, verdicts
-from fogzo.runs.schema import METRICS
+from fogzo.runs.schema import FLIPS, METRICS
 
 
 def comparison_table(evidence: Evidence) -> Table:
@@ -110,6 +110,9 @@ def notes(evidence: Evidence) -> list[str]:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
             label = METRICS[key].label
             lines.append(f"No run has the column {label}: it came after them; remove a run and run it again.")
+    if FLIPS in evidence.experiment.also:
+        steps = " or ".join(sorted({str(run.config.get("log_every")) for run in evidence.all_runs()}))
+        lines.append(f"Codes that flipped: those that differ from the row before ({steps} steps); mean over the rows.")
     return [*lines, *(f"Tuned otherwise: {fault}." for fault in evidence.tuning_faults()), *refused]
 
 
