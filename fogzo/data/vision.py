@@ -153,6 +153,9 @@ def _load(name: str, dataset: Any, root: Path, mean: float, std: float) -> Image
     for file, md5 in zip(FILES, MD5[name], strict=True):
         with explained(folder / file, "make it readable, or remove that folder", kind=DataError):
             whole = check_integrity(str(folder / file), md5)
+            if not whole:
+                with locked(folder.parent, wait=True):  # half of it, while another process fetches it in place
+                    whole = check_integrity(str(folder / file), md5)
         if not whole:
             raise DataError(
                 f"{folder / file} is not {name}'s, of MD5 {md5[:12]}...: remove that folder, and the files are fetched "

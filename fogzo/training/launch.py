@@ -139,7 +139,7 @@ def _not_kept_if_refused(folder: RunFolder, new: bool) -> Iterator[None]:
 def _follow(trainer: Trainer, asked: Asked) -> dict[str, Any]:
     """Train as any other rank: read rank 0's checkpoint, once it has checked the folder, and write nothing."""
     if largest(0):  # rank 0 has found the run over
-        return RunFolder.finished(asked.path, asked.record) or {}
+        return finished_before(asked._replace(summary=RunFolder.finished(asked.path, asked.record)))
     _start(trainer, RunFolder.view(asked.path, asked.record), asked.record)
     try:
         return summary_of(asked.record, trainer, trainer.fit())

@@ -58,18 +58,19 @@ def _panel(evidence: Evidence, axis: Any, cells: Cells, handles: Handles) -> Non
         handles.setdefault(cell.label, handle)
         ends += filter(math.isfinite, points.values())
         rest = [(rate, value) for rate, had in tried.items() for value in had]
-        others += [(*one, style["color"]) for one in rest if one not in points.items() or math.isinf(one[1])]
-    low, high = min(ends), max(ends)
+        others += [(*one, style["color"]) for one in rest if one not in points.items() or not math.isfinite(one[1])]
+    low, high = min(ends, default=1.0), max(ends, default=1.0)
     logarithmic = metric.higher_is_better is False and low > 0
     reach = high * high / low if logarithmic else math.inf  # a knob's worst values would flatten the lines
     shapes = set()
     for rate, value, shade in others:
-        if value > reach:
+        beyond = not math.isfinite(value) or value > reach
+        if beyond:
             axis.plot(rate, 1, "^", mec=shade, transform=axis.get_xaxis_transform(), clip_on=False, **OPEN)
         else:
             axis.plot(rate, value, "o", mec=shade, **OPEN)
             high = max(high, value)
-        shapes.add("^" if value > reach else "o")
+        shapes.add("^" if beyond else "o")
     for shape in filter(shapes.__contains__, OTHERS):
         handles.pop(OTHERS[shape], None)  # last in the legend, whatever panels are to come
         handles[OTHERS[shape]] = Line2D([], [], marker=shape, mec="#555555", **OPEN)

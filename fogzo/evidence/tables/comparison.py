@@ -101,10 +101,10 @@ def notes(evidence: Evidence) -> list[str]:
     for cells in evidence.settings().values():
         machines: dict[str, list[str]] = {}
         for cell in cells:
-            if names := " and ".join(sorted({machine(run) for run in evidence.runs[cell.name].values()})):
-                machines.setdefault(names, []).append(cell.label)
+            for name in sorted({machine(run) for run in evidence.runs[cell.name].values()}):
+                machines.setdefault(name, []).append(cell.label)
         if len(machines) > 1:
-            found = "; ".join(f"{', '.join(labels)}: {names}" for names, labels in machines.items())
+            found = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in machines.items())
             lines.append(f"Of several machines ({cells[0].setting.label}), whose last bits differ: {found}.")
     for key in evidence.experiment.also:
         if not any(evidence.values(cell, key) for cell in evidence.cells.values()):
