@@ -186,7 +186,8 @@ def decisions_table(
         also: comparisons that another table shows, and that count in the correction here too.
     """
     rows = []
-    family = "all comparisons of a setting, here and in the other table of the same metric" if also else "the comparisons of a row"
+    family = "all comparisons of a setting, here and in the other table of the same metric"
+    family = family if also else "the comparisons of a row"
     for evidence in every:
         for cells in evidence.settings().values():
             by_method = {cell.method.name: cell for cell in cells}
