@@ -38,8 +38,8 @@ class Estimate:
             probes, which differs by O(ε²).
         beta: β of this step; ``None`` for estimators without one.
         noise_share: the part of a probe's squared length that is noise, d(1-β)/(β + d(1-β)) for ‖ĝ‖ = 1, d the number
-            of quantized weights: it means the same for networks of every size (docs/theory.md).  Of a
-            step that believes an earlier slope: of the probe that it stands for.  ``None``: no β.
+            of quantized weights: it means the same for networks of every size (docs/theory.md).  Of a step that
+            believes an earlier slope: of the probe that it stands for.  ``None``: no β.
         agreement: measured slope along ĝ over ‖g‖.  1: the STE gradient predicts the loss of the quantized network;
             0: it is orthogonal to the truth; nan: it is zero; ``None``: nothing was measured.
         zero_probes: share of the pairs whose two losses were equal to the last bit: probes that crossed no rounding

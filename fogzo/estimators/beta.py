@@ -91,7 +91,11 @@ def noise_share(beta: float, weights: Sequence[QuantizedWeight], guide_norm: str
 
     ``guide_norm``: of :class:`fogzo.FOGZO`; with the paper's ‖ĝ‖ is 1 (docs/theory.md, "Prior art").
     """
-    d = sum(weight.latent.numel() for weight in weights)
-    guide = {"global": 1, "rms": d, "per_tensor": len(weights)}[guide_norm] * beta  # ‖ĝ‖²β
-    noise = d * (1 - beta)
-    return noise / (guide + noise)
+    sizes = [weight.latent.numel() for weight in weights]
+    noise = sum(sizes) * (1 - beta)
+    return noise / (squared_norm(sizes, guide_norm) * beta + noise)
+
+
+def squared_norm(sizes: Sequence[int], guide_norm: str) -> int:
+    """Return ‖ĝ‖², ``sizes`` the coordinates of each tensor: 1 as in the paper; else see :class:`fogzo.FOGZO`."""
+    return {"global": 1, "rms": sum(sizes), "per_tensor": len(sizes)}[guide_norm]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fogzo.estimators import NSPSA, Estimator
+from fogzo.estimators.beta import squared_norm
 from fogzo.quantize import QuantizedWeight
 from fogzo.quantizers import QuEST
 from fogzo.quantizers.inputs import InputQuantizer
@@ -114,9 +115,7 @@ def noise_to_guide(beta: float, sizes: Sequence[int], guide_norm: str = "global"
 
     ``sizes``: coordinates of each tensor; ``guide_norm``: see :class:`fogzo.FOGZO`.
     """
-    # a coordinate's mean square times the number of coordinates is ‖ĝ‖²
-    guide = sum(size * square for size, square in zip(sizes, guide_squares(sizes, guide_norm), strict=True))
-    return math.sqrt((1 - beta) * sum(sizes) / (beta * guide)) if beta > 0 else math.inf
+    return math.sqrt((1 - beta) * sum(sizes) / (beta * squared_norm(sizes, guide_norm))) if beta > 0 else math.inf
 
 
 def guide_squares(sizes: Sequence[int], guide_norm: str) -> list[float]:

@@ -14,6 +14,7 @@ from fogzo.data import DECODING_RATES, FACTS
 from fogzo.data.imagenet.augment import own_cores
 from fogzo.errors import UserError
 from fogzo.estimators import Estimator
+from fogzo.estimators.beta import noise_share
 from fogzo.quantize import QuantizedWeight
 from fogzo.ranks import announced
 from fogzo.training.config import Settings
@@ -180,7 +181,7 @@ def _noise(weights: list[QuantizedWeight], cfg: DictConfig) -> Iterator[str]:
     beta = cfg.estimator.get("beta_min")
     if weights and beta is not None:
         ratio = noise_to_guide(beta, [weight.latent.numel() for weight in weights], guide_norm_of(cfg))
-        share = f"{1 - 1 / (1 + ratio**2):.3g} of a probe's squared length is noise"
+        share = f"{noise_share(beta, weights, guide_norm_of(cfg)):.3g} of a probe's squared length is noise"
         yield f"noise:       noise-to-guide ratio {ratio:.3g} at β_min = {beta} (1-β = {1 - beta:.3g}); {share}"
 
 

@@ -186,8 +186,7 @@ def decisions_table(
         also: comparisons that another table shows, and that count in the correction here too.
     """
     rows = []
-    family = "all comparisons of a setting, here and in the other table of the same metric"
-    family = family if also else "the comparisons of a row"
+    everywhere = "all comparisons of a setting, here and in the other table of the same metric"
     for evidence in every:
         for cells in evidence.settings().values():
             by_method = {cell.method.name: cell for cell in cells}
@@ -204,7 +203,10 @@ def decisions_table(
                 place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
                 rows.append(on_page(place | dict.fromkeys(asked) | shown))
     compared = f"Compared by {METRICS[by].name}. " if by else ""
-    return Table(rows, [compared + DECISIONS_RULE.format(family=family)] if rows else [])
+    return Table(
+        rows,
+        [compared + DECISIONS_RULE.format(family=everywhere if also else "the comparisons of a row")] if rows else [],
+    )
 
 
 def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:
