@@ -33,6 +33,7 @@ DECISIONS_RULE = (
     "In brackets p after Holm's correction over {family}: exact, of sign flips, with 6 pairs of seeds "
     "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
 )
+IN_TWO_TABLES = "all comparisons of a setting, here and in the other table of the same metric"
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
@@ -186,7 +187,6 @@ def decisions_table(
         also: comparisons that another table shows, and that count in the correction here too.
     """
     rows = []
-    everywhere = "all comparisons of a setting, here and in the other table of the same metric"
     for evidence in every:
         for cells in evidence.settings().values():
             by_method = {cell.method.name: cell for cell in cells}
@@ -203,10 +203,8 @@ def decisions_table(
                 place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
                 rows.append(on_page(place | dict.fromkeys(asked) | shown))
     compared = f"Compared by {METRICS[by].name}. " if by else ""
-    return Table(
-        rows,
-        [compared + DECISIONS_RULE.format(family=everywhere if also else "the comparisons of a row")] if rows else [],
-    )
+    rule = DECISIONS_RULE.format(family=IN_TWO_TABLES if also else "the comparisons of a row")
+    return Table(rows, [compared + rule] if rows else [])
 
 
 def _decided(cases: Mapping[str, Case]) -> dict[str, Entry]:
