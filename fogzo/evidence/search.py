@@ -26,9 +26,14 @@ from fogzo.evidence.chosen import Choice
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
-# where a key's range ends, and no grid goes on, so that a best value there lies on no edge: β = 1 is without noise,
-# σ = 0 without displacement
-ENDS = {"estimator.beta_min": 1.0, "estimator.sigma": 0.0}
+# where a key's range ends, and no grid goes on, so that a best value there lies on no edge: mostly the STE itself, as
+# β = 1 is without noise, σ = 0 without displacement
+ENDS = {
+    "estimator.beta_min": (1.0,),
+    "estimator.sigma": (0.0,),
+    "estimator.trust": (0.0, 1.0),
+    "estimator.delta": (0.0, 1.0),
+}
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
 Point = dict[str, Any]
 
@@ -87,7 +92,7 @@ class CellSearch:
         edges = [
             key
             for key, values in self.cell.search.items()
-            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] != ENDS.get(key)
+            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] not in ENDS.get(key, ())
         ]
         record = [{"values": self.points[one], self.metric: self.sign * self.losses[one]} for one in tried]
         return Choice(dict(best), edges, len(tried), record, start=self.start or {})

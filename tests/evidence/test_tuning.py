@@ -107,6 +107,7 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
         ("estimator.beta_min", [0.999, 0.9999, 0.99999], 0.99999, ["estimator.beta_min"]),
         ("estimator.sigma", [0.0, 0.5, 1.0], 0.0, []),
         ("estimator.sigma", [0.0, 0.5, 1.0], 1.0, ["estimator.sigma"]),
+        ("estimator.delta", [0.0, 0.5, 1.0], 1.0, []),
     ],
 )
 def test_the_end_of_a_keys_range_is_no_edge_since_no_grid_goes_on_there(key, values, best, edges):
