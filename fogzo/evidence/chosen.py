@@ -34,6 +34,7 @@ class Choice:
         tried: every trial's ``values``, and its metric; ``None`` if a person wrote the entry, without that list.
         overrides: what else the trials were run with; ``None`` if that was not written down.
         borrowed: values of another cell that they were run with.
+        start: values of another cell at which the search began; empty if it began at random.
         given: what was changed on the command line.
     """
 
@@ -43,6 +44,7 @@ class Choice:
     tried: Sequence[Mapping[str, Any]] | None = None
     overrides: Sequence[str] | None = None
     borrowed: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] = field(default_factory=dict)
     given: Sequence[str] = ()
 
     def points(self) -> list[Mapping[str, Any]]:
@@ -109,7 +111,7 @@ def write_chosen(experiment: Experiment, cell: Cell, choice: Choice) -> None:
 
 
 def _entry(choice: Choice) -> dict[str, Any]:
-    empty = [key for key in ("tried", "overrides", "borrowed", "given") if not getattr(choice, key)]
+    empty = [key for key in ("tried", "overrides", "borrowed", "start", "given") if not getattr(choice, key)]
     return {key: value for key, value in vars(choice).items() if key not in empty}
 
 
@@ -131,6 +133,11 @@ def borrowed_values(experiment: Experiment, cell: Cell, given: Sequence[str] = (
         return {}
     values = _best_values(experiment, experiment.cells[cell.tuned_as], given)
     return {key: value for key, value in values.items() if key not in cell.search}
+
+
+def start_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return the tuned values of the cell at which the search of ``cell`` begins; nothing if it begins at random."""
+    return {} if cell.start_from is None else _best_values(experiment, experiment.cells[cell.start_from], ())
 
 
 def _best_values(experiment: Experiment, cell: Cell, given: Sequence[str]) -> dict[str, Any]:
@@ -190,6 +197,10 @@ def tuning_fault(experiment: Experiment, cell: Cell) -> str | None:
         if choice.borrowed != now:
             then = _words(choice.borrowed)
             return f"tuned with {then} from another cell, where the experiment now has {_words(now)}"
+    with suppress(UserError):
+        start = start_values(experiment, cell)
+        if choice.start != start:
+            return f"tuned from {_words(choice.start)} on, where the experiment now starts from {_words(start)}"
     return None
 
 
@@ -205,12 +216,13 @@ def tuning_faults(experiment: Experiment, cell: Cell) -> dict[str, str]:
 
 
 def tune_command(experiment: str, cell: Cell, given: Sequence[str] = ()) -> str:
-    """Return what tunes a cell, if it searches anything, and the one that it borrows from, skipped if it is done.
+    """Return what tunes a cell, if it searches anything, and those that it borrows or starts from, skipped if done.
 
     Args:
         given: ``KEY=VALUE`` of the command line, which the command repeats but for what it says itself.
     """
-    cells = [name for name in (cell.tuned_as, cell.name if cell.search else None) if name]
+    own = (cell.start_from, cell.name) if cell.search else ()
+    cells = dict.fromkeys(name for name in (cell.tuned_as, *own) if name)
     others = [override for override in given if key_of(override) not in ("experiment", "phase", "cell", "setting")]
     return shlex.join(["python", "scripts/tune.py", f"experiment={experiment}", f"cell={','.join(cells)}", *others])
 

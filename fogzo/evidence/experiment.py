@@ -91,6 +91,8 @@ class Setting:
         search: other values for keys that some of its methods search.
         metric: the key of ``summary.json`` that its cells are compared by.
         seeds: of its runs; the experiment's, if the file gives the setting none.
+        start_from: the method at whose tuned values the searches of those begin that have more to search; ``None``:
+            they begin at random.
         paper: the published rows that it is, or is a twin of.
     """
 
@@ -101,6 +103,7 @@ class Setting:
     seeds: Seeds
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
+    start_from: str | None = None
     paper: tuple[str, ...] = ()
 
     @property
@@ -118,6 +121,7 @@ class Cell:
         overrides: ``KEY=VALUE``, each key once; without what is tuned.
         search: the values that tuning may try, for each key.
         tuned_as: the cell from which the values of keys come that this one does not search itself.
+        start_from: the cell at whose tuned values its search begins.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Cell:
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Sequence[Number]] = field(default_factory=dict)
     tuned_as: str | None = None
+    start_from: str | None = None
 
     @property
     def label(self) -> str:
@@ -238,9 +243,9 @@ class Experiment:
         return {cell.name: cell for cell in (self._cell(setting, method) for setting, method in pairs)}
 
     def _cell(self, setting: Setting, method: Method) -> Cell:
-        searched = {
-            key: values for key, values in {**self.tuning.search, **method.search}.items() if values is not None
-        }
+        searched = self._searched(method)
+        start = setting.start_from
+        starts = start is not None and set(self._searched(self.methods[start])) < set(searched)
         return Cell(
             name=cell_name(setting, method.name),
             setting=setting,
@@ -248,7 +253,12 @@ class Experiment:
             overrides=last_of_each([f"scale={self.scale}", *self.overrides, *setting.overrides, *method.overrides]),
             search={key: setting.search.get(key, values) for key, values in searched.items()},
             tuned_as=cell_name(setting, method.tuned_as) if method.tuned_as else None,
+            start_from=cell_name(setting, start) if start and starts else None,
         )
+
+    def _searched(self, method: Method) -> dict[str, Sequence[Number]]:
+        given = {**self.tuning.search, **method.search}
+        return {key: values for key, values in given.items() if values is not None}
 
     def choose(self, *, cell: str | None = None, setting: str | None = None) -> list[Cell]:
         """Return all cells, or the one of a name, or those of a setting.

@@ -130,10 +130,13 @@ def _check(experiment: Experiment) -> None:
             raise UserError(
                 f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
             )
+        if setting.start_from is not None:
+            choice(setting.start_from, f"start_from of setting {setting.name}", setting.methods)
         searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
         _check_all(setting.search, f"what setting {setting.name} searches", searched)
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
+        _check_start(experiment, cell)
     for axis in experiment.axes:
         if bool(axis.settings) == bool(axis.methods):
             raise UserError(f"axes: {axis.label} needs numbers or words for settings or for methods")
@@ -154,6 +157,15 @@ def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
     choice(model, f"{cell.name} is tuned as", cell.setting.methods)
     if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
         raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
+
+
+def _check_start(experiment: Experiment, cell: Cell) -> None:
+    if cell.start_from is None:
+        return
+    for key, values in experiment.cells[cell.start_from].search.items():
+        if cell.search[key] != values:
+            other = f"{cell.start_from}, from which it starts"
+            raise UserError(f"{cell.name} searches other values of {key} than {other}: give both the same")
 
 
 def checked(kind: Any, content: Any, parts: Mapping[str, Any]) -> Any:

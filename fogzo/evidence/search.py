@@ -1,9 +1,12 @@
 """The search of one cell's values: which point comes next, what came of each, which was best.
 
-Every cell has the same number of trials.  Where its space has no more points than that, all of them are tried; else a
-tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's) chooses, after a random first half.  A
-proposal is a function of the trials before it, whose runs are found finished: a search that was killed goes on as if it
-had not been.
+Every cell has the same number of trials.  Where its space has no more points than that, all of them are tried.  Else,
+with a start (the STE's tuned learning rate, say), all points that agree with it come first (every value of the method's
+own knob), then each time the point nearest to the best one so far (pattern search: Hooke and Jeeves, JACM 1961, with
+steps of one place of the grid): so few trials, spread over two keys at random, can miss the point at which a method
+*is* the one that it starts from.  Without a start a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011;
+optuna's) chooses, after a random first half.  A proposal is a function of the trials before it, whose runs are found
+finished: a search that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -23,9 +26,14 @@ from fogzo.evidence.chosen import Choice
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
-# where a key's range ends, and no grid goes on, so that a best value there lies on no edge: β = 1 is without noise,
-# σ = 0 without displacement
-ENDS = {"estimator.beta_min": 1.0, "estimator.sigma": 0.0}
+# where a key's range ends, and no grid goes on, so that a best value there lies on no edge: mostly the STE itself, as
+# β = 1 is without noise, σ = 0 without displacement
+ENDS = {
+    "estimator.beta_min": (1.0,),
+    "estimator.sigma": (0.0,),
+    "estimator.trust": (0.0, 1.0),
+    "estimator.delta": (0.0, 1.0),
+}
 REDRAWS = 100  # of the sampler, until it proposes a point that was not tried yet
 Point = dict[str, Any]
 
@@ -38,10 +46,14 @@ class CellSearch:
         trials: how many points are tried, or all points of the space if it has fewer.
         metric: minimised, or maximised where higher is better.
         depends_on: what else the trials' outcome depends on; another search is made where it differs.
+        start: values of some of the cell's keys, each one that the cell searches.
     """
 
-    def __init__(self, cell: Cell, *, trials: int, metric: str, depends_on: Sequence[str]) -> None:
+    def __init__(
+        self, cell: Cell, *, trials: int, metric: str, depends_on: Sequence[str], start: Point | None = None
+    ) -> None:
         self.cell, self.metric = cell, metric
+        self.start = start
         self.points = cell.points()
         self.trials = min(trials, len(self.points))
         self.sign = -1 if METRICS[metric].higher_is_better else 1  # what is minimised is its product with the metric
@@ -74,20 +86,25 @@ class CellSearch:
         Where points are equally good, the first in the order of the grid counts.
         """
         tried = sorted(self.losses)
-        best = self.points[min(tried, key=self.losses.__getitem__)]
+        best = self.points[self._best()]
         if min(self.losses.values()) == math.inf:
             return None
         edges = [
             key
             for key, values in self.cell.search.items()
-            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] != ENDS.get(key)
+            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] not in ENDS.get(key, ())
         ]
         record = [{"values": self.points[one], self.metric: self.sign * self.losses[one]} for one in tried]
-        return Choice(dict(best), edges, len(tried), record)
+        return Choice(dict(best), edges, len(tried), record, start=self.start or {})
+
+    def _best(self) -> int:
+        return min(sorted(self.losses), key=self.losses.__getitem__)
 
     def _propose(self) -> int:
         if self.trials == len(self.points):  # all of them, in order
             return len(self.losses)
+        if self.start is not None:
+            return self._nearest(self.start)
         space: dict[str, BaseDistribution] = {
             key: IntDistribution(0, len(values) - 1) for key, values in self.cell.search.items()
         }
@@ -103,6 +120,20 @@ class CellSearch:
             if (proposed := indices.index(trial.params)) not in self.losses:
                 return proposed
         return next(point for point in range(len(self.points)) if point not in self.losses)
+
+    def _nearest(self, start: Point) -> int:
+        """Return the next untried point that agrees with the start, else that fewest places from the best one."""
+        untried = [point for point in range(len(self.points)) if point not in self.losses]
+        at_start = [point for point in untried if start.items() <= self.points[point].items()]
+        if at_start:
+            return at_start[0]
+        best = self.points[self._best()]
+
+        def places(point: int) -> int:
+            grid = self.cell.search.items()
+            return sum(abs(values.index(self.points[point][key]) - values.index(best[key])) for key, values in grid)
+
+        return min(untried, key=places)
 
 
 def _digest(value: Any) -> str:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError
 from fogzo.evidence import pool as workers
-from fogzo.evidence.chosen import CHOSEN, borrowed_values, tune_command, tuned_under, write_chosen
+from fogzo.evidence.chosen import CHOSEN, borrowed_values, start_values, tune_command, tuned_under, write_chosen
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.search import CellSearch
@@ -113,7 +113,8 @@ class _Searches:
         self.changed = _changes_outcome(given)
         self.total = sum(min(trials, len(cell.points())) for cell in cells)
         self.done, self.started, self.alone = 0, time.monotonic(), Lock()
-        self.cells = sorted(cells, key=lambda cell: cell.tuned_as is not None)  # those that borrow wait for the others
+        # those that borrow, or start from another, wait for the others
+        self.cells = sorted(cells, key=lambda cell: (cell.tuned_as or cell.start_from) is not None)
         self.ended: dict[str, Future[None]] = {}
 
     def run(self, jobs: int) -> None:
@@ -130,12 +131,15 @@ class _Searches:
                 raise
 
     def _search(self, cell: Cell, pool: ProcessPoolExecutor) -> None:
-        if cell.tuned_as in self.ended:
-            self.ended[cell.tuned_as].result()
+        for other in (cell.tuned_as, cell.start_from):
+            if other in self.ended:
+                self.ended[other].result()
         borrowed = borrowed_values(self.experiment, cell, self.given)
         overrides = tuned_under(self.experiment, cell)
+        start = start_values(self.experiment, cell)
         depends_on = [*overrides, *as_overrides(borrowed), *self.changed]
-        search = CellSearch(cell, trials=self.trials, metric=self.experiment.tuning.metric, depends_on=depends_on)
+        metric = self.experiment.tuning.metric
+        search = CellSearch(cell, trials=self.trials, metric=metric, depends_on=depends_on, start=start or None)
         while (point := search.next_point()) is not None:
             started = time.monotonic()
             value = search.tell(point, *pool.map(workers.run, self._jobs(cell, point)))

@@ -235,7 +235,8 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
         borrowed = cells[cell.tuned_as].points()[0] if cell.tuned_as else {}
         tried = [{"values": point} for point in cell.points()[: experiment.tuning.trials]]
         borrowed = {key: value for key, value in borrowed.items() if key not in cell.search}
-        chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed}
+        start = chosen[cell.start_from]["values"] if cell.start_from else {}
+        chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed, "start": start}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     jobs = expand(experiment, phase, [])
     places = sum(len(cell.points()) for cell in cells.values())
@@ -325,6 +326,26 @@ def test_a_method_may_take_all_tuned_values_from_another(experiment):
     Path(experiment["tuning"]["chosen"]).unlink()
     with pytest.raises(ValueError, match=r"no tuned values for wide\.ste"):
         expanded(experiment, "confirm", ["cell=wide.dropin"])
+
+
+def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_then_rest_on(experiment):
+    experiment["settings"]["wide"]["start_from"] = "ste"
+    cells = parse(experiment).cells
+    assert {cell.name for cell in cells.values() if cell.start_from == "wide.ste"} == {"wide.fogzo"}  # it has a knob
+    stale = r"tuned from nothing on, .* now starts from optimizer\.lr=0\.1.* cell=wide\.ste,wide\.fogzo"
+    with pytest.raises(ValueError, match=stale):
+        expanded(experiment, "confirm", ["cell=wide.fogzo"])
+    file = Path(experiment["tuning"]["chosen"])
+    entries = yaml.safe_load(file.read_text())
+    entries["wide.fogzo"]["start"] = {"optimizer.lr": 0.1}
+    file.write_text(yaml.safe_dump(entries))
+    assert len(expanded(experiment, "confirm", ["cell=wide.fogzo"])) == 2
+    experiment["methods"]["fogzo"]["search"]["optimizer.lr"] = [0.1, 0.4]
+    with pytest.raises(ValueError, match=r"searches other values of optimizer\.lr than wide\.ste, from which"):
+        parse(experiment)
+    experiment["settings"]["wide"]["start_from"] = "stee"
+    with pytest.raises(ValueError, match="start_from of setting wide='stee' is not known: choose one of ste"):
+        parse(experiment)
 
 
 def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):

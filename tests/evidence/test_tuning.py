@@ -77,6 +77,16 @@ def test_the_same_points_come_in_the_same_order_of_what_the_outcome_depends_on()
     assert carry_on(search_of(LARGE, depends_on=["seed=0", "steps=9"])) != whole
 
 
+def test_a_search_with_a_start_tries_the_whole_knob_there_and_then_what_is_nearest_to_the_best_point():
+    search = search_of(LARGE, start={"optimizer.lr": 0.01}, trials=7)
+    tried = [(point["optimizer.lr"], point["estimator.beta_min"]) for point in carry_on(search)]
+    assert tried[:4] == [(0.01, beta) for beta in BETA]
+    assert tried[4:] == [(0.001, 0.999), (0.1, 0.999), (0.1, 0.99)]  # neighbours of (0.01, 0.999), then of (0.1, 0.999)
+    assert search.outcome().values == {"optimizer.lr": 0.1, "estimator.beta_min": 0.999}
+    assert search.outcome().start == {"optimizer.lr": 0.01}
+    assert len(carry_on(search_of(LARGE, start={"optimizer.lr": 1.0}, trials=15))) == 15
+
+
 def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
     search = search_of(SMALL)
     outcomes = [{"train_loss": 2.0}, {"train_loss": None, "status": "diverged"}, None, {"train_loss": 1.0}]
@@ -97,6 +107,7 @@ def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():
         ("estimator.beta_min", [0.999, 0.9999, 0.99999], 0.99999, ["estimator.beta_min"]),
         ("estimator.sigma", [0.0, 0.5, 1.0], 0.0, []),
         ("estimator.sigma", [0.0, 0.5, 1.0], 1.0, ["estimator.sigma"]),
+        ("estimator.delta", [0.0, 0.5, 1.0], 1.0, []),
     ],
 )
 def test_the_end_of_a_keys_range_is_no_edge_since_no_grid_goes_on_there(key, values, best, edges):
