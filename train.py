@@ -27,8 +27,8 @@ def complain(text: str) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(cfg: DictConfig) -> str | None:
-    """Carry out one run.  In a sweep, return its result for the sweep's table."""
+def main(cfg: DictConfig) -> str | float | None:
+    """Carry out one run.  Return its result, or the FLOPs that it is planned to take, for a sweep's table."""
     # torch and all that needs it load here, so that --help and --cfg answer at once
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
@@ -55,7 +55,8 @@ def main(cfg: DictConfig) -> str | None:
             )
         if cfg.plan and os.environ.get("RANK", "0") != "0":  # one process of torchrun prints it for all
             return None
-        return headline(train(cfg, sweeping=sweeping))
+        summary = train(cfg, sweeping=sweeping)
+        return float(summary["flops"]) if cfg.plan else headline(summary)
     except Interrupted as stop:
         complain(f"{job}{stop}")
         sys.exit(stop.code)

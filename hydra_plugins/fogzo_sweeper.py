@@ -167,8 +167,11 @@ def names_of(jobs: Sequence[Job]) -> list[str]:
 
 
 def table(names: Sequence[str], results: Sequence[JobReturn]) -> str:
-    """Return a line for each job: what tells it from the others, and what it ended with."""
+    """Return a line for each job: what tells it from the others, and what it ended with, or is planned to take."""
     width = max(map(len, names))
     done = [result._return_value if result.status == JobStatus.COMPLETED else "failed" for result in results]
-    lines = [f"  {name:{width}}  {text}" for name, text in zip(names, done, strict=True) if text]
-    return "\n".join([f"sweep:    {len(names)} jobs", *lines])
+    planned = [value for value in done if isinstance(value, float)]
+    in_all = f", planned {sum(planned):.3g} FLOPs in all" if planned else ""
+    texts = [f"{value:.3g} FLOPs" if isinstance(value, float) else value for value in done]
+    lines = [f"  {name:{width}}  {text}" for name, text in zip(names, texts, strict=True) if text]
+    return "\n".join([f"sweep:    {len(names)} jobs{in_all}", *lines])

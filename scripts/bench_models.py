@@ -1,4 +1,4 @@
-"""Figures of the mini recipes, and of the members of the family on the smallest of them."""
+"""Figures of the mini recipes, and of the members of the family, and what goes beside them, on the smallest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogzo.training.trainer import Trainer
 
 MINI_RECIPES = ("deit_mini", "deit_small", "deit_tiny", "llama_mini", "mlp", "resnet18", "resnet50", "resnet_mini")
-MEMBERS = (
-    "displaced_ste", "ewgs", "one_sided", "control_variate", "split", "intermittent", "exact", "guide_or_noise"
-)  # fmt: skip
+# what one of them is by its overrides; the last two go beside the STE and take no pass
+MEMBERS = {
+    **{name: [f"estimator={name}"] for name in ("displaced_ste", "ewgs", "one_sided", "control_variate")},
+    "split": ["estimator=split", "micro_batches=4"],
+    **{name: [f"estimator={name}"] for name in ("intermittent", "exact", "guide_or_noise")},
+    "STE with transition_rate": ["estimator=ste", "schedule=transition_rate"],
+    "STE with pull": ["estimator=ste", "pull.strength=10", "pull.start=0"],
+}
 STEPS = 20  # of each: intermittent probes in every 10th
 LARGE = 2e7  # parameters; above, where a step takes up to a minute, one is timed, and none before it
 
@@ -53,8 +58,8 @@ def members(rounds: int) -> None:
     """What 20 steps of each member take in FLOPs, beside the passes that it claims, and in time, beside the STE."""
     ste = of_recipe("model=mlp", "estimator=ste")
     passes = ste.ledger.forward_flops + ste.ledger.backward_flops
-    for name in MEMBERS:
-        own = of_recipe("model=mlp", f"estimator={name}", *(["micro_batches=4"] if name == "split" else []))
+    for name, overrides in MEMBERS.items():
+        own = of_recipe("model=mlp", *overrides)
         with FlopCounterMode(display=False) as counter:
             steps(own)
         claimed = forwards_and_backwards(own) / (STEPS * passes)

@@ -29,11 +29,12 @@ def usable_runs(experiment: Experiment, results: Path) -> tuple[Runs, list[Fault
     packed = read_records(results / "records" / f"{experiment.name}.jsonl")
     tuned = {name: _values_of(experiment, cell) for name, cell in experiment.cells.items()}
     places: dict[tuple[str, int], list[Run]] = {}
-    faulty: list[tuple[Run, str]] = []
+    stale: dict[str, list[Run]] = {}  # by the reason
+    faults: list[Fault] = []
     for run in packed.runs.values():
         cell = str(run.config.get("cell"))
         if reason := _staleness(run, experiment, tuned.get(cell)):
-            faulty.append((run, reason))
+            stale.setdefault(reason, []).append(run)
         else:
             places.setdefault((cell, run.config["seed"]), []).append(run)
     runs: dict[str, dict[int, Run]] = {name: {} for name in experiment.cells}
@@ -42,11 +43,17 @@ def usable_runs(experiment: Experiment, results: Path) -> tuple[Runs, list[Fault
             runs[cell][seed] = same[0]
         else:
             lines = ", ".join(str(run.line) for run in same)
-            faulty += [(run, f"lines {lines} all claim cell {cell}, seed {seed}") for run in same]
+            faults += [_fault(f"lines {lines} all claim cell {cell}, seed {seed}", run) for run in same]  # keep one
     for of_cell in runs.values():
-        faulty += [(of_cell.pop(seed), reason) for seed, reason in _odd_configs(of_cell).items()]
-    faults = [Fault(run.place, run.line, reason, drop_command(run)) for run, reason in faulty]
+        for seed, reason in _odd_configs(of_cell).items():
+            stale.setdefault(reason, []).append(of_cell.pop(seed))
+    faults = [*(_fault(reason, *of_reason) for reason, of_reason in stale.items()), *faults]
     return {cell: dict(sorted(of_cell.items())) for cell, of_cell in runs.items()}, [*packed.faults, *faults]
+
+
+def _fault(reason: str, run: Run, *others: Run) -> Fault:
+    lines = tuple(other.line for other in others)
+    return Fault(run.place, run.line, reason, drop_command(run, *others), lines)
 
 
 def _odd_configs(runs: Mapping[int, Run]) -> dict[int, str]:

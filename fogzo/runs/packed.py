@@ -62,36 +62,48 @@ class Run:
         return [{key: next(columns[key]) for key in kinds[kind]} for kind in self.columns["rows"]]
 
 
-def place_name(file: Path, line: int) -> str:
+def place_name(file: Path, *lines: int) -> str:
     """Return a place as a sentence names it.
 
     >>> place_name(Path("results/records/twin.jsonl"), 3)
     'results/records/twin.jsonl, line 3'
+    >>> place_name(Path("results/records/twin.jsonl"), 3, 4, 5, 9)
+    'results/records/twin.jsonl, lines 3 to 5, 9'
     """
-    return file.as_posix() + (f", line {line}" if line else "")
+    stretches: list[list[int]] = []  # first and last line of each
+    for line in sorted(lines):
+        if stretches and line == stretches[-1][1] + 1:
+            stretches[-1][1] = line
+        else:
+            stretches.append([line, line])
+    said = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in stretches)
+    return file.as_posix() + (f", line{'s' * (len(lines) > 1)} {said}" if any(lines) else "")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a record is not used.
+    """Why a record, or some that have the same fault, are not used.
 
     Attributes:
         place, line: a file of records and the line in it, or a folder and 0.
-        command: what takes it away.
+        command: what takes them away.
+        others: further lines of that file.
     """
 
     place: Path
     line: int
     reason: str
     command: str
+    others: tuple[int, ...] = ()
 
     @property
     def where(self) -> str:
         """The place as a sentence names it."""
-        return place_name(self.place, self.line)
+        return place_name(self.place, self.line, *self.others)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}: it is not used; `{self.command}` takes it away"
+        it_is, it = ("they are", "them") if self.others else ("it is", "it")
+        return f"{self.where}: {self.reason}: {it_is} not used; `{self.command}` takes {it} away"
 
 
 def pack(config: Mapping[str, Any], summary: Mapping[str, Any], metrics: bytes) -> str:

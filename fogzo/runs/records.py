@@ -58,11 +58,12 @@ def file_of(config: Mapping[str, Any], records: Path) -> Path:
     return records / f"{config.get('experiment') or RECIPES}.jsonl"
 
 
-def drop_command(run: Run) -> str:
-    """Return the command that takes a run out of the records; of one that is not over, its folder away."""
+def drop_command(run: Run, *others: Run) -> str:
+    """Return the command that takes runs of one file out of the records; of one that is not over, its folder away."""
     if not run.line:
         return _remove(run.place)
-    words = {"experiment": run.place.stem, "run": run.name}  # a cell and a seed may have a fresh run beside a stale one
+    names = ",".join(one.name for one in (run, *others))  # a cell and a seed may have a fresh run beside a stale one
+    words = {"experiment": run.place.stem, "run": names}
     return f"{COMMAND} drop {' '.join(shlex.quote(f'{key}={value}') for key, value in words.items())}"
 
 

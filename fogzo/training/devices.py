@@ -5,10 +5,12 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from fogzo.ranks import announced
 
 WAIT = 1.0  # seconds between looks for a free GPU
 THREADS = torch.get_num_threads()  # torch's choice, before any run asked for another number
+NAMES_OF_PROCESSOR = ("model name", "machdep.cpu.brand_string")  # what systems call it
 MOST_THREADS = 1024  # beyond what a machine may start, OpenMP ends the process
 
 
@@ -156,11 +159,21 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     return processor
 
 
+@cache
 def _processor() -> str:
     """Return the processor's name, or its architecture where the system tells no more."""
-    with suppress(OSError):  # Linux alone has this file, and there platform knows no more than the architecture
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        fields = (line.partition(":") for line in lines)
-        if names := [value.strip() for key, _, value in fields if key.strip() == "model name" and value.strip()]:
-            return names[0]
+    for line in _facts_of_processor():  # platform knows no more than the architecture on Linux and macOS
+        key, _, value = line.partition(":")
+        if key.strip().lower() in NAMES_OF_PROCESSOR and value.strip():
+            return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _facts_of_processor() -> Iterator[str]:
+    """Yield lines ``NAME: VALUE`` from where systems have them: Linux on x86, Linux elsewhere, macOS."""
+    with suppress(OSError):
+        yield from Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    for command in (["lscpu"], ["sysctl", "machdep.cpu.brand_string"]):
+        with suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+            yield from said.stdout.splitlines()

@@ -34,7 +34,7 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     """Carry out the run that ``cfg`` describes, as far as it is not done, and return its summary.
 
     With ``sweeping`` there may be other runs at the same time: ``device=auto`` is then a GPU for this run alone.  With
-    ``plan`` the plan is printed, and the summary is empty.
+    ``plan`` the plan is printed, and the summary has its FLOPs alone.
 
     Raises:
         ValueError: for anything in the config, the data or the run folder that will not do, before training starts.
@@ -45,8 +45,9 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
     if cfg.plan:
         if cfg.begin_from is not None:
             named_checkpoint(cfg.begin_from)
-        say(plan(cfg).text)
-        return {}
+        planned = plan(cfg)
+        say(planned.text)
+        return {"flops": planned.flops}
     asked = look_up(cfg)
     if asked.summary is not None:
         finished_before(asked)

@@ -366,6 +366,16 @@ def test_a_sweep_ends_with_a_line_for_each_job_and_names_each_that_failed_at_onc
     assert sorted(json.loads(file.read_text())["seed"] for file in tmp_path.rglob("summary.json")) == [0, 3]
 
 
+def test_a_sweep_with_plan_adds_up_what_its_jobs_would_take(train):
+    code, out, err = train("estimator=ste,fogzo", "steps=7", "plan=true", flags=["-m"])
+    assert code == 0, err
+    each = [float(found) for found in re.findall(r"^compute: +(\S+) FLOPs", out, re.MULTILINE)]
+    total, *rows = out.splitlines()[-3:]
+    assert re.sub(r"planned \S+ FLOPs", "planned ... FLOPs", total) == "sweep:    2 jobs, planned ... FLOPs in all"
+    assert float(total.split()[4]) == pytest.approx(sum(each), rel=0.01)
+    assert [float(row.split()[1]) for row in rows] == pytest.approx(each, rel=0.01)
+
+
 @pytest.fixture
 def experiment(tmp_path):
     chosen = {cell: {"values": {"optimizer.lr": 0.1}} for cell in ("ste", "slope")}

@@ -104,10 +104,17 @@ def test_a_stale_record_is_named_and_not_used(kind, project):
     assert fault.command == f"python scripts/records.py drop experiment=example run={stale}"
 
 
-def test_the_advice_for_a_stale_record_leaves_the_fresh_one_of_its_cell_and_seed(project, monkeypatch):
-    record("ste", 1, changes={"steps": 20})
-    record("ste", 1)
+def test_the_one_advice_for_records_stale_alike_leaves_the_fresh_one_of_a_cell_and_seed(project, monkeypatch):
+    for cell, seed, changes in (
+        ("ste", 1, {"steps": 20}),
+        ("ste", 1, {}),
+        ("ste", 2, {"steps": 20}),
+        ("fogzo", 1, {"steps": 20}),
+    ):
+        record(cell, seed, changes=changes)
     (fault,) = gather(parse(project)).faults
+    assert fault.where == f"{RECORDS}, lines 1, 3 to 4"
+    assert "they are not used" in str(fault)
     monkeypatch.setattr(sys, "argv", fault.command.split()[1:])
     monkeypatch.setattr("os.chdir", lambda folder: None)  # stay here
     runpy.run_path(str(ROOT / "scripts/records.py"), run_name="__main__")
@@ -136,6 +143,7 @@ def test_two_records_for_one_cell_are_both_named_and_not_used(project):
     found = gather(parse(project))
     assert not any(found.runs.values())
     assert reasons(found) == dict.fromkeys(places, "lines 1, 2 all claim cell mlp.ste, seed 1")
+    assert len({fault.command for fault in found.faults}) == 2  # one of them may be the one to keep
 
 
 def test_tuning_that_is_not_what_the_experiment_asks_for_is_named(project):

@@ -1,6 +1,7 @@
 """Runs of a sweep that go on at the same time have a GPU each (made up: there is none where tests run)."""
 
 import os
+import subprocess
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -173,6 +174,32 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="more processes on this machine than its 2 GPUs: start fewer"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "commands", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\n", {}, "AMD EPYC"),
+        ("processor\t: 0\nCPU part\t: 0xd40\n", {"lscpu": "Vendor ID: ARM\nModel name:  Neoverse-V1\n"}, "Neoverse-V1"),
+        (None, {"sysctl": "machdep.cpu.brand_string: Apple M3 Pro\n"}, "Apple M3 Pro"),
+        (None, {}, "armv9"),
+    ],
+)
+def test_the_processor_is_named_as_its_system_names_it(cpuinfo, commands, name, monkeypatch):
+    def read(path, **options):
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    def answer(command, **options):
+        if command[0] not in commands:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, commands[command[0]])
+
+    monkeypatch.setattr(devices.Path, "read_text", read)
+    monkeypatch.setattr(devices.subprocess, "run", answer)
+    monkeypatch.setattr(devices.platform, "processor", lambda: "armv9")
+    assert devices._processor.__wrapped__() == name
 
 
 def test_a_device_that_is_not_there_is_named():
