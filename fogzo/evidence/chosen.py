@@ -29,12 +29,12 @@ class Choice:
 
     Attributes:
         values: the best ones, by key.
-        on_edge_of_grid: keys whose best value was the least or the greatest of the grid, unless their range ends there
-            (β = 1, σ = 0).
+        on_edge_of_grid: keys whose best value was the least or the greatest of the grid, or with a start of what was
+            tried, unless their range ends there (``search.ENDS``).
         tried: every trial's ``values``, and its metric; ``None`` if a person wrote the entry, without that list.
         overrides: what else the trials were run with; ``None`` if that was not written down.
         borrowed: values of another cell that they were run with.
-        start: values of another cell at which the search began; empty if it began at random.
+        start: values of another cell at which the search began; empty if it began at random, or tried all points.
         given: what was changed on the command line.
     """
 
@@ -135,15 +135,36 @@ def borrowed_values(experiment: Experiment, cell: Cell, given: Sequence[str] = (
     return {key: value for key, value in values.items() if key not in cell.search}
 
 
-def start_values(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the tuned values of the cell at which the search of ``cell`` begins; nothing if it begins at random."""
-    return {} if cell.start_from is None else _best_values(experiment, experiment.cells[cell.start_from], ())
+def start_values(
+    experiment: Experiment, cell: Cell, given: Sequence[str] = (), *, trials: int | None = None
+) -> dict[str, Any]:
+    """Return the tuned values of the cell at which the search of ``cell`` begins; nothing if there is no start.
+
+    Args:
+        given: ``KEY=VALUE`` that the command which a refusal names is to repeat.
+        trials: of the search, the experiment's if not given; where they are enough for all points there is no start.
+
+    Raises:
+        UserError: if that cell was not tuned yet, or under other overrides, or to what ``cell`` does not search.
+    """
+    trials = experiment.tuning.trials if trials is None else trials
+    if cell.start_from is None or trials >= len(cell.points()):
+        return {}
+    start = experiment.cells[cell.start_from]
+    values = _best_values(experiment, start, given)
+    for key, value in values.items():
+        if value not in cell.search[key]:
+            raise UserError(
+                f"{cell.name} starts from {start.name}, whose {key}={value} is not among the values that are searched: "
+                f"first run `{tune_command(experiment, start, given)}`"
+            )
+    return values
 
 
 def _best_values(experiment: Experiment, cell: Cell, given: Sequence[str]) -> dict[str, Any]:
     if not cell.search:
         return {}
-    file, way_out = experiment.tuning.chosen, f"first run `{tune_command(experiment.name, cell, given)}`"
+    file, way_out = experiment.tuning.chosen, f"first run `{tune_command(experiment, cell, given)}`"
     choice = read_chosen(experiment).get(cell.name)
     if choice is None:
         raise UserError(f"{file} holds no tuned values for {cell.name}: {way_out}")
@@ -209,22 +230,23 @@ def _words(values: Mapping[str, Any]) -> str:
 
 
 def tuning_faults(experiment: Experiment, cell: Cell) -> dict[str, str]:
-    """Return the faults (``tuning_fault``) of the values of ``cell`` and of the cell that it borrows from, by cell."""
-    asked = [experiment.cells[cell.tuned_as], cell] if cell.tuned_as else [cell]
+    """Return the faults (``tuning_fault``) of the values of ``cell`` and of the cells that it rests on, by cell."""
+    asked = [*(experiment.cells[name] for name in cell.rests_on), cell]
     faults = {one.name: tuning_fault(experiment, one) for one in asked}
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def tune_command(experiment: str, cell: Cell, given: Sequence[str] = ()) -> str:
-    """Return what tunes a cell, if it searches anything, and those that it borrows or starts from, skipped if done.
+def tune_command(experiment: Experiment, cell: Cell, given: Sequence[str] = ()) -> str:
+    """Return what tunes a cell, if it searches anything, and before it those that it rests on, if they need it.
 
     Args:
         given: ``KEY=VALUE`` of the command line, which the command repeats but for what it says itself.
     """
-    own = (cell.start_from, cell.name) if cell.search else ()
-    cells = dict.fromkeys(name for name in (cell.tuned_as, *own) if name)
+    faulty = [name for name in cell.rests_on if tuning_fault(experiment, experiment.cells[name])]
+    cells = [*faulty, *([cell.name] if cell.search else [])] or cell.rests_on
     others = [override for override in given if key_of(override) not in ("experiment", "phase", "cell", "setting")]
-    return shlex.join(["python", "scripts/tune.py", f"experiment={experiment}", f"cell={','.join(cells)}", *others])
+    command = ["python", "scripts/tune.py", f"experiment={experiment.name}", f"cell={','.join(cells)}", *others]
+    return shlex.join(command)
 
 
 def whole_commands(experiment: Experiment) -> list[str]:

@@ -91,8 +91,8 @@ class Setting:
         search: other values for keys that some of its methods search.
         metric: the key of ``summary.json`` that its cells are compared by.
         seeds: of its runs; the experiment's, if the file gives the setting none.
-        start_from: the method at whose tuned values the searches of those begin that have more to search; ``None``:
-            they begin at random.
+        start_from: the method at whose tuned values the searches of those begin that search more keys than it does
+            (``search.py``); ``None``: they begin at random.
         paper: the published rows that it is, or is a twin of.
     """
 
@@ -121,7 +121,7 @@ class Cell:
         overrides: ``KEY=VALUE``, each key once; without what is tuned.
         search: the values that tuning may try, for each key.
         tuned_as: the cell from which the values of keys come that this one does not search itself.
-        start_from: the cell at whose tuned values its search begins.
+        start_from: the cell at whose tuned values its search begins, unless it tries all of its points.
     """
 
     name: str
@@ -140,6 +140,11 @@ class Cell:
     @property
     def metric(self) -> str:
         return self.setting.metric
+
+    @property
+    def rests_on(self) -> tuple[str, ...]:
+        """The cells that are tuned before this one."""
+        return tuple(dict.fromkeys(name for name in (self.tuned_as, self.start_from) if name))
 
     def points(self) -> list[dict[str, Number]]:
         """Return every point of what tuning may try; the last key varies fastest."""
@@ -245,7 +250,8 @@ class Experiment:
     def _cell(self, setting: Setting, method: Method) -> Cell:
         searched = self._searched(method)
         start = setting.start_from
-        starts = start is not None and set(self._searched(self.methods[start])) < set(searched)
+        if start is not None and not set(self._searched(self.methods[start])) < set(searched):
+            start = None
         return Cell(
             name=cell_name(setting, method.name),
             setting=setting,
@@ -253,7 +259,7 @@ class Experiment:
             overrides=last_of_each([f"scale={self.scale}", *self.overrides, *setting.overrides, *method.overrides]),
             search={key: setting.search.get(key, values) for key, values in searched.items()},
             tuned_as=cell_name(setting, method.tuned_as) if method.tuned_as else None,
-            start_from=cell_name(setting, start) if start and starts else None,
+            start_from=cell_name(setting, start) if start else None,
         )
 
     def _searched(self, method: Method) -> dict[str, Sequence[Number]]:

@@ -132,14 +132,14 @@ class Evidence:
         gaps = []
         if faults := tuning_faults(self.experiment, cell):
             said = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            gaps.append((said, tune_command(self.name, cell)))
+            gaps.append((said, tune_command(self.experiment, cell)))
         if missing := [str(seed) for seed in cell.setting.seeds if seed not in self.runs[cell.name]]:
             command = f"python train.py -m experiment={self.name} cell={cell.name} seed={','.join(missing)}"
             gaps.append((f"{cell.name}: seed {','.join(missing)} missing", command))
         return gaps
 
     def commands(self, cell: Cell) -> list[str]:
-        """Return what fills the cell's missing seeds; tuning first if it, or the cell it borrows from, needs it."""
+        """Return what fills the cell's missing seeds; tuning first if it, or a cell it rests on, needs it."""
         complete = self.runs[cell.name].keys() >= set(cell.setting.seeds)
         return [] if complete else [command for _, command in self.gaps(cell)]
 
@@ -148,7 +148,7 @@ class Evidence:
         sentences = {}
         for cell in self.cells.values():
             for name, fault in tuning_faults(self.experiment, cell).items() if self.runs[cell.name] else ():
-                command = tune_command(self.name, self.cells[name])
+                command = tune_command(self.experiment, self.cells[name])
                 sentences[name] = f"{self.name}, {name}: {fault}, and runs rest on that: run `{command}`"
         return list(sentences.values())
 

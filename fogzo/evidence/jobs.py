@@ -61,9 +61,9 @@ def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -
     faults = {name: fault for name, fault in tuning_faults(experiment, cell).items() if fault != UNLISTED}
     if not faults:
         return values
-    way_out = f"first run `{tune_command(experiment.name, cell, where)}`"
+    way_out = f"first run `{tune_command(experiment, cell, where)}`"
     choices = read_chosen(experiment)
-    spent = max(len(choices[name].points()) for name in faults)
+    spent = max(len(choices[name].points()) if name in choices else 0 for name in faults)
     if spent and not tuning_faults(replace(experiment, tuning=replace(experiment.tuning, trials=spent)), cell):
         way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
     said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fogzo.checks import choice
 from fogzo.errors import UserError
-from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning
+from fogzo.evidence.experiment import Axis, Cell, CostRatio, EqualLoss, Experiment, Method, Setting, Tuning, cell_name
 from fogzo.runs.files import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -130,13 +130,11 @@ def _check(experiment: Experiment) -> None:
             raise UserError(
                 f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
             )
-        if setting.start_from is not None:
-            choice(setting.start_from, f"start_from of setting {setting.name}", setting.methods)
         searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
         _check_all(setting.search, f"what setting {setting.name} searches", searched)
+        _check_start(experiment, setting)
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
-        _check_start(experiment, cell)
     for axis in experiment.axes:
         if bool(axis.settings) == bool(axis.methods):
             raise UserError(f"axes: {axis.label} needs numbers or words for settings or for methods")
@@ -159,13 +157,23 @@ def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
         raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
 
 
-def _check_start(experiment: Experiment, cell: Cell) -> None:
-    if cell.start_from is None:
+def _check_start(experiment: Experiment, setting: Setting) -> None:
+    if setting.start_from is None:
         return
-    for key, values in experiment.cells[cell.start_from].search.items():
-        if cell.search[key] != values:
-            other = f"{cell.start_from}, from which it starts"
-            raise UserError(f"{cell.name} searches other values of {key} than {other}: give both the same")
+    where = f"start_from of setting {setting.name}"
+    choice(setting.start_from, where, setting.methods)
+    start = experiment.cells[cell_name(setting, setting.start_from)]
+    starting = [cell for cell in experiment.cells.values() if cell.start_from == start.name]
+    if start.tuned_as or not start.search or not starting:
+        raise UserError(
+            f"{where}={setting.start_from} is not possible: name a method that searches something, takes no values "
+            "from another, and has fewer keys to search than some other one"
+        )
+    for cell in starting:
+        for key, values in start.search.items():
+            if cell.search[key] != values:
+                other = f"{start.name}, from which it starts"
+                raise UserError(f"{cell.name} searches other values of {key} than {other}: give both the same")
 
 
 def checked(kind: Any, content: Any, parts: Mapping[str, Any]) -> Any:

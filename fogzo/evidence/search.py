@@ -1,12 +1,13 @@
 """The search of one cell's values: which point comes next, what came of each, which was best.
 
 Every cell has the same number of trials.  Where its space has no more points than that, all of them are tried.  Else,
-with a start (the STE's tuned learning rate, say), all points that agree with it come first (every value of the method's
-own knob), then each time the point nearest to the best one so far (pattern search: Hooke and Jeeves, JACM 1961, with
-steps of one place of the grid): so few trials, spread over two keys at random, can miss the point at which a method
-*is* the one that it starts from.  Without a start a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011;
-optuna's) chooses, after a random first half.  A proposal is a function of the trials before it, whose runs are found
-finished: a search that was killed goes on as if it had not been.
+with a start (the STE's tuned learning rate, say), all points that agree with it come first, every value of the method's
+own knob: so few trials, spread over two keys at random, can miss the point at which a method *is* the one that it
+starts from.  From the best of them a line search along the rate brackets the minimum, in steps that double, and closes
+the bracket (Press et al., Numerical Recipes, section 10.1); then the neighbours of the best point follow.  Without a
+start a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's) chooses, after a random first half.
+A proposal is a function of the trials before it, whose runs are found finished: a search that was killed goes on as if
+it had not been.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class CellSearch:
         trials: how many points are tried, or all points of the space if it has fewer.
         metric: minimised, or maximised where higher is better.
         depends_on: what else the trials' outcome depends on; another search is made where it differs.
-        start: values of some of the cell's keys, each one that the cell searches.
+        start: values of some of the cell's keys, each one that the cell searches; ``None``: it begins at random.
     """
 
     def __init__(
@@ -83,19 +84,25 @@ class CellSearch:
     def outcome(self) -> Choice | None:
         """Return what is chosen for the cell; ``None`` if all its runs have diverged.
 
-        Where points are equally good, the first in the order of the grid counts.
+        With a start, whose search sees a part of the grid, an edge is one of what was tried.  Where points are equally
+        good, the first in the order of the grid counts.
         """
         tried = sorted(self.losses)
         best = self.points[self._best()]
         if min(self.losses.values()) == math.inf:
             return None
-        edges = [
-            key
-            for key, values in self.cell.search.items()
-            if len(values) > 1 and best[key] in (values[0], values[-1]) and best[key] not in ENDS.get(key, ())
-        ]
+        edges = [key for key in self.cell.search if self._on_edge(key, best[key])]
         record = [{"values": self.points[one], self.metric: self.sign * self.losses[one]} for one in tried]
-        return Choice(dict(best), edges, len(tried), record, start=self.start or {})
+        return Choice(dict(best), edges, len(tried), record, start=self._start_used() or {})
+
+    def _start_used(self) -> Point | None:
+        return self.start if self.trials < len(self.points) else None
+
+    def _on_edge(self, key: str, value: float) -> bool:
+        values = list(self.cell.search[key])
+        if self._start_used():
+            values = sorted({self.points[one][key] for one in self.losses})
+        return len(values) > 1 and value in (values[0], values[-1]) and value not in ENDS.get(key, ())
 
     def _best(self) -> int:
         return min(sorted(self.losses), key=self.losses.__getitem__)
@@ -104,7 +111,7 @@ class CellSearch:
         if self.trials == len(self.points):  # all of them, in order
             return len(self.losses)
         if self.start is not None:
-            return self._nearest(self.start)
+            return self._from(self.start)
         space: dict[str, BaseDistribution] = {
             key: IntDistribution(0, len(values) - 1) for key, values in self.cell.search.items()
         }
@@ -121,19 +128,39 @@ class CellSearch:
                 return proposed
         return next(point for point in range(len(self.points)) if point not in self.losses)
 
-    def _nearest(self, start: Point) -> int:
-        """Return the next untried point that agrees with the start, else that fewest places from the best one."""
+    def _from(self, start: Point) -> int:
+        """Return the next untried point that agrees with the start, else of the line search, else the nearest."""
         untried = [point for point in range(len(self.points)) if point not in self.losses]
         at_start = [point for point in untried if start.items() <= self.points[point].items()]
         if at_start:
             return at_start[0]
         best = self.points[self._best()]
+        for key in start:
+            if (value := self._along(key, best)) is not None:
+                return self.points.index({**best, key: value})
 
         def places(point: int) -> int:
             grid = self.cell.search.items()
             return sum(abs(values.index(self.points[point][key]) - values.index(best[key])) for key, values in grid)
 
         return min(untried, key=places)
+
+    def _along(self, key: str, best: Point) -> float | None:
+        """Return the value of ``key`` that brackets the best point from above, from below, or closes the bracket."""
+        values = list(self.cell.search[key])
+        tried = [self.points[one] for one in self.losses]
+        line = sorted(values.index(point[key]) for point in tried if {**best, key: point[key]} == point)
+        at, last = values.index(best[key]), len(values) - 1
+        here = line.index(at)
+        up = line[here + 1] - at if here + 1 < len(line) else 0  # places to the next tried one; 0: there is none
+        down = at - line[here - 1] if here else 0
+        if not up and at < last:
+            return values[min(at + max(2 * down, 1), last)]
+        if not down and at > 0:
+            return values[max(at - max(2 * up, 1), 0)]
+        if max(up, down) <= 1:
+            return None
+        return values[at + up // 2 if up >= down else at - down // 2]
 
 
 def _digest(value: Any) -> str:

@@ -71,7 +71,7 @@ def _cells_to_tune(experiment: Experiment, given: Sequence[str]) -> list[Cell]:
 def _nothing_to_tune(experiment: Experiment, cell: Cell, given: Sequence[str]) -> str:
     if cell.tuned_as is None:
         return f"{cell.name} searches nothing, so that there is nothing to tune: train it, or give it a search"
-    command = tune_command(experiment.name, cell, given)
+    command = tune_command(experiment, cell, given)
     return f"{cell.name} searches nothing, it takes the values of {cell.tuned_as}: run `{command}`"
 
 
@@ -113,15 +113,14 @@ class _Searches:
         self.changed = _changes_outcome(given)
         self.total = sum(min(trials, len(cell.points())) for cell in cells)
         self.done, self.started, self.alone = 0, time.monotonic(), Lock()
-        # those that borrow, or start from another, wait for the others
-        self.cells = sorted(cells, key=lambda cell: (cell.tuned_as or cell.start_from) is not None)
+        self.cells = sorted(cells, key=self._depth)  # each waits for those that it rests on
         self.ended: dict[str, Future[None]] = {}
 
     def run(self, jobs: int) -> None:
         """Carry all searches to their ends, each in a thread that hands its trials to a worker."""
         with workers.pool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
             try:
-                for cell in self.cells:
+                for cell in self.cells:  # a thread looks only for those before it, which stand here by then
                     self.ended[cell.name] = threads.submit(self._search, cell, pool)
                 for search in as_completed(self.ended.values()):
                     search.result()
@@ -130,13 +129,17 @@ class _Searches:
                     executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def _depth(self, cell: Cell) -> int:
+        """Return how long the chain of cells is that rest on one another up to this one."""
+        return max((1 + self._depth(self.experiment.cells[name]) for name in cell.rests_on), default=0)
+
     def _search(self, cell: Cell, pool: ProcessPoolExecutor) -> None:
-        for other in (cell.tuned_as, cell.start_from):
+        for other in cell.rests_on:
             if other in self.ended:
                 self.ended[other].result()
         borrowed = borrowed_values(self.experiment, cell, self.given)
         overrides = tuned_under(self.experiment, cell)
-        start = start_values(self.experiment, cell)
+        start = start_values(self.experiment, cell, self.given, trials=self.trials)
         depends_on = [*overrides, *as_overrides(borrowed), *self.changed]
         metric = self.experiment.tuning.metric
         search = CellSearch(cell, trials=self.trials, metric=metric, depends_on=depends_on, start=start or None)

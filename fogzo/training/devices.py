@@ -164,7 +164,7 @@ def _processor() -> str:
     """Return the processor's name, or its architecture where the system tells no more."""
     for line in _facts_of_processor():  # platform knows no more than the architecture on Linux and macOS
         key, _, value = line.partition(":")
-        if key.strip().lower() in NAMES_OF_PROCESSOR and value.strip():
+        if key.strip().lower() in NAMES_OF_PROCESSOR and value.strip() not in ("", "-"):
             return value.strip()
     return platform.processor() or platform.machine()
 
@@ -175,5 +175,7 @@ def _facts_of_processor() -> Iterator[str]:
         yield from Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     for command in (["lscpu"], ["sysctl", "machdep.cpu.brand_string"]):
         with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-            yield from said.stdout.splitlines()
+            said = subprocess.run(
+                command, capture_output=True, timeout=5, check=True, env={**os.environ, "LC_ALL": "C"}
+            )
+            yield from said.stdout.decode(errors="replace").splitlines()

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fogzo.evidence.chosen import tune_command, tuned_values, tuning_faults, whole_commands
+from fogzo.evidence.chosen import start_values, tune_command, tuned_values, tuning_faults, whole_commands
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse, read_experiment
 from fogzo.evidence.tuning import tune
@@ -160,6 +160,12 @@ def broken(experiment, path, value):
             "4",
             "methods.noisy.samples='4' is not possible: Input should be a valid integer",
         ),
+        (
+            ("settings", "deep", "start_from"),
+            "ste",
+            "start_from of setting deep=ste is not possible: name a method that",
+        ),
+        (("settings", "wide", "start_from"), "noisy", "start_from of setting wide=noisy is not possible: name a meth"),
         (("settings", "deep", "methods"), ["sted"], "methods of setting deep='sted' is not known: choose one of ste"),
         (("settings", "deep", "methods"), ["ste", "noisy"], "noisy is tuned as='fogzo' is not known: choose one"),
         (
@@ -332,7 +338,7 @@ def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_t
     experiment["settings"]["wide"]["start_from"] = "ste"
     cells = parse(experiment).cells
     assert {cell.name for cell in cells.values() if cell.start_from == "wide.ste"} == {"wide.fogzo"}  # it has a knob
-    stale = r"tuned from nothing on, .* now starts from optimizer\.lr=0\.1.* cell=wide\.ste,wide\.fogzo"
+    stale = r"tuned from nothing on, .* now starts from optimizer\.lr=0\.1.* cell=wide\.fogzo"
     with pytest.raises(ValueError, match=stale):
         expanded(experiment, "confirm", ["cell=wide.fogzo"])
     file = Path(experiment["tuning"]["chosen"])
@@ -340,6 +346,16 @@ def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_t
     entries["wide.fogzo"]["start"] = {"optimizer.lr": 0.1}
     file.write_text(yaml.safe_dump(entries))
     assert len(expanded(experiment, "confirm", ["cell=wide.fogzo"])) == 2
+    del entries["wide.fogzo"]["start"]
+    entries["wide.fogzo"]["tried"] = [{"values": point} for point in cells["wide.fogzo"].points()]
+    file.write_text(yaml.safe_dump(entries))
+    experiment["tuning"]["trials"] = 4  # enough for all of its points, so that it starts nowhere
+    assert tuning_faults(parse(experiment), parse(experiment).cells["wide.fogzo"]) == {}
+    experiment["tuning"]["trials"] = 2
+    entries["wide.ste"] |= {"values": {"optimizer.lr": 5}}
+    file.write_text(yaml.safe_dump(entries))
+    with pytest.raises(ValueError, match=r"whose optimizer\.lr=5 is not among .* first run .* cell=wide\.ste x=1`"):
+        start_values(parse(experiment), cells["wide.fogzo"], ["x=1"])
     experiment["methods"]["fogzo"]["search"]["optimizer.lr"] = [0.1, 0.4]
     with pytest.raises(ValueError, match=r"searches other values of optimizer\.lr than wide\.ste, from which"):
         parse(experiment)
@@ -431,12 +447,21 @@ def test_what_the_experiment_lacks_is_refused(phase, given, message, experiment)
         expanded(experiment, phase, given)
 
 
-def test_the_command_that_tunes_a_borrowing_cell_tunes_what_it_borrows_from_too(experiment):
-    cells = parse(experiment).cells
-    assert tune_command("x", cells["wide.noisy"]) == "python scripts/tune.py experiment=x cell=wide.fogzo,wide.noisy"
+def test_the_command_that_tunes_a_cell_tunes_what_it_rests_on_too_where_that_needs_it(experiment):
     experiment["methods"]["fogzo_dropin"] = None
-    dropped_in = parse(experiment).cells["wide.fogzo_dropin"]
-    assert tune_command("x", dropped_in) == "python scripts/tune.py experiment=x cell=wide.ste"
+    experiment["settings"]["wide"]["start_from"] = "ste"
+    read = parse(experiment)
+
+    def cells(name):
+        command = tune_command(read, read.cells[name])
+        return command.removeprefix("python scripts/tune.py experiment=example cell=").split(",")
+
+    assert cells("wide.noisy") == ["wide.fogzo", "wide.noisy"]  # FOGZO's search does not begin at the STE's values
+    assert cells("wide.fogzo") == ["wide.fogzo"]
+    assert cells("wide.fogzo_dropin") == ["wide.ste"]  # which is all that there is
+    Path(experiment["tuning"]["chosen"]).unlink()
+    assert cells("wide.fogzo") == ["wide.ste", "wide.fogzo"]
+    assert whole_commands(read)[0].endswith("experiment=example")
 
 
 def test_the_command_that_a_refusal_names_keeps_what_was_given(experiment):

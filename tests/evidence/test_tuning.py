@@ -77,13 +77,34 @@ def test_the_same_points_come_in_the_same_order_of_what_the_outcome_depends_on()
     assert carry_on(search_of(LARGE, depends_on=["seed=0", "steps=9"])) != whole
 
 
-def test_a_search_with_a_start_tries_the_whole_knob_there_and_then_what_is_nearest_to_the_best_point():
-    search = search_of(LARGE, start={"optimizer.lr": 0.01}, trials=7)
-    tried = [(point["optimizer.lr"], point["estimator.beta_min"]) for point in carry_on(search)]
-    assert tried[:4] == [(0.01, beta) for beta in BETA]
-    assert tried[4:] == [(0.001, 0.999), (0.1, 0.999), (0.1, 0.99)]  # neighbours of (0.01, 0.999), then of (0.1, 0.999)
-    assert search.outcome().values == {"optimizer.lr": 0.1, "estimator.beta_min": 0.999}
-    assert search.outcome().start == {"optimizer.lr": 0.01}
+def places_tried(start, best, trials=13):
+    """Where a search on a line of 12 rates goes from a start to the best, after the knob's values at the start."""
+    rates = [float(place) for place in range(12)]
+    cell = cell_of("cell", {"optimizer.lr": rates, "estimator.beta_min": BETA})
+    search = search_of(cell, start={"optimizer.lr": float(start)}, trials=trials)
+    tried = []
+    while (point := search.next_point()) is not None:
+        away = abs(point["optimizer.lr"] - best) + 10 * (point["estimator.beta_min"] != 0.999)
+        search.tell(point, {"train_loss": away})
+        tried.append((point["optimizer.lr"], point["estimator.beta_min"]))
+    assert tried[:4] == [(start, beta) for beta in BETA]
+    assert {beta for _, beta in tried[4:6]} == {0.999}
+    return [rate for rate, _ in tried[4:]], search.outcome()
+
+
+def test_a_search_with_a_start_tries_the_whole_knob_there_then_brackets_the_best_rate_and_closes_the_bracket():
+    tried, outcome = places_tried(2, best=8)
+    assert tried[:6] == [3, 5, 9, 11, 7, 8]  # upward in steps that double, beyond the best; then what lies between
+    assert (outcome.values["optimizer.lr"], outcome.start, outcome.on_edge_of_grid) == (8, {"optimizer.lr": 2}, [])
+    assert places_tried(6, best=1)[0][:5] == [7, 4, 0, 2, 1]
+    assert places_tried(5, best=5)[0][:4] == [6, 3, 4, 4]  # and then neighbours of the best, nearest first
+    assert places_tried(11, best=11)[1].on_edge_of_grid == ["optimizer.lr"]
+
+
+def test_an_edge_of_a_search_with_a_start_is_one_of_what_was_tried():
+    outcome = places_tried(2, best=5, trials=6)[1]
+    assert (outcome.values["optimizer.lr"], outcome.on_edge_of_grid) == (5, ["optimizer.lr"])
+    assert places_tried(2, best=5, trials=8)[1].on_edge_of_grid == []
     assert len(carry_on(search_of(LARGE, start={"optimizer.lr": 1.0}, trials=15))) == 15
 
 

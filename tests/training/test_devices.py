@@ -182,6 +182,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         ("processor\t: 0\nmodel name\t: AMD EPYC\n", {}, "AMD EPYC"),
         ("processor\t: 0\nCPU part\t: 0xd40\n", {"lscpu": "Vendor ID: ARM\nModel name:  Neoverse-V1\n"}, "Neoverse-V1"),
         (None, {"sysctl": "machdep.cpu.brand_string: Apple M3 Pro\n"}, "Apple M3 Pro"),
+        (None, {"lscpu": "Model name: -\n"}, "armv9"),
         (None, {}, "armv9"),
     ],
 )
@@ -194,7 +195,7 @@ def test_the_processor_is_named_as_its_system_names_it(cpuinfo, commands, name, 
     def answer(command, **options):
         if command[0] not in commands:
             raise FileNotFoundError(command[0])
-        return subprocess.CompletedProcess(command, 0, commands[command[0]])
+        return subprocess.CompletedProcess(command, 0, commands[command[0]].encode())
 
     monkeypatch.setattr(devices.Path, "read_text", read)
     monkeypatch.setattr(devices.subprocess, "run", answer)
