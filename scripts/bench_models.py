@@ -13,11 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogzo.training.trainer import Trainer
 
 MINI_RECIPES = ("deit_mini", "deit_small", "deit_tiny", "llama_mini", "mlp", "resnet18", "resnet50", "resnet_mini")
-# what one of them is by its overrides; the last two go beside the STE and take no pass
-MEMBERS = {
-    **{name: [f"estimator={name}"] for name in ("displaced_ste", "ewgs", "one_sided", "control_variate")},
+ALONE = ("displaced_ste", "ewgs", "one_sided", "control_variate", "intermittent", "exact", "guide_or_noise")
+MEMBERS = {  # by their overrides; the last two go beside the STE and take no pass
+    **{name: [f"estimator={name}"] for name in ALONE},
     "split": ["estimator=split", "micro_batches=4"],
-    **{name: [f"estimator={name}"] for name in ("intermittent", "exact", "guide_or_noise")},
     "STE with transition_rate": ["estimator=ste", "schedule=transition_rate"],
     "STE with pull": ["estimator=ste", "pull.strength=10", "pull.start=0"],
 }

@@ -22,7 +22,8 @@ def expand(experiment: Experiment, phase: str, given: Sequence[str]) -> list[lis
     """Return the overrides of every job of ``experiment``; what is in ``given`` (``key=value``) wins over them.
 
     ``phase="confirm"``: every cell with its tuned values on every seed.  ``phase="tune"``: every cell with every point
-    of its search on every tuning seed.  ``cell=`` or ``setting=`` in ``given`` chooses.
+    of its search on every tuning seed.  ``cell=`` or ``setting=`` in ``given`` chooses.  With ``plan=true`` it is known
+    before tuning too: as many points as tuning tries, and any values where none are chosen yet, which cost the same.
 
     Raises:
         UserError: for an unknown phase, cell or setting, and cells that were not tuned yet, or not as the experiment
@@ -45,10 +46,14 @@ def _runs_of(
     experiment: Experiment, cell: Cell, phase: str, given: Sequence[str]
 ) -> Iterable[tuple[dict[str, Any], int]]:
     """Return the values of the tuned keys, and the seed, of every run of ``cell``."""
+    planning = "plan=true" in map(str.lower, given)
     if phase == "tune":
-        borrowed = borrowed_values(experiment, cell, given)
-        return [(borrowed | point, seed) for point in cell.points() for seed in experiment.tuning.seeds]
+        borrowed = {} if planning else borrowed_values(experiment, cell, given)
+        points = cell.points()[: experiment.tuning.trials if planning else None]
+        return [(borrowed | point, seed) for point in points for seed in experiment.tuning.seeds]
     tuned_keys = set(cell.search).union(experiment.cells[cell.tuned_as].search if cell.tuned_as else ())
+    if planning and tuning_faults(experiment, cell):
+        return [(cell.points()[0], seed) for seed in cell.setting.seeds]
     # on the command line they take the place of tuning
     where = [override for override in given if key_of(override).startswith("experiment.")]
     values = {} if tuned_keys <= set(map(key_of, given)) else _values_for_runs(experiment, cell, where)

@@ -65,7 +65,7 @@ def _odd_configs(runs: Mapping[int, Run]) -> dict[int, str]:
     usual = Counter(names.values()).most_common(1)[0][0]
     pattern = next(configs[seed] for seed, name in names.items() if name == usual)
     return {
-        seed: f"its config is not that of the cell's other seeds ({'; '.join(differences(pattern, configs[seed])[:3])})"
+        seed: f"the config is not that of the cell's other seeds ({'; '.join(differences(pattern, configs[seed])[:3])})"
         for seed, name in names.items()
         if name != usual
     }
@@ -85,16 +85,16 @@ def _staleness(run: Run, experiment: Experiment, tuned: Mapping[str, Any] | None
     config = run.config
     name, seed = str(config.get("cell")), config.get("seed")
     if config.get("experiment") != experiment.name or config.get("phase") != "confirm":
-        return f"it is of experiment {config.get('experiment')}, phase {config.get('phase')}"
+        return f"of experiment {config.get('experiment')}, phase {config.get('phase')}"
     if name not in experiment.cells:
         return f"the experiment has no cell {name}"
     if seed not in experiment.cells[name].setting.seeds:
         return f"seed {seed} is not among those of its setting"
     if tuned is None:
-        return "its cell has no tuned values"
+        return f"{name} has no tuned values"
     others = {key: value for key, value in tuned.items() if _value_of(config, key) != value}
     lacks = [one for one in experiment.cells[name].overrides if not _holds(config, one)] + as_overrides(others)
-    return f"it was not run with {', '.join(lacks)}, as the experiment now says" if lacks else ""
+    return f"not run with {', '.join(lacks)}, as the experiment now says" if lacks else ""
 
 
 def _holds(config: Mapping[str, Any], override: str) -> bool:

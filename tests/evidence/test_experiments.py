@@ -373,6 +373,15 @@ def test_tuning_runs_try_every_point_on_the_tuning_seed(experiment):
     assert {job[-1] for job in expanded(experiment, "tune", ["setting=wide"])} == {"seed=0", "seed=5"}
 
 
+def test_an_experiment_is_planned_before_it_is_tuned_with_as_many_points_as_tuning_tries(experiment):
+    Path(experiment["tuning"]["chosen"]).unlink()
+    trials = expanded(experiment, "tune", ["setting=wide", "plan=true"])
+    assert len(trials) == 2 + 2 + 2  # of FOGZO's 4 points too
+    table = expanded(experiment, "confirm", ["setting=wide", "plan=true"])
+    assert len(table) == 3 * 2
+    assert all(any(word.startswith("optimizer.lr=") for word in job) for job in table)
+
+
 def test_what_is_given_wins_and_makes_tuning_needless(experiment):
     assert expanded(experiment, "confirm", ["cell=deep.ste", "optimizer.lr=5", "seed=7"]) == [
         ["cell=deep.ste", "scale=mini", "steps=300", "model=deit_mini", "estimator=ste"]

@@ -5,17 +5,19 @@ import json
 import math
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from helpers.cli import Command, run
 
 from fogzo.errors import UserError
-from fogzo.evidence.chosen import Choice, write_chosen
+from fogzo.evidence.chosen import Choice, tuning_faults, write_chosen
 from fogzo.evidence.experiment import Cell, Method, Setting
 from fogzo.evidence.parse import parse
 from fogzo.evidence.search import CellSearch
-from fogzo.evidence.tuning import check_own_file
+from fogzo.evidence.tuning import check_own_file, tune
 
 LR = [0.001, 0.01, 0.1, 1.0]
 BETA = [0.9, 0.99, 0.999, 0.9999]
@@ -188,6 +190,57 @@ def test_a_full_disk_is_said_with_the_file_of_chosen_values_that_it_leaves_as_it
     ):
         write_chosen(experiment, cell, Choice({"optimizer.lr": 0.2}, [], 1, []))
     assert file.read_bytes() == before
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """An experiment whose chains are two long, and threads that train at once: the loss is least at a rate of 2."""
+    search = {"optimizer.lr": [1.0, 2.0, 3.0]}
+    methods = {"ste": None, "noisy_ste": None, "fogzo": {"search": {"estimator.beta_min": [0.9, 0.99, 0.999]}}}
+    tuning = {"seed": 0, "other_seeds": [5], "trials": 5, "search": search, "chosen": str(tmp_path / "chosen.yaml")}
+    settings = {"one": {"label": "One", "start_from": "ste"}}
+    made = {"name": "quick", "seeds": [1], "methods": methods, "settings": settings, "tuning": tuning}
+    trained = []
+
+    def train(overrides):
+        trained.append(list(overrides))
+        rate = float(next(word.partition("=")[2] for word in overrides if word.startswith("optimizer.lr=")))
+        return quick.outcome(rate, overrides)
+
+    quick = SimpleNamespace(
+        experiment=parse(made), trained=trained, outcome=lambda rate, _: {"train_loss": abs(rate - 2)}
+    )
+    monkeypatch.setattr("fogzo.evidence.tuning.workers.pool", ThreadPoolExecutor)
+    monkeypatch.setattr("fogzo.evidence.tuning.workers.run", train)
+    return quick
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("order", ["one.noisy_ste,one.fogzo,one.ste", "one.ste,one.noisy_ste,one.fogzo"])
+def test_each_search_waits_for_those_it_rests_on_however_they_are_named(quick, jobs, order, tmp_path):
+    stale = Choice({"optimizer.lr": 3.0}, [], 3, [{"values": {"optimizer.lr": 3.0}}])
+    write_chosen(quick.experiment, quick.experiment.cells["one.ste"], stale)
+    tune(quick.experiment, tmp_path, [f"cell={order}"], jobs=jobs)
+    chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
+    assert (chosen["one.ste"]["values"], chosen["one.fogzo"]["start"]) == ({"optimizer.lr": 2.0}, {"optimizer.lr": 2.0})
+    assert chosen["one.noisy_ste"]["borrowed"] == {"estimator.beta_min": 0.9}
+    assert len(quick.trained) == 2 * (3 + 3 + 5)  # two seeds; FOGZO's knob at the start, and two rates beside it
+    assert tuning_faults(quick.experiment, quick.experiment.cells["one.noisy_ste"]) == {}
+
+
+@pytest.mark.timeout(30)
+def test_where_all_trials_of_the_start_diverge_nothing_starts_from_an_older_value(quick, tmp_path):
+    write_chosen(quick.experiment, quick.experiment.cells["one.ste"], Choice({"optimizer.lr": 3.0}, [], 3, []))
+    quick.outcome = lambda rate, overrides: None
+    with pytest.raises(UserError, match=r"every trial of one\.ste has diverged"):
+        tune(quick.experiment, tmp_path, ["cell=one.ste,one.fogzo"], jobs=2)
+    assert len(quick.trained) == 2 * 3
+
+
+def test_a_start_that_was_not_tuned_is_said_with_the_command_that_tunes_it(quick, tmp_path):
+    with pytest.raises(UserError, match=r"no tuned values for one\.ste: first run `.* cell=one\.ste experiment\.x=y "):
+        tune(quick.experiment, tmp_path, ["cell=one.fogzo", "experiment.x=y", "experiment.tuning.chosen=z"], jobs=1)
 
 
 def words(folder, jobs):

@@ -202,7 +202,7 @@ def test_every_gap_is_listed_with_its_command(project, missing):
     lines = [line.strip() for line in out.splitlines()]
     assert lines[:2] == [f"not over: {begun}", "example: 1 of 4 runs"]
     train = "python train.py -m experiment=example cell=mlp."
-    assert lines[lines.index(f"{old}: it was not run with steps=30, as the experiment now says") + 1] == (
+    assert lines[lines.index(f"{old}: not run with steps=30, as the experiment now says") + 1] == (
         f"python scripts/records.py drop experiment=example run={list(read_records(RECORDS).runs)[1]}"
     )
     assert lines[lines.index("mlp.ste: seed 2 missing") + 1] == f"{train}ste seed=2"
