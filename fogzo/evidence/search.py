@@ -47,7 +47,8 @@ class CellSearch:
         trials: how many points are tried, or all points of the space if it has fewer.
         metric: minimised, or maximised where higher is better.
         depends_on: what else the trials' outcome depends on; another search is made where it differs.
-        start: values of some of the cell's keys, each one that the cell searches; ``None``: it begins at random.
+        start: values of some of the cell's keys, each one that the cell searches; ``None``: it begins at random, or
+            tries all points.
     """
 
     def __init__(
@@ -93,14 +94,11 @@ class CellSearch:
             return None
         edges = [key for key in self.cell.search if self._on_edge(key, best[key])]
         record = [{"values": self.points[one], self.metric: self.sign * self.losses[one]} for one in tried]
-        return Choice(dict(best), edges, len(tried), record, start=self._start_used() or {})
-
-    def _start_used(self) -> Point | None:
-        return self.start if self.trials < len(self.points) else None
+        return Choice(dict(best), edges, len(tried), record, start=self.start or {})
 
     def _on_edge(self, key: str, value: float) -> bool:
         values = list(self.cell.search[key])
-        if self._start_used():
+        if self.start is not None:
             values = sorted({self.points[one][key] for one in self.losses})
         return len(values) > 1 and value in (values[0], values[-1]) and value not in ENDS.get(key, ())
 
@@ -111,7 +109,7 @@ class CellSearch:
         if self.trials == len(self.points):  # all of them, in order
             return len(self.losses)
         if self.start is not None:
-            return self._from(self.start)
+            return self._next_after(self.start)
         space: dict[str, BaseDistribution] = {
             key: IntDistribution(0, len(values) - 1) for key, values in self.cell.search.items()
         }
@@ -128,7 +126,7 @@ class CellSearch:
                 return proposed
         return next(point for point in range(len(self.points)) if point not in self.losses)
 
-    def _from(self, start: Point) -> int:
+    def _next_after(self, start: Point) -> int:
         """Return the next untried point that agrees with the start, else of the line search, else the nearest."""
         untried = [point for point in range(len(self.points)) if point not in self.losses]
         at_start = [point for point in untried if start.items() <= self.points[point].items()]

@@ -154,11 +154,15 @@ def tuned_table(evidence: Evidence) -> Table | None:
             entries = {
                 "method": cell.label,
                 "chosen": ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items()),
-                "trials": chosen.trials,
+                "trials": f"{chosen.trials}{_start(chosen)}",
                 f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric),
             }
             rows.append([_setting(cell), *on_page(entries)])
     return Table(rows) if rows else None
+
+
+def _start(chosen: Choice) -> str:
+    return "".join(f", from {key} = {_plain(at)}" for key, at in chosen.start.items())
 
 
 def _by_rate(chosen: Choice, metric: str) -> str | None:
