@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from helpers.made_up import change, edit, experiment, gathered, remove, sign, write
 
+from fogzo.evidence.chosen import Choice
 from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio, EqualLoss
@@ -18,7 +19,7 @@ from fogzo.evidence.figures.style import save
 from fogzo.evidence.pages import footer, page
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.render import markdown, to_csv
-from fogzo.evidence.tables.comparison import comparison_table, control_table
+from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
 from fogzo.evidence.tables.compute import ratio_table, reached_table
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.schema import METRICS
@@ -53,6 +54,21 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
     assert table.texts()[2][2] == table.texts()[2][-1] == "–"  # a control: the paper has no such column
     assert table.blocks == [0, 5]
     assert table.notes == []
+
+
+def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(project):
+    made = experiment()
+    write(project, made, effect=effect)
+    tried = [{"values": {"optimizer.lr": rate}, "train_loss": rate} for rate in (0.1, 0.2)]
+    chosen = {
+        "deit.ste": Choice({"optimizer.lr": 0.1}, ["optimizer.lr"], 2, tried),
+        "deit.fogzo": Choice({"optimizer.lr": 0.1}, [], 2, tried, start={"optimizer.lr": 0.2}),
+    }
+    found = tuned_table(replace(gathered(made), tuned=chosen))
+    assert [row[2:] for row in found.texts()] == [
+        ["optimizer.lr = 0.1 (edge)", "2", "0.1: 0.1, 0.2: 0.2"],
+        ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2", "0.1: 0.1, 0.2: 0.2"],
+    ]
 
 
 def test_the_csv_has_every_number_in_full(project):
