@@ -132,6 +132,7 @@ def _check(experiment: Experiment) -> None:
             )
         searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
         _check_all(setting.search, f"what setting {setting.name} searches", searched)
+        _check_all(setting.tuned_as, f"tuned_as of setting {setting.name}", setting.methods)
         _check_start(experiment, setting)
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
@@ -149,11 +150,11 @@ def _check_all(names: Collection[str], what: str, known: Collection[str]) -> Non
 
 
 def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
-    model = cell.method.tuned_as
+    model = cell.setting.tuned_as.get(cell.method.name, cell.method.tuned_as)
     if model is None:
         return
     choice(model, f"{cell.name} is tuned as", cell.setting.methods)
-    if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
+    if experiment.cells[cell_name(cell.setting, model)].tuned_as:  # what that one borrows would not be handed on
         raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
 
 

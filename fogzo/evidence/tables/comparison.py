@@ -149,7 +149,11 @@ def tuned_table(evidence: Evidence) -> Table | None:
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
     rows: list[Row] = []
     for cell in evidence.cells.values():
-        if chosen := evidence.tuned.get(cell.name):
+        chosen = evidence.tuned.get(cell.name)
+        if chosen is None and cell.tuned_as in evidence.tuned:
+            as_other = f"as {evidence.cells[cell.tuned_as].label}"
+            rows.append([_setting(cell), *on_page({"method": cell.label, "chosen": as_other})])
+        elif chosen is not None:
             edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
             entries = {
                 "method": cell.label,
