@@ -172,9 +172,11 @@ def _check_start(experiment: Experiment, setting: Setting) -> None:
         )
     for cell in starting:
         for key, values in start.search.items():
-            if cell.search[key] != values:
+            if left_out := [value for value in values if value not in cell.search[key]]:
                 other = f"{start.name}, from which it starts"
-                raise UserError(f"{cell.name} searches other values of {key} than {other}: give both the same")
+                raise UserError(
+                    f"{cell.name} does not search {key}={left_out[0]}, as {other}: give it all of those too"
+                )
 
 
 def checked(kind: Any, content: Any, parts: Mapping[str, Any]) -> Any:

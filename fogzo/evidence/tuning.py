@@ -48,6 +48,11 @@ def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: i
         raise UserError(f"trials={trials} is not possible: give each cell at least 1")
     cells = _cells_to_tune(experiment, given)
     overrides = [override for override in given if key_of(override) not in ("cell", "setting")]
+    if "plan=true" in map(str.lower, given):
+        raise UserError(
+            f"plan=true plans no search: `python train.py -m experiment={experiment.name} phase=tune plan=true` plans "
+            "its trials"
+        )
     if CHOSEN not in map(key_of, given):
         check_own_file(experiment, overrides, trials)
     folder = results / "runs" / f"{experiment.name}_tuning"

@@ -217,9 +217,16 @@ def test_a_key_that_is_appended_is_refused_with_the_choices_that_have_it():
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", ["estimator=ste", "+estimator.samples=4"])
-        said = r"^estimator\.samples is no key of estimator=ste: .*estimator=fogzo, .*estimator=nspsa.* would have it$"
+        said = r"^estimator\.samples is no key of estimator=ste: .*estimator=fogzo, .*estimator=nspsa.* would have it; "
         with pytest.raises(UserError, match=said):
             arguments(cfg.estimator, "estimator")
+
+
+def test_a_key_of_the_recipe_that_another_choice_does_not_have_is_refused_with_the_way_to_leave_it_out():
+    chosen = ("model=deit_mini", "schedule=transition_rate", "plan=true")
+    with pytest.raises(UserError, match=r"^schedule\.warmup is no key of schedule=transition_rate; ~schedule\.warmup"):
+        train(composed(*chosen))
+    assert train(composed(*chosen, "~schedule.warmup"))["flops"] > 0
 
 
 @pytest.mark.parametrize(

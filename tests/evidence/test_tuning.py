@@ -302,6 +302,7 @@ def test_workers_end_with_their_parent(tmp_path):
         (["experiment=mlp_factors", "setting=lsq", "cell=base.ste"], "setting=lsq has no cell=base.ste"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
         (["experiment=nonsense"], "experiment/nonsense"),
+        (["experiment=mlp_compute", "plan=true"], "`python train.py -m experiment=mlp_compute phase=tune plan=true`"),
         (["experiment=mlp_compute", "steps=5"], "steps=5 would leave values in results/tuned/mlp_compute.yaml"),
         (["experiment=mlp_compute", "experiment.tuning.seed=21"], "tunes on seed 21, which its table reports too"),
     ],
