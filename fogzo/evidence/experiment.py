@@ -53,7 +53,7 @@ class Method:
         role: the subject is what the paper proposes; a control only serves to explain another one's result.
         controls: those that have something in common with this one, and that it is held against where they are there.
         family: its name; methods of one family differ in their samples, or in their steps, alone.
-        overrides: ``KEY=VALUE``.
+        overrides: ``KEY=VALUE``, or ``~KEY`` for one of the recipe's that is left out.
         search: the values that tuning may try, by key, besides those of ``Tuning.search``; ``None``: the key is not
             searched.
         tuned_as: the method from which the values of keys come that this one does not search itself (but not of those
@@ -88,11 +88,11 @@ class Setting:
     Attributes:
         name: "" if the experiment has no settings but its methods.
         methods: the names of those that are compared in it.
-        search: other values for keys that some of its methods search.
+        search: other values for keys that some of its methods search, in the place of the methods' own too.
         metric: the key of ``summary.json`` that its cells are compared by.
         seeds: of its runs; the experiment's, if the file gives the setting none.
         start_from: the method at whose tuned values the searches of those begin that search more keys than it does
-            (``search.py``); ``None``: they begin at random.
+            (``search.py``), over all of its values at least; ``None``: they begin at random.
         tuned_as: methods that take all their values from another one here and search nothing: ``{METHOD: OTHER}``.
         paper: the published rows that it is, or is a twin of.
     """

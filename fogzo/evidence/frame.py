@@ -176,9 +176,9 @@ def gather(experiment: Experiment, results: Path = Path("results")) -> Evidence:
         UserError: if the experiment names a published table or row that there is not, or a file cannot be read.
     """
     runs, faults = usable_runs(experiment, results)
-    return Evidence(
-        experiment, runs, faults, read_chosen(experiment), _published(experiment, results / "paper/numbers.yaml")
-    )
+    searched = {name for name, cell in experiment.cells.items() if cell.search}  # the file may hold what was tuned once
+    tuned = {name: choice for name, choice in read_chosen(experiment).items() if name in searched}
+    return Evidence(experiment, runs, faults, tuned, _published(experiment, results / "paper/numbers.yaml"))
 
 
 def _number(run: Run, key: str) -> Any:

@@ -46,7 +46,7 @@ def _runs_of(
     experiment: Experiment, cell: Cell, phase: str, given: Sequence[str]
 ) -> Iterable[tuple[dict[str, Any], int]]:
     """Return the values of the tuned keys, and the seed, of every run of ``cell``."""
-    planning = "plan=true" in map(str.lower, given)
+    planning = plans(given)
     if phase == "tune":
         borrowed = {} if planning else borrowed_values(experiment, cell, given)
         points = cell.points()[: experiment.tuning.trials if planning else None]
@@ -73,3 +73,8 @@ def _values_for_runs(experiment: Experiment, cell: Cell, where: Sequence[str]) -
         way_out += f", or give experiment.tuning.trials={spent} to use the values as they are"
     said = "; ".join(f"{name} was {fault}" for name, fault in faults.items())
     raise UserError(f"{experiment.tuning.chosen}: {said}: {way_out}")
+
+
+def plans(given: Sequence[str]) -> bool:
+    """Return whether the command line ``given`` asks for a plan alone."""
+    return "plan=true" in map(str.lower, given)

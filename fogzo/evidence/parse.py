@@ -130,9 +130,12 @@ def _check(experiment: Experiment) -> None:
             raise UserError(
                 f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
             )
-        searched = set(tuning.search).union(*(methods[name].search for name in setting.methods))
-        _check_all(setting.search, f"what setting {setting.name} searches", searched)
         _check_all(setting.tuned_as, f"tuned_as of setting {setting.name}", setting.methods)
+        if setting.start_from is not None:
+            choice(setting.start_from, f"start_from of setting {setting.name}", setting.methods)
+    for setting in experiment.settings.values():  # their cells can be made now
+        searched = {key for cell in experiment.choose(setting=setting.name) for key in cell.search}
+        _check_all(setting.search, f"what setting {setting.name} searches", searched)
         _check_start(experiment, setting)
     for cell in experiment.cells.values():
         _check_borrowed(experiment, cell)
@@ -154,28 +157,36 @@ def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
     if model is None:
         return
     choice(model, f"{cell.name} is tuned as", cell.setting.methods)
-    if experiment.cells[cell_name(cell.setting, model)].tuned_as:  # what that one borrows would not be handed on
-        raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
+    other = experiment.cells[cell_name(cell.setting, model)]
+    if other.tuned_as:  # what that one borrows would not be handed on
+        raise UserError(
+            f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one (in the setting's "
+            "tuned_as, if it says so there)"
+        )
+    own = {**experiment.tuning.search, **cell.method.search}
+    if cell.method.name in cell.setting.tuned_as and (strange := sorted(other.search.keys() - own.keys())):
+        raise UserError(
+            f"{cell.name} is tuned as {model}, whose {strange[0]} it does not search itself: name a method without it"
+        )
 
 
 def _check_start(experiment: Experiment, setting: Setting) -> None:
     if setting.start_from is None:
         return
     where = f"start_from of setting {setting.name}"
-    choice(setting.start_from, where, setting.methods)
     start = experiment.cells[cell_name(setting, setting.start_from)]
     starting = [cell for cell in experiment.cells.values() if cell.start_from == start.name]
     if start.tuned_as or not start.search or not starting:
         raise UserError(
             f"{where}={setting.start_from} is not possible: name a method that searches something, takes no values "
-            "from another, and has fewer keys to search than some other one"
+            "from another, and has fewer keys to search than some other one, or leave start_from out"
         )
     for cell in starting:
         for key, values in start.search.items():
             if left_out := [value for value in values if value not in cell.search[key]]:
-                other = f"{start.name}, from which it starts"
                 raise UserError(
-                    f"{cell.name} does not search {key}={left_out[0]}, as {other}: give it all of those too"
+                    f"{cell.name} starts from {start.name}, which may choose {key}={left_out[0]}, but does not search "
+                    "that itself: add it"
                 )
 
 

@@ -6,6 +6,7 @@ workers.  When a cell is done, its best values and all that was tried go into th
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from fogzo.errors import UserError
 from fogzo.evidence import pool as workers
 from fogzo.evidence.chosen import CHOSEN, borrowed_values, start_values, tune_command, tuned_under, write_chosen
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
-from fogzo.evidence.jobs import expand
+from fogzo.evidence.jobs import expand, plans
 from fogzo.evidence.search import CellSearch
 from fogzo.runs.identity import PRESENTATION
 
@@ -40,7 +41,8 @@ def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: i
         trials: of each cell, instead of as many as the experiment asks for.
 
     Raises:
-        UserError: if no cell is to be tuned, or what is given does not fit the experiment's file of chosen values.
+        UserError: if no cell is to be tuned, if a plan is asked for, or if what is given does not fit the experiment's
+            file of chosen values.
         RuntimeError: if a trial was stopped.
     """
     trials = experiment.tuning.trials if trials is None else trials
@@ -48,11 +50,10 @@ def tune(experiment: Experiment, results: Path, given: Sequence[str], *, jobs: i
         raise UserError(f"trials={trials} is not possible: give each cell at least 1")
     cells = _cells_to_tune(experiment, given)
     overrides = [override for override in given if key_of(override) not in ("cell", "setting")]
-    if "plan=true" in map(str.lower, given):
-        raise UserError(
-            f"plan=true plans no search: `python train.py -m experiment={experiment.name} phase=tune plan=true` plans "
-            "its trials"
-        )
+    if plans(given):
+        others = [override for override in given if key_of(override) not in ("experiment", "phase")]
+        command = shlex.join(["python", "train.py", "-m", f"experiment={experiment.name}", "phase=tune", *others])
+        raise UserError(f"plan=true plans no search, but `{command}` plans its trials")
     if CHOSEN not in map(key_of, given):
         check_own_file(experiment, overrides, trials)
     folder = results / "runs" / f"{experiment.name}_tuning"

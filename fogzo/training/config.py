@@ -203,8 +203,11 @@ def arguments(node: DictConfig, group: str, **known: Any) -> tuple[Any, dict[str
             if key not in free:
                 written = {argument: config_key for config_key, (argument, _) in WAYS.items()}
                 meant = did_you_mean(f"{group}.{key}", [f"{group}.{written.get(one, one)}" for one in free])
-                elsewhere = meant or f"{owners(f'{group}.{key}')}; ~{group}.{key} leaves it out if the recipe set it"
-                raise UserError(f"{group}.{key} is no key of {group}={name}{elsewhere}")
+                elsewhere = meant or owners(f"{group}.{key}")
+                raise UserError(
+                    f"{group}.{key} is no key of {group}={name}{elsewhere}; if the recipe set it, '~{group}.{key}' "
+                    "leaves it out"
+                )
     with keys_of(group):
         check_arguments(make, described)
     return make, described

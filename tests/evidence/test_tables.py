@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 from helpers.made_up import change, edit, experiment, gathered, remove, sign, write
 
-from fogzo.evidence.chosen import Choice
+from fogzo.evidence.chosen import Choice, write_chosen
 from fogzo.evidence.compare import one_more_run
 from fogzo.evidence.equal_loss import Ratio, Reached, cost_pairs, ratio_of
 from fogzo.evidence.experiment import CostRatio, EqualLoss
 from fogzo.evidence.figures.sensitivity import sensitivity, sensitivity_figures
 from fogzo.evidence.figures.style import save
 from fogzo.evidence.pages import footer, page
+from fogzo.evidence.parse import parse
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.render import markdown, to_csv
 from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
@@ -68,6 +69,22 @@ def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(
     assert [row[2:] for row in found.texts()] == [
         ["optimizer.lr = 0.1 (edge)", "2", "0.1: 0.1, 0.2: 0.2"],
         ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2", "0.1: 0.1, 0.2: 0.2"],
+    ]
+
+
+def test_what_a_cell_takes_from_another_is_shown_as_that_and_not_as_what_was_tuned_for_it_once(project):
+    made = experiment(settings=("deit",))
+    made["settings"]["deit"]["tuned_as"] = {"fogzo": "ste"}
+    write(project, made, effect=effect)
+    tried = [{"values": {"optimizer.lr": rate}, "train_loss": rate} for rate in (0.1, 0.2)]
+    write_chosen(parse(made), parse(made).cells["deit.ste"], Choice({"optimizer.lr": 0.1}, [], 2, tried))
+    stale = Choice({"optimizer.lr": 0.2}, ["optimizer.lr"], 2, tried)
+    write_chosen(parse(made), parse(made).cells["deit.fogzo"], stale)
+    found = gathered(made)
+    assert "deit.fogzo" not in found.tuned
+    assert [row[1:] for row in tuned_table(found).texts()][:2] == [
+        ["STE", "optimizer.lr = 0.1", "2", "0.1: 0.1, 0.2: 0.2"],
+        ["FOGZO, n = 1", "as STE: optimizer.lr = 0.1", "–", "–"],
     ]
 
 

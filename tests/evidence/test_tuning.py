@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -216,6 +217,21 @@ def quick(tmp_path, monkeypatch):
 
 
 @pytest.mark.timeout(30)
+def test_a_search_that_starts_from_another_may_go_on_to_values_beyond_that_ones(quick, tmp_path):
+    whole = (0.25, 0.5, 1.0, 2.0, 3.0)
+    fogzo = quick.experiment.methods["fogzo"]
+    wider = replace(fogzo, search={**fogzo.search, "optimizer.lr": whole})
+    made = replace(quick.experiment, methods={**quick.experiment.methods, "fogzo": wider})
+    quick.outcome = lambda rate, given: {"train_loss": abs(rate - (0.25 if "estimator=fogzo" in given else 1))}
+    tune(made, tmp_path, ["cell=one.ste,one.fogzo"], jobs=1)
+    chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
+    assert chosen["one.fogzo"]["start"] == chosen["one.ste"]["values"] == {"optimizer.lr": 1.0}
+    assert chosen["one.fogzo"]["values"]["optimizer.lr"] == 0.25  # none that the STE may try
+    tried = {one["values"]["optimizer.lr"] for one in chosen["one.fogzo"]["tried"]}
+    assert tried <= set(whole)
+
+
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("order", ["one.noisy_ste,one.fogzo,one.ste", "one.ste,one.noisy_ste,one.fogzo"])
 def test_each_search_waits_for_those_it_rests_on_however_they_are_named(quick, jobs, order, tmp_path):
@@ -302,7 +318,10 @@ def test_workers_end_with_their_parent(tmp_path):
         (["experiment=mlp_factors", "setting=lsq", "cell=base.ste"], "setting=lsq has no cell=base.ste"),
         (["experiment=mlp_compute", "hydra/launcher=joblib"], "hydra/launcher=joblib is for sweeps"),
         (["experiment=nonsense"], "experiment/nonsense"),
-        (["experiment=mlp_compute", "plan=true"], "`python train.py -m experiment=mlp_compute phase=tune plan=true`"),
+        (
+            ["experiment=mlp_compute", "plan=true"],
+            "`python train.py -m experiment=mlp_compute phase=tune plan=true results_dir=",
+        ),
         (["experiment=mlp_compute", "steps=5"], "steps=5 would leave values in results/tuned/mlp_compute.yaml"),
         (["experiment=mlp_compute", "experiment.tuning.seed=21"], "tunes on seed 21, which its table reports too"),
     ],

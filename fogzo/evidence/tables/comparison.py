@@ -144,25 +144,26 @@ def _control_row(case: Case) -> Row:
 
 
 def tuned_table(evidence: Evidence) -> Table | None:
-    """Return what tuning chose for every cell, from how many trials; ``None`` if nothing was tuned."""
+    """Return what tuning chose for every cell, in how many trials, or for another one; ``None``: nothing was tuned."""
     metric = evidence.experiment.tuning.metric
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
     rows: list[Row] = []
     for cell in evidence.cells.values():
-        chosen = evidence.tuned.get(cell.name)
-        if chosen is None and cell.tuned_as in evidence.tuned:
-            as_other = f"as {evidence.cells[cell.tuned_as].label}"
-            rows.append([_setting(cell), *on_page({"method": cell.label, "chosen": as_other})])
-        elif chosen is not None:
-            edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)")
+        if chosen := evidence.tuned.get(cell.name if cell.search else cell.tuned_as or ""):
+            other = "" if cell.search else f"as {evidence.cells[cell.tuned_as].label}: "
             entries = {
                 "method": cell.label,
-                "chosen": ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items()),
-                "trials": f"{chosen.trials}{_start(chosen)}",
-                f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric),
+                "chosen": other + _chosen_values(chosen, mark_edges=bool(cell.search)),
+                "trials": f"{chosen.trials}{_start(chosen)}" if cell.search else None,
+                f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric) if cell.search else None,
             }
             rows.append([_setting(cell), *on_page(entries)])
     return Table(rows) if rows else None
+
+
+def _chosen_values(chosen: Choice, *, mark_edges: bool) -> str:
+    edges = dict.fromkeys(chosen.on_edge_of_grid, " (edge)") if mark_edges else {}
+    return ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items())
 
 
 def _start(chosen: Choice) -> str:
