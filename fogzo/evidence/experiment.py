@@ -93,7 +93,6 @@ class Setting:
         seeds: of its runs; the experiment's, if the file gives the setting none.
         start_from: the method at whose tuned values the searches of those begin that search more keys than it does
             (``search.py``), over all of its values at least; ``None``: they begin at random.
-        tuned_as: methods that take all their values from another one here and search nothing: ``{METHOD: OTHER}``.
         paper: the published rows that it is, or is a twin of.
     """
 
@@ -105,7 +104,6 @@ class Setting:
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
     start_from: str | None = None
-    tuned_as: Mapping[str, str] = field(default_factory=dict)
     paper: tuple[str, ...] = ()
 
     @property
@@ -250,8 +248,8 @@ class Experiment:
         return {cell.name: cell for cell in (self._cell(setting, method) for setting, method in pairs)}
 
     def _cell(self, setting: Setting, method: Method) -> Cell:
-        searched = {} if method.name in setting.tuned_as else self._searched(method)
-        start, tuned_as = setting.start_from, setting.tuned_as.get(method.name, method.tuned_as)
+        searched = self._searched(method)
+        start = setting.start_from
         if start is not None and not set(self._searched(self.methods[start])) < set(searched):
             start = None
         return Cell(
@@ -260,7 +258,7 @@ class Experiment:
             method=method,
             overrides=last_of_each([f"scale={self.scale}", *self.overrides, *setting.overrides, *method.overrides]),
             search={key: setting.search.get(key, values) for key, values in searched.items()},
-            tuned_as=cell_name(setting, tuned_as) if tuned_as else None,
+            tuned_as=cell_name(setting, method.tuned_as) if method.tuned_as else None,
             start_from=cell_name(setting, start) if start else None,
         )
 

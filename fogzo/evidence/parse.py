@@ -130,7 +130,6 @@ def _check(experiment: Experiment) -> None:
             raise UserError(
                 f"methods of setting {setting.name} lack the baseline {baseline}, they are {has}: name it too"
             )
-        _check_all(setting.tuned_as, f"tuned_as of setting {setting.name}", setting.methods)
         if setting.start_from is not None:
             choice(setting.start_from, f"start_from of setting {setting.name}", setting.methods)
     for setting in experiment.settings.values():  # their cells can be made now
@@ -153,21 +152,12 @@ def _check_all(names: Collection[str], what: str, known: Collection[str]) -> Non
 
 
 def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
-    model = cell.setting.tuned_as.get(cell.method.name, cell.method.tuned_as)
+    model = cell.method.tuned_as
     if model is None:
         return
     choice(model, f"{cell.name} is tuned as", cell.setting.methods)
-    other = experiment.cells[cell_name(cell.setting, model)]
-    if other.tuned_as:  # what that one borrows would not be handed on
-        raise UserError(
-            f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one (in the setting's "
-            "tuned_as, if it says so there)"
-        )
-    own = {**experiment.tuning.search, **cell.method.search}
-    if cell.method.name in cell.setting.tuned_as and (strange := sorted(other.search.keys() - own.keys())):
-        raise UserError(
-            f"{cell.name} is tuned as {model}, whose {strange[0]} it does not search itself: name a method without it"
-        )
+    if experiment.methods[model].tuned_as:  # what that one borrows would not be handed on
+        raise UserError(f"{cell.name} is tuned as {model}, which is tuned as another itself: name that one")
 
 
 def _check_start(experiment: Experiment, setting: Setting) -> None:

@@ -334,30 +334,6 @@ def test_a_method_may_take_all_tuned_values_from_another(experiment):
         expanded(experiment, "confirm", ["cell=wide.dropin"])
 
 
-def test_a_setting_may_have_a_method_take_all_values_from_another_where_other_settings_tune_it(experiment):
-    del experiment["methods"]["noisy"]  # which takes its values from fogzo
-    experiment["settings"]["other"] = copy.deepcopy(experiment["settings"]["wide"])
-    experiment["settings"]["wide"]["tuned_as"] = {"fogzo": "ste"}
-    with pytest.raises(ValueError, match=r"what setting wide searches='estimator\.beta_min' is not known"):
-        parse(experiment)
-    del experiment["settings"]["wide"]["search"]["estimator.beta_min"]
-    cells = parse(experiment).cells
-    assert (cells["wide.fogzo"].search, cells["wide.fogzo"].tuned_as) == ({}, "wide.ste")
-    assert cells["other.fogzo"].search
-    assert cells["other.fogzo"].tuned_as is None
-    found = expanded(experiment, "confirm", ["cell=wide.fogzo"])
-    assert [job[-2:] for job in found] == [["optimizer.lr=0.1", f"seed={seed}"] for seed in (1, 2)]
-    for borrowed, why in (
-        ({"fogz": "ste"}, "tuned_as of setting wide='fogz' is not known"),
-        ({"fogzo": "sted"}, "wide.fogzo is tuned as='sted' is not known"),
-        ({"ste": "ste"}, "tuned as ste, which is tuned as another"),
-        ({"ste": "fogzo"}, r"wide.ste is tuned as fogzo, whose estimator.beta_min it does not search itself"),
-    ):
-        experiment["settings"]["wide"]["tuned_as"] = borrowed
-        with pytest.raises(ValueError, match=why):
-            parse(experiment)
-
-
 def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_then_rest_on(experiment):
     experiment["settings"]["wide"]["start_from"] = "ste"
     cells = parse(experiment).cells

@@ -74,7 +74,7 @@ def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(
 
 def test_what_a_cell_takes_from_another_is_shown_as_that_and_not_as_what_was_tuned_for_it_once(project):
     made = experiment(settings=("deit",))
-    made["settings"]["deit"]["tuned_as"] = {"fogzo": "ste"}
+    made["methods"]["fogzo"] = {"search": {"optimizer.lr": None}, "tuned_as": "ste"}
     write(project, made, effect=effect)
     tried = [{"values": {"optimizer.lr": rate}, "train_loss": rate} for rate in (0.1, 0.2)]
     write_chosen(parse(made), parse(made).cells["deit.ste"], Choice({"optimizer.lr": 0.1}, [], 2, tried))

@@ -25,7 +25,7 @@ Panel = tuple[Cells, str]  # and the column that is drawn
 def curve_figures(evidence: Evidence, along: Sequence[str] = ()) -> list[Sequence[Panel]]:
     """Return the panels of each figure, one or more for each setting: the metric, or the columns ``along``."""
     run = [
-        [cell for cell in cells if evidence.finished(cell) and not cell.method.tuned_as]  # which would look like twins
+        [cell for cell in cells if evidence.finished(cell) and not cell.tuned_as]  # what borrows would look like a twin
         for cells in evidence.settings().values()
     ]
     panels = [cells for setting in run for cells in panels_of(evidence, setting, CURVES)]

@@ -149,13 +149,14 @@ def tuned_table(evidence: Evidence) -> Table | None:
     best = "highest" if METRICS[metric].higher_is_better else "lowest"
     rows: list[Row] = []
     for cell in evidence.cells.values():
-        if chosen := evidence.tuned.get(cell.name if cell.search else cell.tuned_as or ""):
-            other = "" if cell.search else f"as {evidence.cells[cell.tuned_as].label}: "
+        source = cell if cell.search or cell.tuned_as is None else evidence.cells[cell.tuned_as]
+        if chosen := evidence.tuned.get(source.name):
+            own = source is cell
             entries = {
                 "method": cell.label,
-                "chosen": other + _chosen_values(chosen, mark_edges=bool(cell.search)),
-                "trials": f"{chosen.trials}{_start(chosen)}" if cell.search else None,
-                f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric) if cell.search else None,
+                "chosen": ("" if own else f"as {source.label}: ") + _chosen_values(chosen, mark_edges=own),
+                "trials": f"{chosen.trials}{_start(chosen)}" if own else None,
+                f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric) if own else None,
             }
             rows.append([_setting(cell), *on_page(entries)])
     return Table(rows) if rows else None
