@@ -33,7 +33,7 @@ DECISIONS_RULE = (
     "In brackets p after Holm's correction over {family}: exact, of sign flips, with 6 pairs of seeds "
     "or more, else of the paired t-test. *Open*: not told apart by the rule of the pages, or not after the correction."
 )
-IN_TWO_TABLES = "all comparisons of a setting, here and in the other table of the same metric"
+IN_SEVERAL_TABLES = "all comparisons of a setting, here and in the other tables of the same metric"
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
@@ -203,7 +203,7 @@ def decisions_table(
                 place = {"experiment": evidence.title, "setting": cells[0].setting.label, "seeds": seeds}
                 rows.append(on_page(place | dict.fromkeys(asked) | shown))
     compared = f"Compared by {METRICS[by].name}. " if by else ""
-    rule = DECISIONS_RULE.format(family=IN_TWO_TABLES if also else "the comparisons of a row")
+    rule = DECISIONS_RULE.format(family=IN_SEVERAL_TABLES if also else "the comparisons of a row")
     return Table(rows, [compared + rule] if rows else [])
 
 
