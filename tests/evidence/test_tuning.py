@@ -227,8 +227,6 @@ def test_a_search_that_starts_from_another_may_go_on_to_values_beyond_that_ones(
     chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
     assert chosen["one.fogzo"]["start"] == chosen["one.ste"]["values"] == {"optimizer.lr": 1.0}
     assert chosen["one.fogzo"]["values"]["optimizer.lr"] == 0.25  # none that the STE may try
-    tried = {one["values"]["optimizer.lr"] for one in chosen["one.fogzo"]["tried"]}
-    assert tried <= set(whole)
 
 
 @pytest.mark.timeout(30)
