@@ -61,6 +61,32 @@ class Choice:
         return dict(sorted(had.items()))
 
 
+def skipped(cell: Cell, choice: Choice) -> dict[str, list[Any]]:
+    """Return, by key of the start, the values next to the chosen one that the search left out between those it tried.
+
+    A search along a line whose trials end before its bracket is closed leaves such a value; what lies beyond all that
+    was tried is an edge, and in ``choice.on_edge_of_grid``.  Of a choice under another grid nothing is said.
+    """
+    left_out = {}
+    for key in choice.start:
+        values = list(cell.search.get(key, ()))
+        if choice.values[key] not in values:
+            continue
+        at, line = values.index(choice.values[key]), places_tried(key, values, choice.values, choice.points())
+        between = [place for place in (at - 1, at + 1) if line[0] < place < line[-1] and place not in line]
+        if between:
+            left_out[key] = [values[place] for place in between]
+    return left_out
+
+
+def places_tried(
+    key: str, values: Sequence[Any], best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Return the places in ``values``, in order, of the points tried that differ from the best in ``key`` at most."""
+    found = (point[key] for point in tried if {**best, key: point[key]} == point)
+    return sorted(values.index(value) for value in found if value in values)
+
+
 def read_chosen(experiment: Experiment) -> Mapping[str, Choice]:
     """Return what the experiment's file of chosen values holds, by cell; nothing if there is none yet.
 

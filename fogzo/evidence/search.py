@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from fogzo.errors import UserError
-from fogzo.evidence.chosen import Choice
+from fogzo.evidence.chosen import Choice, places_tried
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
@@ -146,8 +146,7 @@ class CellSearch:
     def _along(self, key: str, best: Point) -> float | None:
         """Return the value of ``key`` that brackets the best point from above, from below, or closes the bracket."""
         values = list(self.cell.search[key])
-        tried = [self.points[one] for one in self.losses]
-        line = sorted(values.index(point[key]) for point in tried if {**best, key: point[key]} == point)
+        line = places_tried(key, values, best, [self.points[one] for one in self.losses])
         at, last = values.index(best[key]), len(values) - 1
         here = line.index(at)
         up = line[here + 1] - at if here + 1 < len(line) else 0  # places to the next tried one; 0: there is none

@@ -21,7 +21,15 @@ from filelock import FileLock, Timeout
 
 from fogzo.errors import UserError
 from fogzo.evidence import pool as workers
-from fogzo.evidence.chosen import CHOSEN, borrowed_values, start_values, tune_command, tuned_under, write_chosen
+from fogzo.evidence.chosen import (
+    CHOSEN,
+    borrowed_values,
+    skipped,
+    start_values,
+    tune_command,
+    tuned_under,
+    write_chosen,
+)
 from fogzo.evidence.experiment import Cell, Experiment, as_overrides, key_of
 from fogzo.evidence.jobs import expand, plans
 from fogzo.evidence.search import CellSearch
@@ -159,8 +167,11 @@ class _Searches:
             keys = ", ".join(cell.search)
             raise UserError(f"every trial of {cell.name} has diverged: give tuning.search smaller values of {keys}")
         choice = replace(choice, overrides=overrides, borrowed=borrowed, given=self.changed)
-        edges = ", ".join(choice.on_edge_of_grid)
-        note = f"  (on the edge of the values: {edges})" if edges else ""
+        notes = [f"on the edge of the values: {key}" for key in choice.on_edge_of_grid]
+        notes += [
+            f"not tried, beside it: {key}={value}" for key, values in skipped(cell, choice).items() for value in values
+        ]
+        note = f"  ({'; '.join(notes)})" if notes else ""
         with self.alone:
             write_chosen(self.experiment, cell, choice)
             print(f"{cell.name}: {' '.join(as_overrides(choice.values))}{note}", flush=True)

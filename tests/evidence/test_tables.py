@@ -20,7 +20,7 @@ from fogzo.evidence.pages import footer, page
 from fogzo.evidence.parse import parse
 from fogzo.evidence.published import published_text, status
 from fogzo.evidence.render import markdown, to_csv
-from fogzo.evidence.tables.comparison import comparison_table, control_table, tuned_table
+from fogzo.evidence.tables.comparison import comparison_table, control_table, notes, tuned_table
 from fogzo.evidence.tables.compute import ratio_table, reached_table
 from fogzo.evidence.verdicts import verdicts
 from fogzo.runs.schema import METRICS
@@ -69,6 +69,24 @@ def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(
     assert [row[2:] for row in found.texts()] == [
         ["optimizer.lr = 0.1 (edge)", "2", "0.1: 0.1, 0.2: 0.2"],
         ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2", "0.1: 0.1, 0.2: 0.2"],
+    ]
+
+
+def test_the_page_says_where_tuning_left_its_grid_open(project):
+    made = experiment(settings=("deit",))
+    made["tuning"]["search"] = {"optimizer.lr": [0.1, 0.2, 0.4]}
+    write(project, made, effect=effect)
+    tried = [{"values": {"optimizer.lr": rate, "estimator.beta_min": 0.9}, "train_loss": rate} for rate in (0.1, 0.4)]
+    chosen = {
+        "deit.ste": Choice({"optimizer.lr": 0.4}, ["optimizer.lr"]),
+        "deit.fogzo": Choice(tried[1]["values"], [], 2, tried, start={"optimizer.lr": 0.1}),
+        "deit.slope": Choice(tried[0]["values"] | {"optimizer.lr": 0.1}, [], 2, tried, start={"optimizer.lr": 0.1}),
+    }
+    found = [note for note in notes(replace(gathered(made), tuned=chosen)) if "edge" in note or "Not tried" in note]
+    assert found == [
+        "On the edge of its grid (deit | a net, 2 bit, STE): optimizer.lr.",
+        "Not tried, beside the best (deit | a net, 2 bit, FOGZO, n = 1): optimizer.lr = 0.2.",
+        "Not tried, beside the best (deit | a net, 2 bit, control: β = 1 (measured slope, no noise)): optimizer.lr = 0.2.",
     ]
 
 

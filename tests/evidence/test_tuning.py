@@ -14,7 +14,7 @@ import yaml
 from helpers.cli import Command, run
 
 from fogzo.errors import UserError
-from fogzo.evidence.chosen import Choice, tuning_faults, write_chosen
+from fogzo.evidence.chosen import Choice, skipped, tuning_faults, write_chosen
 from fogzo.evidence.experiment import Cell, Method, Setting
 from fogzo.evidence.parse import parse
 from fogzo.evidence.search import CellSearch
@@ -109,6 +109,17 @@ def test_an_edge_of_a_search_with_a_start_is_one_of_what_was_tried():
     assert (outcome.values["optimizer.lr"], outcome.on_edge_of_grid) == (5, ["optimizer.lr"])
     assert places_tried(2, best=5, trials=8)[1].on_edge_of_grid == []
     assert len(carry_on(search_of(LARGE, start={"optimizer.lr": 1.0}, trials=15))) == 15
+
+
+def test_a_value_beside_the_best_that_a_search_with_a_start_left_out_is_named():
+    cell = cell_of("cell", {"optimizer.lr": [float(place) for place in range(12)], "estimator.beta_min": BETA})
+    tried, outcome = places_tried(5, best=5, trials=6)
+    assert tried == [6, 3]
+    assert skipped(cell, outcome) == {"optimizer.lr": [4.0]}
+    assert skipped(cell, places_tried(5, best=5, trials=7)[1]) == {}  # the bracket is closed
+    assert skipped(cell, places_tried(2, best=3, trials=5)[1]) == {}  # an edge
+    assert skipped(cell, places_tried(2, best=7, trials=8)[1]) == {"optimizer.lr": [6.0, 8.0]}
+    assert skipped(cell_of("cell", {"optimizer.lr": [0.5]}), outcome) == {}  # of another grid
 
 
 def test_a_diverged_run_is_infinitely_bad_and_an_edge_is_named():

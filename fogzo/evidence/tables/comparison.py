@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fogzo.evidence.chosen import Choice, whole_commands
+from fogzo.evidence.chosen import Choice, skipped, whole_commands
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence, machine
 from fogzo.evidence.numbers import signed
@@ -85,7 +85,7 @@ def _cost(evidence: Evidence, cell: Cell, key: str, relative_to: Cell | None = N
 
 
 def notes(evidence: Evidence) -> list[str]:
-    """Return what is missing and how to fill it, what diverged, was refused, or lies on the edge of its grid."""
+    """Return what is missing and how to fill it, what diverged or was refused, and where tuning left its grid open."""
     refused = [f"Not used: {problem}." for problem in evidence.problems]
     if not evidence.all_runs():
         return [f"Nothing was run yet: {_code(whole_commands(evidence.experiment))}", *refused]
@@ -96,8 +96,11 @@ def notes(evidence: Evidence) -> list[str]:
             lines.append(f"Missing ({where}): {_code(missing)}")
         if diverged := evidence.diverged(cell):
             lines.append(f"Diverged ({where}): seed {', '.join(map(str, diverged))}, not in the mean.")
-        if cell.name in evidence.tuned and (edges := evidence.tuned[cell.name].on_edge_of_grid):
-            lines.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+        if chosen := evidence.tuned.get(cell.name):
+            if edges := chosen.on_edge_of_grid:
+                lines.append(f"On the edge of its grid ({where}): {', '.join(edges)}.")
+            for key, values in skipped(cell, chosen).items():
+                lines.append(f"Not tried, beside the best ({where}): {key} = {' and '.join(map(_plain, values))}.")
     for cells in evidence.settings().values():
         machines: dict[str, list[str]] = {}
         for cell in cells:
