@@ -171,7 +171,8 @@ def table(names: Sequence[str], results: Sequence[JobReturn]) -> str:
     width = max(map(len, names))
     done = [result._return_value if result.status == JobStatus.COMPLETED else "failed" for result in results]
     planned = [value for value in done if isinstance(value, float)]
-    in_all = f", planned {sum(planned):.3g} FLOPs in all" if planned else ""
+    which = "in all" if len(planned) == len(done) else "for what is not finished"
+    in_all = f", planned {sum(planned):.3g} FLOPs {which}" if planned else ""
     texts = [f"{value:.3g} FLOPs" if isinstance(value, float) else value for value in done]
     lines = [f"  {name:{width}}  {text}" for name, text in zip(names, texts, strict=True) if text]
     return "\n".join([f"sweep:    {len(names)} jobs{in_all}", *lines])

@@ -79,6 +79,11 @@ def skipped(cell: Cell, choice: Choice) -> dict[str, list[Any]]:
     return left_out
 
 
+def other_starts(start: Mapping[str, Any], also: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return the points at which a search that begins at ``start`` begins too: one key's value of ``also`` in each."""
+    return [{**start, key: value} for key, values in also.items() for value in values if value != start.get(key, value)]
+
+
 def places_tried(
     key: str, values: Sequence[Any], best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]
 ) -> list[int]:
@@ -248,6 +253,9 @@ def tuning_fault(experiment: Experiment, cell: Cell) -> str | None:
         start = start_values(experiment, cell)
         if choice.start != start:
             return f"tuned from {_words(choice.start)} on, where the experiment now starts from {_words(start)}"
+        for other in other_starts(start, cell.setting.start_also):
+            if not any(other.items() <= point.items() for point in points):
+                return f"tuned without a start at {_words(other)}, where the experiment now has one"
     return None
 
 

@@ -93,6 +93,7 @@ class Setting:
         seeds: of its runs; the experiment's, if the file gives the setting none.
         start_from: the method at whose tuned values the searches of those begin that search more keys than it does
             (``search.py``), over all of its values at least; ``None``: they begin at random.
+        start_also: values of that method's keys at which those searches begin too, such as a second minimum of it.
         paper: the published rows that it is, or is a twin of.
     """
 
@@ -104,6 +105,7 @@ class Setting:
     overrides: tuple[str, ...] = ()
     search: Mapping[str, Values] = field(default_factory=dict)
     start_from: str | None = None
+    start_also: Mapping[str, Values] = field(default_factory=dict)
     paper: tuple[str, ...] = ()
 
     @property

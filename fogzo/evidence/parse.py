@@ -162,6 +162,10 @@ def _check_borrowed(experiment: Experiment, cell: Cell) -> None:
 
 def _check_start(experiment: Experiment, setting: Setting) -> None:
     if setting.start_from is None:
+        if setting.start_also:
+            raise UserError(
+                f"start_also of setting {setting.name} needs start_from: name the method there, or leave it out"
+            )
         return
     where = f"start_from of setting {setting.name}"
     start = experiment.cells[cell_name(setting, setting.start_from)]
@@ -178,6 +182,10 @@ def _check_start(experiment: Experiment, setting: Setting) -> None:
                     f"{cell.name} starts from {start.name}, which may choose {key}={left_out[0]}, but does not search "
                     "that itself: add it"
                 )
+    _check_all(setting.start_also, f"start_also of setting {setting.name}", start.search)
+    for key, values in setting.start_also.items():
+        for value in values:
+            choice(value, f"start_also of setting {setting.name}: {key}", start.search[key])
 
 
 def checked(kind: Any, content: Any, parts: Mapping[str, Any]) -> Any:

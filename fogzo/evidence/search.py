@@ -4,10 +4,11 @@ Every cell has the same number of trials.  Where its space has no more points th
 with a start (the STE's tuned learning rate, say), all points that agree with it come first, every value of the method's
 own knob: so few trials, spread over two keys at random, can miss the point at which a method *is* the one that it
 starts from.  From the best of them a line search along the rate brackets the minimum, in steps that double, and closes
-the bracket (Press et al., Numerical Recipes, section 10.1); then the neighbours of the best point follow.  Without a
-start a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's) chooses, after a random first half.
-A proposal is a function of the trials before it, whose runs are found finished: a search that was killed goes on as if
-it had not been.
+the bracket (Press et al., Numerical Recipes, section 10.1); then the neighbours of the best point follow.  Where the
+loss has more than one minimum along the rate, the search can begin at each of them; a bracket would span them, so that
+the neighbours follow at once.  Without a start a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011;
+optuna's) chooses, after a random first half.  A proposal is a function of the trials before it, whose runs are found
+finished: a search that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from fogzo.errors import UserError
-from fogzo.evidence.chosen import Choice, places_tried
+from fogzo.evidence.chosen import Choice, other_starts, places_tried
 from fogzo.evidence.experiment import Cell
 from fogzo.runs.schema import METRICS
 
@@ -49,13 +50,21 @@ class CellSearch:
         depends_on: what else the trials' outcome depends on; another search is made where it differs.
         start: values of some of the cell's keys, each one that the cell searches; ``None``: it begins at random, or
             tries all points.
+        start_also: other values of those keys, at which it begins too.
     """
 
     def __init__(
-        self, cell: Cell, *, trials: int, metric: str, depends_on: Sequence[str], start: Point | None = None
+        self,
+        cell: Cell,
+        *,
+        trials: int,
+        metric: str,
+        depends_on: Sequence[str],
+        start: Point | None = None,
+        start_also: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self.cell, self.metric = cell, metric
-        self.start = start
+        self.start, self.others = start, other_starts(start or {}, start_also or {})
         self.points = cell.points()
         self.trials = min(trials, len(self.points))
         self.sign = -1 if METRICS[metric].higher_is_better else 1  # what is minimised is its product with the metric
@@ -109,7 +118,7 @@ class CellSearch:
         if self.trials == len(self.points):  # all of them, in order
             return len(self.losses)
         if self.start is not None:
-            return self._next_after(self.start)
+            return self._next_after(self.start, *self.others)
         space: dict[str, BaseDistribution] = {
             key: IntDistribution(0, len(values) - 1) for key, values in self.cell.search.items()
         }
@@ -126,14 +135,14 @@ class CellSearch:
                 return proposed
         return next(point for point in range(len(self.points)) if point not in self.losses)
 
-    def _next_after(self, start: Point) -> int:
-        """Return the next untried point that agrees with the start, else of the line search, else the nearest."""
+    def _next_after(self, *starts: Point) -> int:
+        """Return the next untried point that agrees with a start, else of one start's line search, else the nearest."""
         untried = [point for point in range(len(self.points)) if point not in self.losses]
-        at_start = [point for point in untried if start.items() <= self.points[point].items()]
+        at_start = [point for start in starts for point in untried if start.items() <= self.points[point].items()]
         if at_start:
             return at_start[0]
         best = self.points[self._best()]
-        for key in start:
+        for key in starts[0] if len(starts) == 1 else ():
             if (value := self._along(key, best)) is not None:
                 return self.points.index({**best, key: value})
 

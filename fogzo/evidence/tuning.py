@@ -156,7 +156,14 @@ class _Searches:
         start = start_values(self.experiment, cell, self.given, trials=self.trials)
         depends_on = [*overrides, *as_overrides(borrowed), *self.changed]
         metric = self.experiment.tuning.metric
-        search = CellSearch(cell, trials=self.trials, metric=metric, depends_on=depends_on, start=start or None)
+        search = CellSearch(
+            cell,
+            trials=self.trials,
+            metric=metric,
+            depends_on=depends_on,
+            start=start or None,
+            start_also=cell.setting.start_also,
+        )
         while (point := search.next_point()) is not None:
             started = time.monotonic()
             value = search.tell(point, *pool.map(workers.run, self._jobs(cell, point)))

@@ -63,15 +63,15 @@ def train(cfg: DictConfig, *, sweeping: bool = False) -> dict[str, Any]:
 def check(cfg: DictConfig) -> tuple[str, list[str]] | None:
     """Refuse what the run of ``cfg`` would refuse before its data are read, or say that it is finished.
 
-    Returns the headline of a run that is finished, and what it lacks; ``None`` for one to launch: also where one has
-    diverged, which the launched job says.
+    Returns the headline of a run that is finished, and what it lacks; ``None`` for one to launch or to plan: also where
+    one has diverged, which the launched job says.
 
     Raises:
         ValueError: as :func:`train` would.
     """
     check_config(cfg)
     asked = look_up(cfg)
-    if cfg.plan:
+    if asked.summary is None and cfg.plan:
         return None
     if asked.summary is None:
         draft(cfg, announced()[2])

@@ -376,6 +376,17 @@ def test_a_sweep_with_plan_adds_up_what_its_jobs_would_take(train):
     assert [float(row.split()[1]) for row in rows] == pytest.approx(each, rel=0.01)
 
 
+def test_a_sweep_with_plan_does_not_plan_what_is_finished(train):
+    assert train("estimator=ste", "steps=7")[0] == 0
+    code, out, err = train("estimator=ste,fogzo", "steps=7", "plan=true", flags=["-m"])
+    assert code == 0, err
+    (each,) = re.findall(r"^compute: +(\S+) FLOPs", out, re.MULTILINE)
+    total, *rows = out.splitlines()[-3:]
+    assert total == f"sweep:    2 jobs, planned {float(each):.3g} FLOPs for what is not finished"
+    assert [row.split()[0] for row in rows] == ["estimator=ste", "estimator=fogzo"]
+    assert "test accuracy" in rows[0]
+
+
 @pytest.fixture
 def experiment(tmp_path):
     chosen = {cell: {"values": {"optimizer.lr": 0.1}} for cell in ("ste", "slope")}

@@ -166,6 +166,11 @@ def broken(experiment, path, value):
             "start_from of setting deep=ste is not possible: name a method that",
         ),
         (("settings", "wide", "start_from"), "noisy", "start_from of setting wide=noisy is not possible: name a meth"),
+        (
+            ("settings", "wide", "start_also"),
+            {"optimizer.lr": [0.1]},
+            "start_also of setting wide needs start_from: na",
+        ),
         (("settings", "deep", "methods"), ["sted"], "methods of setting deep='sted' is not known: choose one of ste"),
         (("settings", "deep", "methods"), ["ste", "noisy"], "noisy is tuned as='fogzo' is not known: choose one"),
         (
@@ -346,6 +351,13 @@ def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_t
     entries["wide.fogzo"]["start"] = {"optimizer.lr": 0.1}
     file.write_text(yaml.safe_dump(entries))
     assert len(expanded(experiment, "confirm", ["cell=wide.fogzo"])) == 2
+    experiment["settings"]["wide"]["start_also"] = {"optimizer.lr": [0.2]}
+    points = [point for point in cells["wide.fogzo"].points() if point["optimizer.lr"] == 0.1]
+    entries["wide.fogzo"] |= {"values": points[0], "tried": [{"values": point} for point in points]}
+    file.write_text(yaml.safe_dump(entries))
+    with pytest.raises(ValueError, match=r"tuned without a start at optimizer\.lr=0\.2, where the experiment now has"):
+        expanded(experiment, "confirm", ["cell=wide.fogzo"])
+    del experiment["settings"]["wide"]["start_also"]
     del entries["wide.fogzo"]["start"]
     entries["wide.fogzo"]["tried"] = [{"values": point} for point in cells["wide.fogzo"].points()]
     file.write_text(yaml.safe_dump(entries))
@@ -359,6 +371,17 @@ def test_searches_of_a_setting_may_start_from_a_method_whose_tuned_values_they_t
     experiment["methods"]["fogzo"]["search"]["optimizer.lr"] = [0.1, 0.4]
     with pytest.raises(
         ValueError, match=r"starts from wide\.ste, which may choose optimizer\.lr=0\.2, but does not search"
+    ):
+        parse(experiment)
+    experiment["settings"]["wide"]["start_also"] = {"optimizer.lr": [0.3]}
+    experiment["methods"]["fogzo"]["search"]["optimizer.lr"] = [0.1, 0.2]
+    with pytest.raises(
+        ValueError, match=r"start_also of setting wide: optimizer\.lr=0\.3 is not known: choose one of 0"
+    ):
+        parse(experiment)
+    experiment["settings"]["wide"]["start_also"] = {"estimator.beta_min": [0.99]}
+    with pytest.raises(
+        ValueError, match=r"start_also of setting wide='estimator\.beta_min' is not known: choose one of"
     ):
         parse(experiment)
     experiment["settings"]["wide"]["start_from"] = "stee"

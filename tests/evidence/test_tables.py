@@ -59,6 +59,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
 
 def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(project):
     made = experiment()
+    made["settings"]["deit"] |= {"start_from": "ste", "start_also": {"optimizer.lr": [0.01]}}
     write(project, made, effect=effect)
     tried = [{"values": {"optimizer.lr": rate}, "train_loss": rate} for rate in (0.1, 0.2)]
     chosen = {
@@ -68,7 +69,7 @@ def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(
     found = tuned_table(replace(gathered(made), tuned=chosen))
     assert [row[2:] for row in found.texts()] == [
         ["optimizer.lr = 0.1 (edge)", "2", "0.1: 0.1, 0.2: 0.2"],
-        ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2", "0.1: 0.1, 0.2: 0.2"],
+        ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2 and optimizer.lr = 0.01", "0.1: 0.1, 0.2: 0.2"],
     ]
 
 
@@ -82,11 +83,12 @@ def test_the_page_says_where_tuning_left_its_grid_open(project):
         "deit.fogzo": Choice(tried[1]["values"], [], 2, tried, start={"optimizer.lr": 0.1}),
         "deit.slope": Choice(tried[0]["values"] | {"optimizer.lr": 0.1}, [], 2, tried, start={"optimizer.lr": 0.1}),
     }
-    found = [note for note in notes(replace(gathered(made), tuned=chosen)) if "edge" in note or "Not tried" in note]
-    assert found == [
-        "On the edge of its grid (deit | a net, 2 bit, STE): optimizer.lr.",
-        "Not tried, beside the best (deit | a net, 2 bit, FOGZO, n = 1): optimizer.lr = 0.2.",
-        "Not tried, beside the best (deit | a net, 2 bit, control: β = 1 (measured slope, no noise)): optimizer.lr = 0.2.",
+    found = notes(replace(gathered(made), tuned=chosen))
+    where = "deit | a net, 2 bit"
+    assert found[-3:] == [
+        f"On the edge of its grid ({where}, STE): optimizer.lr.",
+        f"Not tried, beside the best ({where}, FOGZO, n = 1): optimizer.lr = 0.2.",
+        f"Not tried, beside the best ({where}, control: β = 1 (measured slope, no noise)): optimizer.lr = 0.2.",
     ]
 
 

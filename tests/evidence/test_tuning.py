@@ -111,6 +111,18 @@ def test_an_edge_of_a_search_with_a_start_is_one_of_what_was_tried():
     assert len(carry_on(search_of(LARGE, start={"optimizer.lr": 1.0}, trials=15))) == 15
 
 
+def test_a_search_with_several_starts_tries_the_whole_knob_at_each_and_then_the_neighbours_of_the_best():
+    cell = cell_of("cell", {"optimizer.lr": [float(place) for place in range(12)], "estimator.beta_min": BETA})
+    search = search_of(cell, start={"optimizer.lr": 2.0}, start_also={"optimizer.lr": [8.0, 2.0]}, trials=10)
+    tried = []
+    while (point := search.next_point()) is not None:
+        tried.append((point["optimizer.lr"], point["estimator.beta_min"]))
+        search.tell(point, {"train_loss": abs(tried[-1][0] - 9) + (tried[-1][1] != 0.999)})
+    assert tried[:8] == [(rate, beta) for rate in (2, 8) for beta in BETA]
+    assert tried[8:] == [(7, 0.999), (9, 0.999)]
+    assert (search.outcome().values["optimizer.lr"], search.outcome().start) == (9, {"optimizer.lr": 2})
+
+
 def test_a_value_beside_the_best_that_a_search_with_a_start_left_out_is_named():
     cell = cell_of("cell", {"optimizer.lr": [float(place) for place in range(12)], "estimator.beta_min": BETA})
     tried, outcome = places_tried(5, best=5, trials=6)

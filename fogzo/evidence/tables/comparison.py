@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fogzo.evidence.chosen import Choice, skipped, whole_commands
+from fogzo.evidence.chosen import Choice, other_starts, skipped, whole_commands
 from fogzo.evidence.experiment import Cell
 from fogzo.evidence.frame import Evidence, machine
 from fogzo.evidence.numbers import signed
@@ -158,7 +158,7 @@ def tuned_table(evidence: Evidence) -> Table | None:
             entries = {
                 "method": cell.label,
                 "chosen": ("" if own else f"as {source.label}: ") + _chosen_values(chosen, mark_edges=own),
-                "trials": f"{chosen.trials}{_start(chosen)}" if own else None,
+                "trials": f"{chosen.trials}{_start(cell, chosen)}" if own else None,
                 f"{best} {METRICS[metric].name} at each rate": _by_rate(chosen, metric) if own else None,
             }
             rows.append([_setting(cell), *on_page(entries)])
@@ -170,8 +170,10 @@ def _chosen_values(chosen: Choice, *, mark_edges: bool) -> str:
     return ", ".join(f"{key} = {_plain(at)}{edges.get(key, '')}" for key, at in chosen.values.items())
 
 
-def _start(chosen: Choice) -> str:
-    return "".join(f", from {key} = {_plain(at)}" for key, at in chosen.start.items())
+def _start(cell: Cell, chosen: Choice) -> str:
+    starts = [chosen.start, *other_starts(chosen.start, cell.setting.start_also)] if chosen.start else []
+    every = (", ".join(f"{key} = {_plain(at)}" for key, at in start.items()) for start in starts)
+    return f", from {' and '.join(every)}" if starts else ""
 
 
 def _by_rate(chosen: Choice, metric: str) -> str | None:
