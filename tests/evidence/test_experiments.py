@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fogzo.evidence.chosen import start_values, tune_command, tuned_values, tuning_faults, whole_commands
+from fogzo.evidence.chosen import other_starts, start_values, tune_command, tuned_values, tuning_faults, whole_commands
 from fogzo.evidence.jobs import expand
 from fogzo.evidence.parse import parse, read_experiment
 from fogzo.evidence.tuning import tune
@@ -244,9 +244,12 @@ def test_every_setting_and_method_of_an_experiment_composes_to_a_run_of_its_own(
     chosen = {}
     for cell in cells.values():
         borrowed = cells[cell.tuned_as].points()[0] if cell.tuned_as else {}
-        tried = [{"values": point} for point in cell.points()[: experiment.tuning.trials]]
         borrowed = {key: value for key, value in borrowed.items() if key not in cell.search}
         start = chosen[cell.start_from]["values"] if cell.start_from else {}
+        others = other_starts(start, cell.setting.start_also)
+        first, *rest = cell.points()
+        rest.sort(key=lambda point: not any(other.items() <= point.items() for other in others))
+        tried = [{"values": point} for point in [first, *rest][: experiment.tuning.trials]]
         chosen[cell.name] = {"values": tried[0]["values"], "tried": tried, "borrowed": borrowed, "start": start}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(chosen))
     jobs = expand(experiment, phase, [])
