@@ -62,10 +62,10 @@ class Choice:
 
 
 def skipped(cell: Cell, choice: Choice) -> dict[str, list[Any]]:
-    """Return, by key of the start, the values next to the chosen one that the search left out between those it tried.
+    """Return, by key of the start, the values next to the chosen one that were not tried with its other values.
 
-    A search along a line whose trials end before its bracket is closed leaves such a value; what lies beyond all that
-    was tried is an edge, and in ``choice.on_edge_of_grid``.  Of a choice under another grid nothing is said.
+    A search along a line whose trials end before its bracket is closed leaves such values; what lies beyond all values
+    that were tried is an edge, and in ``choice.on_edge_of_grid``.  Of a choice under another grid nothing is said.
     """
     left_out = {}
     for key in choice.start:
@@ -73,7 +73,8 @@ def skipped(cell: Cell, choice: Choice) -> dict[str, list[Any]]:
         if choice.values[key] not in values:
             continue
         at, line = values.index(choice.values[key]), places_tried(key, values, choice.values, choice.points())
-        between = [place for place in (at - 1, at + 1) if line[0] < place < line[-1] and place not in line]
+        tried = [values.index(point[key]) for point in choice.points() if point[key] in values]
+        between = [place for place in (at - 1, at + 1) if min(tried) <= place <= max(tried) and place not in line]
         if between:
             left_out[key] = [values[place] for place in between]
     return left_out
@@ -253,8 +254,10 @@ def tuning_fault(experiment: Experiment, cell: Cell) -> str | None:
         start = start_values(experiment, cell)
         if choice.start != start:
             return f"tuned from {_words(choice.start)} on, where the experiment now starts from {_words(start)}"
-        for other in other_starts(start, cell.setting.start_also):
-            if not any(other.items() <= point.items() for point in points):
+        others = other_starts(start, cell.setting.start_also)
+        there = sum(start.items() <= point.items() for point in cell.points())  # as many points of every start
+        for number, other in enumerate(others, start=1):
+            if trials > number * there and not any(other.items() <= point.items() for point in points):
                 return f"tuned without a start at {_words(other)}, where the experiment now has one"
     return None
 

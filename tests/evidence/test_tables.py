@@ -59,7 +59,7 @@ def test_a_row_shows_paper_ours_difference_cost_and_status(project):
 
 def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(project):
     made = experiment()
-    made["settings"]["deit"] |= {"start_from": "ste", "start_also": {"optimizer.lr": [0.01]}}
+    made["settings"]["deit"] |= {"start_from": "ste", "start_also": {"optimizer.lr": [0.01, 0.1]}}
     write(project, made, effect=effect)
     tried = [{"values": {"optimizer.lr": rate}, "train_loss": rate} for rate in (0.1, 0.2)]
     chosen = {
@@ -69,7 +69,7 @@ def test_what_tuning_chose_is_shown_with_its_edges_and_where_its_search_started(
     found = tuned_table(replace(gathered(made), tuned=chosen))
     assert [row[2:] for row in found.texts()] == [
         ["optimizer.lr = 0.1 (edge)", "2", "0.1: 0.1, 0.2: 0.2"],
-        ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2 and optimizer.lr = 0.01", "0.1: 0.1, 0.2: 0.2"],
+        ["optimizer.lr = 0.1", "2, from optimizer.lr = 0.2 and optimizer.lr = 0.1", "0.1: 0.1, 0.2: 0.2"],
     ]
 
 

@@ -129,6 +129,9 @@ def test_a_value_beside_the_best_that_a_search_with_a_start_left_out_is_named():
     assert tried == [6, 3]
     assert skipped(cell, outcome) == {"optimizer.lr": [4.0]}
     assert skipped(cell, places_tried(5, best=5, trials=7)[1]) == {}  # the bracket is closed
+    elsewhere = [*outcome.tried, {"values": {"optimizer.lr": 7.0, "estimator.beta_min": 0.9}}]
+    best = {"optimizer.lr": 6.0, "estimator.beta_min": 0.999}
+    assert skipped(cell, replace(outcome, values=best, tried=elsewhere)) == {"optimizer.lr": [7.0]}
     assert skipped(cell, places_tried(2, best=3, trials=5)[1]) == {}  # an edge
     assert skipped(cell, places_tried(2, best=7, trials=8)[1]) == {"optimizer.lr": [6.0, 8.0]}
     assert skipped(cell_of("cell", {"optimizer.lr": [0.5]}), outcome) == {}  # of another grid

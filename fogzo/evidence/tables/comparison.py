@@ -171,7 +171,9 @@ def _chosen_values(chosen: Choice, *, mark_edges: bool) -> str:
 
 
 def _start(cell: Cell, chosen: Choice) -> str:
-    starts = [chosen.start, *other_starts(chosen.start, cell.setting.start_also)] if chosen.start else []
+    others = other_starts(chosen.start, cell.setting.start_also) if chosen.start else []
+    tried = [other for other in others if any(other.items() <= point.items() for point in chosen.points())]
+    starts = [chosen.start, *tried] if chosen.start else []
     every = (", ".join(f"{key} = {_plain(at)}" for key, at in start.items()) for start in starts)
     return f", from {' and '.join(every)}" if starts else ""
 
