@@ -64,17 +64,16 @@ def check(cfg: DictConfig) -> tuple[str, list[str]] | None:
     """Refuse what the run of ``cfg`` would refuse before its data are read, or say that it is finished.
 
     Returns the headline of a run that is finished, and what it lacks; ``None`` for one to launch or to plan: also where
-    one has diverged, which the launched job says.
+    one has diverged, which the launched job says, and which is planned as if it had not been run.
 
     Raises:
         ValueError: as :func:`train` would.
     """
     check_config(cfg)
     asked = look_up(cfg)
-    if asked.summary is None and cfg.plan:
-        return None
     if asked.summary is None:
-        draft(cfg, announced()[2])
+        if not cfg.plan:  # which makes a draft of its own
+            draft(cfg, announced()[2])
     elif asked.summary.get("status") != "diverged":
         finished_before(asked, notes=False)
         return headline(asked.summary), missing_weights(asked)
