@@ -14,7 +14,9 @@ import torch
 from helpers.cli import ROOT, run_alone, run_script
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
+from fogzo import estimators
 from fogzo.quantize import quantized_weights
 from fogzo.training.draft import build_model
 
@@ -198,6 +200,18 @@ def test_an_example_of_what_to_add_runs_as_it_stands_in_thirty_lines(part, tmp_p
     short = ["progress=lines", "threads=1", "optimizer.lr=0.03", *([] if " -m " in command else ["steps=4"])]
     assert run_script(str(tmp_path / "train.py"), *command.split()[2:], *short) == 0, capsys.readouterr().err
     assert re.search(r"finished: test accuracy|fogzo .*accuracy", capsys.readouterr().out)
+
+
+def test_the_library_page_lists_every_estimator_with_its_class_and_whether_it_has_a_state():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| [^|]+ \| ([^|]+) \|", LIBRARY, re.MULTILINE)
+    listed = {name: (kind, "*state*" in what) for kind, name, what in rows}
+    baselines = {"ste", "ste_longer", "slope"}  # the plain gradient, and FOGZO at β = 1
+    names = {file.stem for file in (ROOT / "configs/estimator").glob("*.yaml")} - baselines
+    assert listed.keys() == names
+    for name, (kind, has_state) in listed.items():
+        target = OmegaConf.load(ROOT / f"configs/estimator/{name}.yaml").get("_target_", "fogzo.FOGZO")
+        assert kind in target.split(".")
+        assert has_state == (getattr(estimators, kind).state_dict is not estimators.Estimator.state_dict)
 
 
 def test_every_make_target_that_the_pages_name_exists():
