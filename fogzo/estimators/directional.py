@@ -55,8 +55,11 @@ class GuideOrNoise(Estimator):
 
     Prior-guided random gradient-free estimation (NeurIPS 2019) mixes guide and noise by a λ that is 0 if c² ≤ 1/d and
     1 if c² ≥ 1/d when there is one direction, c the guide's cosine with the true gradient: nothing in between.  Here
-    c² = slope(ĝ)²/‖∇‖², and E slope(z)² = ‖∇‖² is a running mean, kept in the state.  Both are measured in every step,
-    by two pairs: 7/3 of a STE step.  ``beta`` of its estimates says what was chosen: 1 the guide, 0 noise.
+    c² = slope(ĝ)²/‖∇‖², and E slope(z)² = ‖∇‖² is a running mean over the steps before, kept in the state: with this
+    step's own pair in it, noise would be chosen just where it happens to be long.  The first step takes the guide.  As
+    in the source both directions have length 1, the noise z/√d, so that one learning rate suits both.  Both are
+    measured in every step, by two pairs: 7/3 of a STE step.  ``beta`` of its estimates says what was chosen: 1 the
+    guide, 0 noise.
 
     Args:
         weights, seed, epsilon: as for :class:`fogzo.FOGZO`.
@@ -80,11 +83,11 @@ class GuideOrNoise(Estimator):
 
         slopes = slopes_of(probes.one_by_one(directions, 2))
         along, across = slopes
-        self.squared_norm.subtract_from(across.square())
         d = sum(weight.latent.numel() for weight in guide.weights)
         guided = (along.square() * d > self.squared_norm.value().to(along)).to(along)
+        self.squared_norm.add(across.square())
         torch._foreach_mul_(guide.grads, (guided * along).to(guide.grads[0]))
-        guide.add_noise(((1 - guided) * across).reshape(1))
+        guide.add_noise(((1 - guided) * across / d).reshape(1))
         guide.to_weight_units()
         return Estimate(
             loss=loss,

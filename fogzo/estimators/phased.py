@@ -40,3 +40,11 @@ class Phased(Estimator):
         before = min(max(self.switch_step - first, 0), steps)
         parts = self.first.passes(before, first=first), self.then.passes(steps - before, first=first + before)
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {"first": self.first.state_dict(), "then": self.then.state_dict()}
+        return {part: state for part, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first.load_state_dict(state.get("first", {}))
+        self.then.load_state_dict(state.get("then", {}))

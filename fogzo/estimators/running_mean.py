@@ -22,10 +22,14 @@ class RunningMean:
         none, and nothing is subtracted.
         """
         before = self.value().to(values)
+        self.add(values)
+        return values - before
+
+    def add(self, values: Tensor) -> None:
+        """Take a step's values into the mean."""
         mean = values.detach().double().mean()
         self.smoothed = self.memory * self.smoothed.to(mean) + (1 - self.memory) * mean
         self.steps += 1
-        return values - before
 
     def value(self) -> Tensor:
         """Return the mean so far, 0 before the first step; shape ()."""

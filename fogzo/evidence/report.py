@@ -23,8 +23,7 @@ from fogzo.evidence.words import Word
 
 def report(every: Sequence[Evidence]) -> str:
     """Return the report of all experiments; the working directory is the project's root."""
-    run, answers = [evidence for evidence in every if evidence.all_runs()], Path("docs/replication.md")
-    drawn = partial(figure, place="answers-")
+    run = [evidence for evidence in every if evidence.all_runs()]
     return rendered(
         "report.html.j2",
         **TABLES,
@@ -32,10 +31,18 @@ def report(every: Sequence[Evidence]) -> str:
         at_equal_steps=_score(run, Evidence.baseline),
         at_equal_compute=_score(run, equal_baseline),
         claims=claims_of(every),
-        answers=prose(answers.read_text(encoding="utf-8"), answers.parent, drawn) if answers.exists() else "",
+        answers=_written("answers", Path("docs/replication.md")),
+        choosing=_written("choosing", Path("docs/choosing.md")),
         unrun=list(_unrun(every)),
         figure=figure,
     )
+
+
+def _written(place: str, file: Path) -> Markup:
+    """Return a page that was written by hand, its numbers filled in; nothing if there is none."""
+    if not file.exists():
+        return Markup()
+    return prose(file.read_text(encoding="utf-8"), file.parent, partial(figure, place=f"{place}-"))
 
 
 def _score(run: Sequence[Evidence], against: Callable[[Evidence, Cell], Cell | None]) -> tuple[int, int, int]:

@@ -298,7 +298,7 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
     assert (experiment.name, experiment.exploratory) == (name, name.endswith("_explore"))
     searched = [cell for cell in experiment.cells.values() if cell.search]  # not: what takes all from another cell
     trials = {min(experiment.tuning.trials, len(cell.points())) for cell in searched}
-    assert trials == {experiment.tuning.trials}  # the same number for every cell
+    assert not searched or trials == {experiment.tuning.trials}  # the same number for every cell
     assert experiment.tuning.chosen == f"results/tuned/{name}.yaml"
     for command in re.findall(r"^#   (python \S+.*?)(?:   .*)?$", text, re.MULTILINE):
         assert f"experiment={name}" in command

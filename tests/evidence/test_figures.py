@@ -45,6 +45,20 @@ def test_each_member_is_compared_with_the_ste_that_cost_the_same(found):
     assert equal_baseline(without, without.cells["mlp.fogzo"]) is None
 
 
+@pytest.mark.parametrize(("cheaper", "against"), [({}, "ste_longer"), ({"flops": 4e12}, None)])
+def test_the_same_flops_are_the_same_compute_where_a_backward_pass_costs_less_than_two_forward_ones(
+    cheaper, against, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    made = made_up.experiment("twin")
+    for (name, _), record in made_up.write(tmp_path, made).items():
+        if name == "deit.ste_longer":
+            made_up.change(record, 20, forward_equivalents=6000, **cheaper)
+    twin = made_up.gathered(made)
+    found = equal_baseline(twin, twin.cells["deit.fogzo"])
+    assert (found and found.method.name) == against
+
+
 def test_the_table_has_a_row_a_setting_and_one_column_for_a_method_of_several_names(found):
     table = members_table(found)
     assert table.header == [

@@ -64,6 +64,7 @@ def built(tmp_path_factory):
     (root / "docs/replication.md").write_text(
         "# Answers\n\nOf <!--= runs([twin]) --><!--/--> runs.\n\n![drawn](../results/figures/twin_differences.svg)\n"
     )
+    (root / "docs/choosing.md").write_text("# Which\n\n![drawn](../results/figures/twin_differences.svg)\n")
     claim = {"claim": "Nets are better", "trust": "high", "source": "notes", "method": "fogzo", "experiments": ["twin"]}
     dump(root / "results/paper/claims.yaml", {"nets": claim})
     make("tables", root)
@@ -180,7 +181,12 @@ def test_the_report_is_one_file_without_scripts_or_requests(built):
             assert (built / "site" / target).exists(), target
         elif key == "xlink:href":
             assert target[1:] in page.ids, (key, target)
-    assert text.count("<svg role=") == 5  # the members', the claim's, the answers', and the experiment's two
+    assert text.count("<svg role=") == 6  # the members', the claim's, the experiment's two, and one a written page
+    assert all(
+        f'<section id="{place}"><h2>{title}</h2>' in text
+        for place, title in (("answers", "Answers"), ("choosing", "Which"))
+    )
+    assert "python train.py -m experiment=twin cell=deit.fogzo seed=11" in text
     assert "FOGZO beats the straight-through estimator (STE)" in text.partition("<p><strong>")[2][:60]
     assert len(page.ids - {None}) == len(re.findall(r'\bid="', text))  # none twice, though figures have their own
     assert "prefers-color-scheme: dark" in text

@@ -28,7 +28,7 @@ from fogzo.ranks import RanksDiffer, barrier, sum_over_ranks, world
 from fogzo.training.config import Settings
 from fogzo.training.distributed import process_group, synchronise_norms
 from fogzo.training.ledger import ComputeLedger
-from fogzo.training.schedules import LearningRate
+from fogzo.training.schedules import GridPull, LearningRate, TransitionRate
 from fogzo.training.tasks import Classification
 from fogzo.training.trainer import Trainer
 
@@ -44,6 +44,7 @@ class Case:
     parallel: str = "data"
     rank_1_differs_in: str = ""
     ranks_are_slices: bool = False  # one process with twice the micro-batches computes what two ranks do
+    beside: str = ""  # the gradient: a rate that is steered by flips, or a pull toward the grid
 
 
 CASES = {
@@ -77,6 +78,9 @@ CASES = {
             "ewgs",
         )
     },
+    "one-sided control variate": Case("control_variate_one_sided", "lsq"),
+    "steered rate": Case("ste", beside="steered rate"),
+    "pull toward the grid": Case("fogzo", "lsq", beside="pull"),
     "other weights": Case("fogzo", rank_1_differs_in="weights"),
     "other noise": Case("fogzo", rank_1_differs_in="noise"),
     "other weights in batched probes": Case("fogzo_batched", rank_1_differs_in="weights"),
@@ -97,6 +101,7 @@ ESTIMATORS = {
     "split": lambda weights, spread: SplitFOGZO(weights, beta=0.99),
     "one_sided": lambda weights, spread: OneSidedFOGZO(weights, samples=2, beta=0.99),
     "control_variate": lambda weights, spread: ControlVariate(weights, samples=2, trust=0.1),
+    "control_variate_one_sided": lambda weights, spread: ControlVariate(weights, trust=0.1, sides="one"),
     "intermittent": lambda weights, spread: IntermittentFOGZO(fogzo.FOGZO(weights, beta=0.99), every=2),
     "displaced": lambda weights, spread: DisplacedStraightThrough(weights),
     "noisy": lambda weights, spread: NoisyStraightThrough(weights, beta=0.99),
@@ -145,14 +150,18 @@ def make(case, *, seed):
         synchronise_norms(model, torch.device("cpu"))
     parts = case.micro_batches * (2 if case.ranks_are_slices and world()[1] == 1 else 1)
     fogzo.quantize_model(model, {"fixed": fogzo.FixedScale(2), "lsq": fogzo.LSQ(2)}[case.quantizer])
+    weights, steps = fogzo.quantized_weights(model), 6
+    steered, pulled = case.beside == "steered rate", case.beside == "pull"
     return Trainer(
         model=model,
         task=Classification(data, evaluation_batch=5),
-        estimator=ESTIMATORS[case.estimator](fogzo.quantized_weights(model), case.parallel == "probes"),
+        estimator=ESTIMATORS[case.estimator](weights, case.parallel == "probes"),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        schedule=LearningRate(steps=1, shape="constant"),
+        schedule=TransitionRate(steps=steps, target=0.05) if steered else LearningRate(steps=1, shape="constant"),
         ledger=ComputeLedger(1.0, 2.0),
-        settings=Settings(steps=6, batch_size=16, seed=0, micro_batches=parts, parallel=case.parallel),
+        weights=weights,
+        pull=GridPull(weights, start=0.2, steps=steps) if pulled else None,
+        settings=Settings(steps=steps, batch_size=16, seed=0, micro_batches=parts, parallel=case.parallel),
         reduced=nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if shares_batch else None,
     )
 

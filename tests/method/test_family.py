@@ -262,14 +262,27 @@ def test_the_exact_control_has_the_slope_that_the_ste_believes(samples):
 
 
 def test_guide_or_noise_takes_the_guide_where_its_slope_explains_more():
-    oracle = Oracle()
-    guide, z = oracle.guide(), oracle.noise(0, 0)
-    along = (oracle.loss(guide) - oracle.loss(-guide)) / 2
-    across = (oracle.loss(z) - oracle.loss(-z)) / 2
-    estimate, found = found_by(lambda w: GuideOrNoise(w, seed=3))
-    guided = along**2 * len(guide) > across**2
-    assert bool(estimate.beta) == guided
-    same(found, along * guide if guided else across * z)
+    oracle, model = Oracle(), network()
+    guide, d = oracle.guide(), len(oracle.g)
+    estimator, choices, squares = GuideOrNoise(fogzo.quantized_weights(model), seed=3), set(), []
+    for step in range(4):
+        if step == 2:  # a gradient so long that the guide explains less of it than noise does
+            estimator.squared_norm.add(torch.tensor(1e9))
+            squares.append(1e9)
+        z = oracle.noise(step, 0)
+        along, across = ((oracle.loss(u) - oracle.loss(-u)) / 2 for u in (guide, z))
+        weights = [0.95**age for age in reversed(range(len(squares)))]
+        mean = sum(w * square for w, square in zip(weights, squares, strict=True)) / max(sum(weights), 1e-30)
+        squares.append(float(across**2))
+        model.zero_grad()
+        estimate = estimator.estimate(closure_of(model), step=step)
+        guided = bool(along**2 * d > mean)  # of the steps before: not of this one's own noise
+        assert bool(estimate.beta) == guided
+        found = flat([w.latent.grad * w.grid_unit() for w in estimator.weights])
+        unit = z / math.sqrt(d)  # both directions have length 1
+        same(found, along * guide if guided else across / math.sqrt(d) * unit)
+        choices.add(guided)
+    assert choices == {True, False}
 
 
 EWGS_QUANTIZERS = {
@@ -323,6 +336,11 @@ MEMBERS = {
     "now and then": lambda w: IntermittentFOGZO(fogzo.FOGZO(w, beta=BETA, seed=3), every=2),
     "exact": lambda w: ExactDirectional(w, beta=BETA, seed=3),
     "guide or noise": lambda w: GuideOrNoise(w, seed=3),
+    "phases with a state": lambda w: Phased(
+        OneSidedFOGZO(w, beta=BETA, seed=3),
+        IntermittentFOGZO(fogzo.FOGZO(w, beta=BETA, seed=3), every=2),
+        switch_step=1,
+    ),
 }
 
 

@@ -147,19 +147,19 @@ def member_rows(every: Sequence[Evidence]) -> tuple[dict[MemberKey, str], list[M
 def equal_baseline(evidence: Evidence, cell: Cell) -> Cell | None:
     """Return the baseline of ``cell``'s setting, or its kin of other steps, that cost what ``cell`` cost.
 
-    ``None`` if there is none, or for one of that family itself.
+    By passes or by FLOPs: the two differ where a backward pass is not two forward ones, as on an MLP, whose first layer
+    needs no gradient of its input.  ``None`` if there is none, or for one of that family itself.
     """
-    cost = evidence.mean(cell, "forward_equivalents")
     family = evidence.experiment.methods[evidence.experiment.baseline].family
-    if cell.method.family == family or not cost:
+    if cell.method.family == family:
         return None
-    shares = {}
+    apart = {}
     for other in evidence.settings()[cell.setting.name]:
-        of_other = evidence.mean(other, "forward_equivalents")
-        if other.method.family == family and of_other:
-            shares[other.name] = abs(of_other / cost - 1)
-    nearest = min(shares, key=lambda name: shares[name], default=None)
-    return evidence.cells[nearest] if nearest is not None and shares[nearest] <= SAME else None
+        costs = [[evidence.mean(one, cost) for one in (cell, other)] for cost in ("forward_equivalents", "flops")]
+        if other.method.family == family and (shares := [abs(its / own - 1) for own, its in costs if own and its]):
+            apart[other.name] = min(shares)
+    nearest = min(apart, key=lambda name: apart[name], default=None)
+    return evidence.cells[nearest] if nearest is not None and apart[nearest] <= SAME else None
 
 
 def members_table(every: Sequence[Evidence]) -> Table:
