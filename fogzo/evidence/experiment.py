@@ -220,6 +220,8 @@ class Experiment:
         table: the published table that it is, or is a twin of; ``None`` if there is none.
         seeds: of the settings that have none of their own.
         exploratory: its runs are no results: no table, figure or claim reads them.
+        repeats: the experiment whose tuned values its methods have, and some of whose settings it runs on other seeds:
+            where settings are counted, they count once.
         also: columns that are shown besides what cells are compared by.
         along: columns of rows that are drawn along training.
         baseline: the method that all are compared with; the first, if the file names none.
@@ -235,6 +237,7 @@ class Experiment:
     scale: Literal["mini", "paper"] = "mini"
     table: str | None = None
     exploratory: bool = False
+    repeats: str | None = None
     metric: Compared = "train_loss"
     also: tuple[Shown, ...] = ()
     along: tuple[Logged, ...] = ()

@@ -46,8 +46,12 @@ def _written(place: str, file: Path) -> Markup:
 
 
 def _score(run: Sequence[Evidence], against: Callable[[Evidence, Cell], Cell | None]) -> tuple[int, int, int]:
-    """Return in how many settings the paper's method is better, in how many worse, and in how many it was run."""
-    subjects = [(one, cell) for one in run for cell in one.cells.values() if cell.method.role == "subject"]
+    """Return in how many settings the paper's method is better, in how many worse, and in how many it was run.
+
+    A setting that another experiment repeats on other seeds counts once.
+    """
+    first = [one for one in run if one.experiment.repeats is None]
+    subjects = [(one, cell) for one in first for cell in one.cells.values() if cell.method.role == "subject"]
     cases = run_of([Case(one, cell, other) for one, cell in subjects if (other := against(one, cell))])
     return sum(one.outcome is Word.BETTER for one in cases), sum(one.outcome is Word.WORSE for one in cases), len(cases)
 

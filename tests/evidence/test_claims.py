@@ -179,6 +179,16 @@ def test_the_report_shows_every_claim_with_its_verdict_and_a_way_to_check_it(tmp
     assert "results_dir=check" in text
 
 
+def test_the_report_counts_a_setting_that_is_repeated_on_other_seeds_once(tmp_path, made):
+    the_claim(tmp_path, made, lambda cell: 3 * cell.endswith(".fogzo"))
+    again = experiment("again", repeats="twin", seeds=(21, 22, 23, 24, 25))
+    write(tmp_path, again)
+    alone, both = report([gathered(made)]), report([gathered(made), gathered(again)])
+    headline = re.search(r"FOGZO beats .*?\.", alone)[0]
+    assert headline in both
+    assert '<section id="again">' in both
+
+
 def test_every_claim_of_the_paper_names_experiments_that_there_are():
     claims = read_yaml(ROOT / "results/paper/claims.yaml")
     names = {file.stem for file in (ROOT / "configs/experiment").glob("*.yaml")}

@@ -313,6 +313,21 @@ def test_every_experiment_is_fair_and_has_its_published_numbers(name):
         assert {value.get("direction", "better") for value in values} <= {"better", "worse"}
 
 
+REPEATS = [name for name in EXPERIMENTS if read_experiment(CONFIGS / "experiment" / f"{name}.yaml").repeats]
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_what_repeats_an_experiment_has_its_tuned_values_and_other_seeds(name):
+    repeated = read_experiment(CONFIGS / "experiment" / f"{name}.yaml")
+    first = read_experiment(CONFIGS / "experiment" / f"{repeated.repeats}.yaml")
+    tuned = read_yaml(CONFIGS.parent / first.tuning.chosen)
+    assert not set(repeated.seeds) & {*first.seeds, *first.tuning.seeds}
+    for cell in repeated.cells.values():
+        values = tuned[cell.tuned_as or cell.name]["values"]
+        assert {f"{key}={value}" for key, value in values.items()} <= set(cell.overrides)
+        assert set(first.cells[cell.name].overrides) <= set(cell.overrides)
+
+
 def expanded(experiment, phase, given):
     return expand(parse(experiment), phase, given)
 
